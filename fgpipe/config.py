@@ -1,0 +1,307 @@
+"""The typed schema of a run, composed by Hydra from `configs/`, and the checks that Hydra cannot make.
+
+Every rejection is a `UserError` that names the key, the value and what is allowed.
+"""
+
+import difflib
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fgpipe.errors import UserError, bad_value
+
+GUESSES = ("local", "ntk", "fixed_ntk", "gaussian", "rademacher", "end_to_end")
+SCOPES = {"weight": ("tensor", "block"), "activity": ("sample", "batch")}
+"""Scopes of each space; the first is the paper's and the default."""
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+
+
+@dataclass
+class DataConfig:
+    """Which images, and how they are prepared. `size` is the side in pixels that the net sees."""
+
+    name: str = MISSING
+    root: str = "data"
+    size: int = MISSING
+    stored_size: int = MISSING
+    """Side in pixels of the decoded images in memory; larger than `size` only where crops are cut from them."""
+    augment: str = MISSING
+    padding: int = 4
+    """Pixels of zero padding around the image for `augment=crop_flip`."""
+    mean: list[float] = MISSING
+    std: list[float] = MISSING
+    train_samples: int | None = None
+    test_samples: int | None = None
+
+
+@dataclass
+class ModelConfig:
+    blocks: int = MISSING
+    width: float = MISSING
+    stem: str = MISSING
+
+
+@dataclass
+class HeadConfig:
+    name: str = MISSING
+    hidden: int | None = None
+    """Hidden channels or features at width 1; null takes the paper's for the number of blocks."""
+
+
+@dataclass
+class TargetConfig:
+    name: str = MISSING
+    depth: int | None = None
+    """The target of block j is the loss at block min(j + depth, J - 1); null is the last block's (global)."""
+
+
+@dataclass
+class FeedbackConfig:
+    policy: str = MISSING
+
+
+@dataclass
+class OptimConfig:
+    schedule: str = MISSING
+    lr: float = MISSING
+    momentum: float = MISSING
+    weight_decay: float = MISSING
+    step_epochs: int = MISSING
+    gamma: float = MISSING
+    warmup: float = MISSING
+
+
+@dataclass
+class ObserveConfig:
+    heads: bool = False
+    """Train a head beside every block that has none, without touching the net."""
+    tensorboard: bool = True
+
+
+@dataclass
+class Config:
+    """One run. See `configs/train.yaml` for what each key means."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    head: HeadConfig = field(default_factory=HeadConfig)
+    target: TargetConfig = field(default_factory=TargetConfig)
+    feedback: FeedbackConfig = field(default_factory=FeedbackConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    observe: ObserveConfig = field(default_factory=ObserveConfig)
+    guess: str = MISSING
+    space: str = MISSING
+    scope: str | None = None
+    tangents: str = MISSING
+    lanes: str = MISSING
+    window: Any = MISSING
+    schedule: str = MISSING
+    microbatches: int = MISSING
+    epochs: int = MISSING
+    batch_size: int = MISSING
+    seed: int = MISSING
+    dtype: str = MISSING
+    device: str = MISSING
+    threads: Any = MISSING
+    partition: Any = MISSING
+    interface: str = MISSING
+    deadline: float = MISSING
+    run_dir: str | None = None
+
+
+def _one_of(*allowed: str) -> tuple[Callable[[Any], bool], str]:
+    return (lambda value: value in allowed), " | ".join(allowed)
+
+
+def _at_least(least: float) -> tuple[Callable[[Any], bool], str]:
+    return (lambda value: math.isfinite(value) and value >= least), f"a finite number of at least {least:g}"
+
+
+def _above(bound: float) -> tuple[Callable[[Any], bool], str]:
+    return (lambda value: math.isfinite(value) and value > bound), f"a finite number above {bound:g}"
+
+
+def _optional(rule: tuple[Callable[[Any], bool], str]) -> tuple[Callable[[Any], bool], str]:
+    accepts, allowed = rule
+    return (lambda value: value is None or accepts(value)), f"{allowed}, or null"
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_partition(value: Any) -> bool:
+    return value == "counted" or (isinstance(value, Sequence) and not isinstance(value, str) and all(map(_is_count, value)))
+
+
+def _are_channel_numbers(values: Sequence[float]) -> bool:
+    return len(values) >= 1 and all(map(math.isfinite, values))
+
+
+RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "data.name": _one_of(
+        "digits", "cifar10", "cifar100", "fashion_mnist", "imagenette", "imagenet32", "image_folder"
+    ),
+    "data.size": _at_least(4),
+    "data.stored_size": _at_least(4),
+    "data.augment": _one_of("none", "crop_flip", "resized_crop_flip"),
+    "data.padding": _at_least(0),
+    "data.mean": (_are_channel_numbers, "one finite number per channel"),
+    "data.std": (lambda values: _are_channel_numbers(values) and min(values) > 0, "one positive number per channel"),
+    "data.train_samples": _optional(_at_least(1)),
+    "data.test_samples": _optional(_at_least(1)),
+    "model.blocks": (lambda value: value in (8, 16), "8 | 16"),
+    "model.width": _above(0),
+    "model.stem": _one_of("cifar", "imagenet"),
+    "head.name": _one_of("cnn", "mlp", "linear", "predsim"),
+    "head.hidden": _optional(_at_least(1)),
+    "target.name": _one_of("global", "intermediate", "local"),
+    "feedback.policy": _one_of("in_order", "eager"),
+    "optim.schedule": _one_of("step", "one_cycle", "constant"),
+    "optim.lr": _above(0),
+    "optim.momentum": (lambda value: 0 <= value < 1, "a number from 0 to below 1"),
+    "optim.weight_decay": _at_least(0),
+    "optim.step_epochs": _at_least(1),
+    "optim.gamma": _above(0),
+    "optim.warmup": (lambda value: 0 < value < 1, "a fraction between 0 and 1"),
+    "guess": _one_of(*GUESSES),
+    "space": _one_of(*SCOPES),
+    "tangents": _one_of("forward", "oracle"),
+    "lanes": _one_of("exact"),
+    "window": (lambda value: value == "auto" or _is_count(value), "auto, or a whole number of at least 1"),
+    "schedule": _one_of("gpipe", "1f1b"),
+    "microbatches": _at_least(1),
+    "epochs": _at_least(1),
+    "batch_size": _at_least(2),
+    "seed": _at_least(0),
+    "dtype": _one_of("float32", "float64"),
+    "device": _one_of("auto", "cpu", "cuda"),
+    "threads": (lambda value: value == "auto" or _is_count(value), "auto, or a whole number of at least 1"),
+    "partition": (_is_partition, "counted, or a list of blocks per process such as [4,4]"),
+    "deadline": _above(0),
+}
+"""What each key accepts by itself, and how to say so."""
+
+
+def compose_config(overrides: Sequence[str]) -> Config:
+    """Compose `configs/train.yaml` with command-line overrides into a checked, typed configuration.
+
+    Raises:
+        UserError: an unknown key or group choice, a value of the wrong type, or one that `check` refuses.
+    """
+    ConfigStore.instance().store(name="schema", node=Config)
+    try:
+        with initialize_config_dir(config_dir=str(CONFIGS), version_base="1.3"):
+            composed = compose("train", overrides=list(overrides))
+        OmegaConf.resolve(composed)
+        config = OmegaConf.to_object(composed)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(_explain(error, overrides)) from error
+    assert isinstance(config, Config)
+    check(config)
+    return config
+
+
+def _explain(error: Exception, overrides: Sequence[str]) -> str:
+    """One line from an error of Hydra or OmegaConf, naming the override at fault where it can be told."""
+    text = " ".join(str(error).split())
+    group = re.search(r"Could not find '([\w/]+)/([^']*)'.*Available options in '[^']*': (.*?)(?: Config search path|$)", text)
+    if group:
+        options = " | ".join(sorted(group[3].split()))
+        return f"{group[1].split('/')[-1]}={group[2]}: allowed: {options}"
+    key = getattr(error, "full_key", None) or getattr(error.__cause__, "full_key", None)
+    for override in overrides:
+        name, _, value = override.lstrip("+~").partition("=")
+        if key and name == key and "is not in struct" not in text and "not in 'Config'" not in text:
+            reason = re.sub(r"\s*full_key:.*", "", str(error.__cause__ or error).replace("\n", " "))
+            return f"{name}={value}: {reason}"
+        if name and f"'{name}'" in text and ("struct" in text or "Could not override" in text):
+            near = difflib.get_close_matches(name, known_keys(), n=3)
+            return f"{override}: no such key" + (f"; did you mean {', '.join(near)}?" if near else "")
+    return text
+
+
+def known_keys() -> list[str]:
+    """Every key of the schema, dotted."""
+
+    def walk(node: DictConfig, prefix: str) -> list[str]:
+        keys = []
+        for name in node:
+            child = node._get_node(name)
+            keys += walk(child, f"{prefix}{name}.") if isinstance(child, DictConfig) else [f"{prefix}{name}"]
+        return keys
+
+    return walk(OmegaConf.structured(Config), "")
+
+
+def check(config: Config) -> None:
+    """Reject values that no run can have, alone or together, and fill in the scope that the space implies.
+
+    Raises:
+        UserError: with the key, the value and what is allowed.
+    """
+    for key, (accepts, allowed) in RULES.items():
+        value: Any = config
+        for name in key.split("."):
+            value = getattr(value, name)
+        if not accepts(value):
+            raise bad_value(key, value, allowed)
+    _check_data(config.data)
+    _check_target(config)
+    if config.scope is None:
+        config.scope = SCOPES[config.space][0]
+    if config.scope not in SCOPES[config.space]:
+        raise bad_value("scope", config.scope, f"{' | '.join(SCOPES[config.space])} with space={config.space}")
+    if config.tangents == "oracle" and config.window != 1:
+        raise bad_value("window", config.window, "1 with tangents=oracle, which has no pipeline")
+    if config.guess == "end_to_end" and config.batch_size % config.microbatches:
+        raise bad_value("microbatches", config.microbatches, f"a divisor of batch_size={config.batch_size}")
+    if not isinstance(config.partition, str) and sum(config.partition) != config.model.blocks:
+        raise bad_value("partition", list(config.partition), f"numbers that add up to model.blocks={config.model.blocks}")
+
+
+def _check_data(data: DataConfig) -> None:
+    if len(data.mean) != len(data.std):
+        raise bad_value("data.std", list(data.std), f"as many numbers as data.mean has ({len(data.mean)})")
+    if data.augment == "resized_crop_flip" and data.stored_size < data.size:
+        raise bad_value("data.stored_size", data.stored_size, f"at least data.size={data.size}")
+    if data.augment != "resized_crop_flip" and data.stored_size != data.size:
+        raise bad_value("data.stored_size", data.stored_size, f"data.size={data.size} unless data.augment=resized_crop_flip")
+
+
+def _check_target(config: Config) -> None:
+    name, depth = config.target.name, config.target.depth
+    if depth is not None and depth < 0:
+        raise bad_value("target.depth", depth, "0 (local), 1 or more (intermediate), or null (global)")
+    if name == "global" and depth is not None:
+        raise bad_value("target.depth", depth, "null with target=global; use target=intermediate for a depth")
+    if name == "local" and depth != 0:
+        raise bad_value("target.depth", depth, "0 with target=local")
+    if name == "intermediate" and (depth is None or depth < 1):
+        raise bad_value("target.depth", depth, "a whole number of at least 1 with target=intermediate")
+    if config.guess == "end_to_end" and name != "global":
+        raise bad_value("target", name, "global with guess=end_to_end")
+
+
+def check_world(config: Config, world_size: int) -> None:
+    """Reject a number of processes that the run cannot be split over.
+
+    Raises:
+        UserError: as `check`.
+    """
+    blocks = config.model.blocks
+    if world_size > blocks:
+        raise bad_value("nproc_per_node", world_size, f"at most one process per block (model.blocks={blocks})")
+    if config.tangents == "oracle" and world_size > 1:
+        raise bad_value("tangents", "oracle", f"forward with {world_size} processes; the oracle runs in one")
+    if not isinstance(config.partition, str) and len(config.partition) != world_size:
+        raise bad_value("partition", list(config.partition), f"one number per process ({world_size} processes)")

@@ -1,0 +1,13 @@
+"""The one exception that users see as a line instead of a traceback."""
+
+
+class UserError(Exception):
+    """Bad input: one line that names the key or the file, the value, and what is allowed.
+
+    `fgpipe.train` prints the line and exits with code 2.
+    """
+
+
+def bad_value(key: str, value: object, allowed: str) -> UserError:
+    """The error for a configuration key: `key=value: allowed: ...`."""
+    return UserError(f"{key}={value}: allowed: {allowed}")
