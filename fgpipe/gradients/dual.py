@@ -1,0 +1,203 @@
+"""Forward-mode differentiation of modules: run the primal once, then push tangents through its linearisation.
+
+`linearize(module, x)` returns the output and a function that carries tangents along. The primal pass is an
+ordinary one (autograd may record it), so a block's backward pass and its tangents share it. The layers that
+ResNets are made of have rules in `rules.py`; any other module goes through `torch.func.jvp` and `vmap`.
+
+Shapes: B samples, R lanes. A tangent holds its lanes stacked along the batch, `[R * B, ...]`, so that a layer
+which is linear in its input treats lanes as more samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, jvp, vmap
+from torch.nn.utils import parametrize
+
+
+@dataclass(eq=False)
+class Tangent:
+    """The tangents of one value, one for each live lane; a lane that is not listed is zero."""
+
+    lanes: tuple[int, ...]
+    """Names of the lanes, in the order of the stack."""
+    value: Tensor
+    """`[len(lanes) * B, ...]`, lane by lane."""
+
+    def per_lane(self) -> Tensor:
+        """A view `[len(lanes), B, ...]`."""
+        return self.value.unflatten(0, (len(self.lanes), -1))
+
+    def select(self, lanes: tuple[int, ...]) -> Tangent | None:
+        """The part that lives in `lanes`, or None; no copy where that is a contiguous run."""
+        kept = [position for position, lane in enumerate(self.lanes) if lane in set(lanes)]
+        if not kept:
+            return None
+        first, last = kept[0], kept[-1] + 1
+        stack = self.per_lane()
+        part = stack[first:last] if last - first == len(kept) else stack[kept]
+        return Tangent(tuple(self.lanes[position] for position in kept), part.flatten(0, 1))
+
+
+@dataclass(eq=False)
+class Direction:
+    """A direction of one parameter, or of a value, and the lanes that carry it."""
+
+    value: Tensor
+    coefficients: Mapping[int, float]
+    """Lane -> factor."""
+
+
+Directions = Mapping[str, Direction]
+Push = Callable[[Tangent | None, Directions], Tangent | None]
+"""Maps the input's tangent and directions of the parameters, by qualified name, to the output's tangent."""
+Rule = Callable[[Any, Tensor, str], tuple[Tensor, Push]]
+PushLosses = Callable[[Tangent], Tensor]
+"""Maps the head input's tangent to the derivative of each sample's loss, `[R, B]`."""
+LossRule = Callable[[Any, Tensor, Tensor], tuple[Tensor, Tensor, PushLosses]]
+
+_rules: dict[Callable[..., Any], Rule] = {}
+_loss_rules: dict[Callable[..., Any], LossRule] = {}
+
+
+def rule(*kinds: type[nn.Module]) -> Callable[[Rule], Rule]:
+    """Register the rule of these modules and of subclasses that do not override `forward`.
+
+    A rule takes the module, its input and the prefix of its parameters' names; it returns output and `Push`.
+    """
+
+    def register(function: Rule) -> Rule:
+        for kind in kinds:
+            _rules[kind.forward] = function
+        return function
+
+    return register
+
+
+def loss_rule(kind: type[nn.Module]) -> Callable[[LossRule], LossRule]:
+    """Register the rule of a head and of subclasses that do not override `losses`.
+
+    It takes the head, its input and the labels; it returns losses, logits and `PushLosses`.
+    """
+
+    def register(function: LossRule) -> LossRule:
+        _loss_rules[kind.losses] = function
+        return function
+
+    return register
+
+
+def linearize(module: nn.Module, x: Tensor, prefix: str = "") -> tuple[Tensor, Push]:
+    """Run `module` on `x` and return the output with its `Push`.
+
+    The push is linear and may be called any number of times; it records no autograd graph. Running statistics
+    are updated once, by the primal. A module without a rule must give the same output when it is run again.
+    """
+    plain = not parametrize.is_parametrized(module) and not module._forward_hooks and not module._forward_pre_hooks
+    chosen = _rules.get(type(module).forward, by_torch_func) if plain else by_torch_func
+    y, push = chosen(module, x, prefix)
+    return y, torch.no_grad()(push)
+
+
+def linearize_losses(head: Any, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, PushLosses]:
+    """Run `head.losses(x, labels)`; return the losses `[B]`, the logits `[B, classes]` and the `PushLosses`."""
+    losses, logits, push = _loss_rules.get(type(head).losses, losses_by_torch_func)(head, x, labels)
+    return losses, logits, torch.no_grad()(push)
+
+
+def by_torch_func(module: nn.Module, x: Tensor, prefix: str) -> tuple[Tensor, Push]:
+    """The rule of any module: `torch.func.jvp` of a second run, under `vmap` over the lanes."""
+
+    def run(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+        return functional_call(module, (parameters, _copied_buffers(module)), (x,))
+
+    return module(x), _push_by_torch_func(run, dict(module.named_parameters()), x.detach(), prefix)
+
+
+def losses_by_torch_func(head: Any, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, PushLosses]:
+    """The rule of any head, as `by_torch_func`."""
+
+    class Losses(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = head
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head.losses(x, labels)[0]
+
+    wrapped = Losses()
+
+    def run(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+        return functional_call(wrapped, _copied_buffers(wrapped), (x,))
+
+    push = _push_by_torch_func(run, {}, x.detach(), "")
+    losses, logits = head.losses(x, labels)
+    return losses, logits, lambda dx: push(dx, {}).per_lane()
+
+
+def _copied_buffers(module: nn.Module) -> dict[str, Tensor]:
+    """Running statistics that a second run may write to."""
+    return {name: buffer.clone() for name, buffer in module.named_buffers()}
+
+
+def _push_by_torch_func(
+    run: Callable[[dict[str, Tensor], Tensor], Tensor], parameters: dict[str, Tensor], x: Tensor, prefix: str
+) -> Push:
+    parameters = {name: parameter.detach() for name, parameter in parameters.items()}
+
+    def push(dx: Tangent | None, directions: Directions) -> Tangent | None:
+        own = {name: directions[prefix + name] for name in parameters if prefix + name in directions}
+        lanes = () if dx is None else dx.lanes
+        lanes += tuple(dict.fromkeys(lane for each in own.values() for lane in each.coefficients if lane not in lanes))
+        if not lanes:
+            return None
+        dxs = x.new_zeros(len(lanes), *x.shape)
+        if dx is not None:
+            dxs[: len(dx.lanes)] = dx.per_lane()
+        moved = {}
+        for name, each in own.items():
+            factors = x.new_tensor([each.coefficients.get(lane, 0.0) for lane in lanes])
+            moved[name] = factors.reshape(-1, *[1] * each.value.dim()) * each.value
+        still = {name: parameter for name, parameter in parameters.items() if name not in moved}
+
+        def tangent(dx: Tensor, dp: dict[str, Tensor]) -> Tensor:
+            at = ({name: parameters[name] for name in moved}, x)
+            return jvp(lambda p, x: run({**still, **p}, x), at, (dp, dx))[1]
+
+        return Tangent(lanes, vmap(tangent)(dxs, moved).flatten(0, 1))
+
+    return push
+
+
+def insert(tangent: Tangent | None, direction: Tensor, coefficients: Mapping[int, float]) -> Tangent | None:
+    """Add `direction` `[B, ...]` to lanes of a tangent, in place where the lane is live already."""
+    if tangent is None:
+        factors = list(coefficients.values())
+        value = direction if factors == [1.0] else torch.cat([factor * direction for factor in factors])
+        return Tangent(tuple(coefficients), value) if factors else None
+    stack = tangent.per_lane()
+    for position, lane in enumerate(tangent.lanes):
+        if lane in coefficients:
+            stack[position].add_(direction, alpha=coefficients[lane])
+    new = {lane: factor for lane, factor in coefficients.items() if lane not in tangent.lanes}
+    if not new:
+        return tangent
+    parts = [tangent.value, *(direction if factor == 1.0 else factor * direction for factor in new.values())]
+    return Tangent(tangent.lanes + tuple(new), torch.cat(parts))
+
+
+def add(first: Tangent | None, second: Tangent | None) -> Tangent | None:
+    """The sum of two tangents, on the union of their lanes."""
+    if first is None or second is None:
+        return second if first is None else first
+    if first.lanes == second.lanes:
+        return Tangent(first.lanes, first.value + second.value)
+    total, stack = Tangent(first.lanes, first.value.clone()), second.per_lane()
+    for position, lane in enumerate(second.lanes):
+        total = insert(total, stack[position], {lane: 1.0})
+    return total

@@ -1,0 +1,34 @@
+"""From scalars to gradient estimates: c = <target gradient, g> / (|g|^2 + eps), the estimate is c g (paper, eq. 1).
+
+Random guesses have unit covariance and are not divided by their norm. Eq. 4 applies this to the parameters
+(weight space), eq. 5 to a block's output, from which the block back-propagates it through itself (activity space).
+"""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+EPSILON = 1e-30
+"""Far below any |g|^2 of a mean loss that float32 resolves: it only turns 0 / 0 into 0."""
+
+
+def coefficients(scalars: Tensor, squared_norms: Tensor | None) -> Tensor:
+    """The factor of each guess, shaped as `scalars`; `squared_norms` is None for random guesses."""
+    return scalars if squared_norms is None else scalars / (squared_norms + EPSILON)
+
+
+def weight_estimate(guesses: Mapping[str, Tensor], factors: Tensor) -> dict[str, Tensor]:
+    """c g for each parameter (eq. 4). `factors` is `[P]`: one for each tensor (scope tensor), or one for all (block)."""
+    per_tensor = factors.expand(len(guesses)) if len(factors) == 1 else factors
+    return {name: factor * guess for factor, (name, guess) in zip(per_tensor, guesses.items(), strict=True)}
+
+
+def activity_estimate(guess: Tensor, factors: Tensor) -> Tensor:
+    """c g for a block's output `[B, ...]` (eq. 5). `factors` is `[B]` (scope sample) or `[1]` (batch)."""
+    return factors.reshape(-1, *[1] * (guess.dim() - 1)) * guess
+
+
+def activity_squared_norms(guess: Tensor, scope: str) -> Tensor:
+    """|g|^2 of each probe of an activity-space guess `[B, ...]`: `[B]` (scope sample) or `[1]` (batch)."""
+    norms = guess.flatten(1).square().sum(dim=1)
+    return norms if scope == "sample" else norms.sum(0, keepdim=True)

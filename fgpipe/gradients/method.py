@@ -1,0 +1,69 @@
+"""One way to estimate gradients: which guess, in which space and scope, for which target."""
+
+from dataclasses import dataclass
+
+from fgpipe.config import Config
+
+RANDOM = ("gaussian", "rademacher")
+UNTRAINED = ("ntk", "fixed_ntk")
+
+
+@dataclass(frozen=True)
+class Method:
+    """What every block of a net of `blocks` blocks does to learn (paper, sections 3.1 to 3.3).
+
+    `depth` is the target's: the loss at block min(j + depth, J - 1), None for the last.
+    """
+
+    blocks: int
+    guess: str
+    space: str
+    scope: str
+    depth: int | None
+
+    @classmethod
+    def of(cls, config: Config) -> "Method":
+        assert config.scope is not None
+        return cls(config.model.blocks, config.guess, config.space, config.scope, config.target.depth)
+
+    @property
+    def last(self) -> int:
+        """The block that carries the net's own classifier and trains on the true gradient of its loss."""
+        return self.blocks - 1
+
+    @property
+    def is_random(self) -> bool:
+        """The guess is noise, drawn from its key; its coefficient is not divided by its norm."""
+        return self.guess in RANDOM
+
+    @property
+    def has_untrained_guess(self) -> bool:
+        """The guess comes from a head that is never trained, beside the trained one if there is any."""
+        return self.guess in UNTRAINED
+
+    def target(self, block: int) -> int:
+        """The block whose loss is the target of `block`."""
+        return self.last if self.depth is None else min(block + self.depth, self.last)
+
+    def is_plain(self, block: int) -> bool:
+        """The guess is the target's own gradient, or no guess is made: plain gradient descent on the block's loss."""
+        return block == self.last or (self.guess == "local" and self.target(block) == block)
+
+    def waits(self, block: int) -> bool:
+        """The block needs scalars from a higher one before it can update."""
+        return not self.is_plain(block) and self.target(block) != block
+
+    def asked_by(self, block: int) -> tuple[int, ...]:
+        """The blocks below whose target is the loss at `block`, lowest first."""
+        return tuple(lower for lower in range(block) if self.waits(lower) and self.target(lower) == block)
+
+    def trains_head(self, block: int) -> bool:
+        """The guess or a target uses the trained head of `block`."""
+        if self.guess == "end_to_end":
+            return block == self.last
+        is_target = any(self.target(lower) == block for lower in range(block + 1))
+        return block == self.last or self.guess == "local" or is_target
+
+    def keeps_graph(self, block: int) -> bool:
+        """The block holds its autograd graph from its forward pass until its scalars arrive."""
+        return self.space == "activity" and self.waits(block)

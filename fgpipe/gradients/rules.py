@@ -1,0 +1,217 @@
+"""Tangent rules of the layers that ResNets and their heads are made of.
+
+Convolution, pooling and linear layers are linear: a lane goes through them as an activation does, without the
+bias. For the others the rule is PyTorch's own backward kernel, run in the forward direction, which is right where
+the Jacobian is symmetric: batch norm's normaliser and ReLU.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fgpipe.gradients.dual import Directions, Push, PushLosses, Tangent, add, by_torch_func, insert
+from fgpipe.gradients.dual import linearize, loss_rule, rule
+from fgpipe.models.heads import SIMILARITY_WEIGHT, Head, PredSim, similarity_matrix, spread, unit_rows
+from fgpipe.models.resnet import Residual
+
+aten = torch.ops.aten
+
+
+@rule(nn.Sequential)
+def _sequential(module: nn.Sequential, x: Tensor, prefix: str) -> tuple[Tensor, Push]:
+    pushes = []
+    for name, layer in module.named_children():
+        x, push = linearize(layer, x, f"{prefix}{name}.")
+        pushes.append(push)
+
+    def through(dx: Tangent | None, directions: Directions) -> Tangent | None:
+        for push in pushes:
+            dx = push(dx, directions)
+        return dx
+
+    return x, through
+
+
+@rule(nn.Conv2d)
+def _conv(module: nn.Conv2d, x: Tensor, prefix: str) -> tuple[Tensor, Push]:
+    if module.padding_mode != "zeros":
+        return by_torch_func(module, x, prefix)
+
+    def convolve(lanes: Tensor, weight: Tensor) -> Tensor:
+        return F.conv2d(lanes, weight, None, module.stride, module.padding, module.dilation, module.groups)
+
+    return module(x), _affine_push(convolve, module, x.detach(), prefix)
+
+
+@rule(nn.Linear)
+def _linear(module: nn.Linear, x: Tensor, prefix: str) -> tuple[Tensor, Push]:
+    return module(x), _affine_push(F.linear, module, x.detach(), prefix)
+
+
+def _affine_push(
+    multiply: Callable[[Tensor, Tensor], Tensor], module: nn.Conv2d | nn.Linear, x: Tensor, prefix: str
+) -> Push:
+    """d(W x + b) = W dx + dW x + db."""
+
+    def push(dx: Tangent | None, directions: Directions) -> Tangent | None:
+        dy = None if dx is None else Tangent(dx.lanes, multiply(dx.value, module.weight))
+        if own := directions.get(f"{prefix}weight"):
+            dy = insert(dy, multiply(x, own.value), own.coefficients)
+        if own := directions.get(f"{prefix}bias"):
+            like_y = multiply(x[:1], module.weight)
+            shape = (-1,) + (1,) * (like_y.dim() - 2) if isinstance(module, nn.Conv2d) else (-1,)
+            dy = insert(dy, own.value.reshape(shape).expand(len(x), *like_y.shape[1:]).clone(), own.coefficients)
+        return dy
+
+    return push
+
+
+@rule(nn.BatchNorm1d, nn.BatchNorm2d)
+def _batch_norm(module: nn.BatchNorm2d, x: Tensor, prefix: str) -> tuple[Tensor, Push]:
+    """Batch statistics: dy = gamma / sigma (dx - mean(dx) - xhat mean(xhat dx)) + dgamma xhat + dbeta.
+
+    The first part is symmetric in dx and an output gradient, hence the backward kernel.
+    """
+    if not module.training or module.momentum is None:
+        return by_torch_func(module, x, prefix)
+    if module.num_batches_tracked is not None:
+        module.num_batches_tracked.add_(1)
+    weight, means, variances, eps = module.weight, module.running_mean, module.running_var, module.eps
+    y, mean, inverse_std = torch.native_batch_norm(
+        x, weight, module.bias, means, variances, True, module.momentum, eps
+    )
+    x, mean, inverse_std = x.detach(), mean.detach(), inverse_std.detach()
+    per_channel = (-1,) + (1,) * (x.dim() - 2)
+
+    def normalise(lane: Tensor) -> Tensor:
+        return aten.native_batch_norm_backward(
+            lane, x, weight, means, variances, mean, inverse_std, True, eps, [True, False, False]
+        )[0]
+
+    def push(dx: Tangent | None, directions: Directions) -> Tangent | None:
+        dy = None if dx is None else Tangent(dx.lanes, torch.cat([normalise(lane) for lane in dx.per_lane()]))
+        if own := directions.get(f"{prefix}weight"):
+            scale = (own.value * inverse_std).reshape(per_channel)
+            dy = insert(dy, torch.addcmul(-scale * mean.reshape(per_channel), x, scale), own.coefficients)
+        if own := directions.get(f"{prefix}bias"):
+            dy = insert(dy, own.value.reshape(per_channel).expand_as(x).clone(), own.coefficients)
+        return dy
+
+    return y, push
+
+
+@rule(nn.ReLU)
+def _relu(module: nn.ReLU, x: Tensor, prefix: str) -> tuple[Tensor, Push]:
+    return relu(x)
+
+
+def relu(x: Tensor) -> tuple[Tensor, Push]:
+    """ReLU (never in place) and its push: a lane passes where the output is positive."""
+    y = torch.relu(x)
+    gate = y.detach()
+
+    def push(dx: Tangent | None, directions: Directions) -> Tangent | None:
+        if dx is None:
+            return None
+        stack = dx.per_lane()
+        return Tangent(dx.lanes, aten.threshold_backward(stack, gate.expand_as(stack), 0).flatten(0, 1))
+
+    return y, push
+
+
+@rule(nn.MaxPool2d)
+def _max_pool(module: nn.MaxPool2d, x: Tensor, prefix: str) -> tuple[Tensor, Push]:
+    y, indices = F.max_pool2d(
+        x, module.kernel_size, module.stride, module.padding, module.dilation, module.ceil_mode, return_indices=True
+    )
+
+    def push(dx: Tangent | None, directions: Directions) -> Tangent | None:
+        if dx is None:
+            return None
+        stack = dx.per_lane().flatten(-2)
+        chosen = stack.gather(-1, indices.flatten(-2).expand(*stack.shape[:-1], -1))
+        return Tangent(dx.lanes, chosen.unflatten(-1, indices.shape[-2:]).flatten(0, 1))
+
+    return y, push
+
+
+@rule(nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Flatten, nn.Identity)
+def _linear_map(module: nn.Module, x: Tensor, prefix: str) -> tuple[Tensor, Push]:
+    if isinstance(module, nn.Flatten) and module.start_dim != 1:
+        return by_torch_func(module, x, prefix)
+
+    def push(dx: Tangent | None, directions: Directions) -> Tangent | None:
+        return dx and Tangent(dx.lanes, module(dx.value))
+
+    return module(x), push
+
+
+@rule(Residual)
+def _residual(module: Residual, x: Tensor, prefix: str) -> tuple[Tensor, Push]:
+    body, push_body = linearize(module.body, x, f"{prefix}body.")
+    shortcut, push_shortcut = linearize(module.shortcut, x, f"{prefix}shortcut.")
+    y, push_relu = relu(body + shortcut)
+
+    def push(dx: Tangent | None, directions: Directions) -> Tangent | None:
+        return push_relu(add(push_body(dx, directions), push_shortcut(dx, directions)), directions)
+
+    return y, push
+
+
+@loss_rule(Head)
+def _cross_entropy(head: Head, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, PushLosses]:
+    logits, push_head = linearize(head, x)
+    push_losses = _cross_entropy_push(logits, labels)
+    return F.cross_entropy(logits, labels, reduction="none"), logits, lambda dx: push_losses(push_head(dx, {}))
+
+
+def _cross_entropy_push(logits: Tensor, labels: Tensor) -> PushLosses:
+    """d loss_i = <softmax(z_i) - onehot_i, dz_i>."""
+    residual = logits.detach().softmax(dim=1)
+    residual[torch.arange(len(labels)), labels] -= 1
+    return lambda dz: (dz.per_lane() * residual).sum(dim=2)
+
+
+@loss_rule(PredSim)
+def _predsim(head: PredSim, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, PushLosses]:
+    logits, push_logits = linearize(head.predict, x)
+    z, push_z = linearize(head.similarity, x)
+    features = spread(z)
+    similarity = similarity_matrix(features)
+    mismatch = similarity - similarity_matrix(F.one_hot(labels, logits.shape[1]).to(x.dtype))
+    losses = SIMILARITY_WEIGHT * mismatch.square().mean(dim=1)
+    losses = losses + (1 - SIMILARITY_WEIGHT) * F.cross_entropy(logits, labels, reduction="none")
+    push_cross_entropy = _cross_entropy_push(logits, labels)
+    z, features, mismatch = z.detach(), features.detach(), mismatch.detach()
+    unit = unit_rows(features)
+
+    def push(dx: Tangent) -> Tensor:
+        dunit = _unit_rows_tangent(features, unit, _spread_tangent(z, features, push_z(dx, {}).per_lane()))
+        dsimilarity = dunit @ unit.T
+        dsimilarity = dsimilarity + dsimilarity.mT
+        dmismatch = 2 * (mismatch * dsimilarity).mean(dim=2)
+        dcross_entropy = push_cross_entropy(push_logits(dx, {}))
+        return SIMILARITY_WEIGHT * dmismatch + (1 - SIMILARITY_WEIGHT) * dcross_entropy
+
+    return losses, logits, push
+
+
+def _spread_tangent(z: Tensor, deviation: Tensor, dz: Tensor) -> Tensor:
+    """d std = <z - mean, dz> / ((n - 1) std), and 0 where std is 0, as autograd has it. `dz` is `[R, B, C, H, W]`."""
+    pixels, dpixels = z.flatten(2), dz.flatten(3)
+    count = pixels.shape[2]
+    if count == 1:
+        return dpixels.squeeze(3)
+    inner = ((pixels - pixels.mean(dim=2, keepdim=True)) * dpixels).sum(dim=3)
+    return torch.where(deviation > 0, inner / ((count - 1) * deviation), 0.0)
+
+
+def _unit_rows_tangent(features: Tensor, unit: Tensor, dfeatures: Tensor) -> Tensor:
+    """The tangent `[R, B, F]` of `unit_rows`: with v centred, (dv - u <v, dv> / |v|) / (|v| + 1e-8)."""
+    centred = features - features.mean(dim=1, keepdim=True)
+    norm = centred.norm(dim=1, keepdim=True)
+    dcentred = dfeatures - dfeatures.mean(dim=2, keepdim=True)
+    inner = (centred * dcentred).sum(dim=2, keepdim=True)
+    return (dcentred - unit * torch.where(norm > 0, inner / norm, 0.0)) / (norm + 1e-8)

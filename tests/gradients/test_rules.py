@@ -1,0 +1,201 @@
+"""Each tangent rule against `torch.func.jvp` and against central differences, in float64.
+
+A failure names the layer whose rule is wrong. The inputs avoid kinks (ReLU at 0, ties in max-pooling) with
+probability one, so both references are exact up to rounding and to the differences' O(step^2).
+"""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, jvp
+
+from fgpipe.gradients import Direction, Tangent, linearize, linearize_losses
+from fgpipe.models.heads import Head, PredSim, auxiliary_head, classifier
+from fgpipe.models.resnet import Residual, resnet18
+
+IMAGES = (4, 3, 8, 8)
+
+
+class Gated(nn.Module):
+    """A block of a kind that has no rule of ours."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.norm = nn.GroupNorm(1, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.norm(self.conv(x))) * torch.sigmoid(x)
+
+
+class Shifted(nn.ReLU):
+    """A subclass that overrides forward: the parent's rule must not serve it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x - 0.3)
+
+
+def residual(stride: int) -> Residual:
+    body = nn.Sequential(nn.Conv2d(3, 5, 3, stride, 1), nn.BatchNorm2d(5), nn.ReLU(), nn.Conv2d(5, 5, 3, 1, 1))
+    return Residual(body, nn.Sequential(nn.Conv2d(3, 5, 1, stride), nn.BatchNorm2d(5)))
+
+
+LAYERS = {
+    "conv": lambda: nn.Conv2d(3, 5, 3, stride=2, padding=1),
+    "conv without bias": lambda: nn.Conv2d(3, 5, 1, bias=False),
+    "conv, circular padding": lambda: nn.Conv2d(3, 5, 3, padding=1, padding_mode="circular"),
+    "linear": lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 7)),
+    "linear on the last axis": lambda: nn.Linear(8, 6),
+    "batch norm": lambda: nn.BatchNorm2d(3),
+    "batch norm without affine": lambda: nn.BatchNorm2d(3, affine=False),
+    "batch norm on features": lambda: nn.Sequential(nn.Flatten(), nn.BatchNorm1d(192)),
+    "batch norm, cumulative": lambda: nn.BatchNorm2d(3, momentum=None),
+    "batch norm, evaluating": lambda: nn.BatchNorm2d(3).eval(),
+    "relu": lambda: nn.ReLU(),
+    "relu in place": lambda: nn.Sequential(nn.BatchNorm2d(3), nn.ReLU(inplace=True)),
+    "overridden relu": lambda: Shifted(),
+    "max pool": lambda: nn.MaxPool2d(3, stride=2, padding=1),
+    "average pool": lambda: nn.AvgPool2d(2),
+    "adaptive pool": lambda: nn.AdaptiveAvgPool2d(2),
+    "flatten everything": lambda: nn.Sequential(nn.Flatten(0), nn.Unflatten(0, (4, 192))),
+    "residual": lambda: residual(2),
+    "resnet block with stem": lambda: resnet18(8, width=0.0625)[0][0],
+    "imagenet stem": lambda: resnet18(8, width=0.0625, stem="imagenet")[0][0],
+    "plain block": lambda: resnet18(16, width=0.0625)[0][0],
+    "no rule": lambda: Gated(3),
+    "no rule inside": lambda: nn.Sequential(nn.Conv2d(3, 4, 1), Gated(4), nn.BatchNorm2d(4)),
+    "hooked": lambda: _hooked(),
+}
+
+
+def _hooked() -> nn.Module:
+    layer = nn.ReLU()
+    layer.register_forward_hook(lambda module, args, y: 2 * y)
+    return layer
+
+
+def randomized(module: nn.Module) -> nn.Module:
+    module = module.double()
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, mean=0.2)
+    return module
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(1)
+
+
+@pytest.mark.parametrize("build", LAYERS.values(), ids=LAYERS.keys())
+def test_rule(build) -> None:
+    """Three lanes: one from below, one from below that a weight direction joins, one of weights alone."""
+    module = randomized(build())
+    x = torch.randn(IMAGES, dtype=torch.float64)
+    dx = torch.randn(2, *IMAGES, dtype=torch.float64)
+    dp = {name: torch.randn_like(p) for name, p in module.named_parameters()}
+    reference = copy.deepcopy(module)
+    y, push = linearize(module, x)
+    got = push(Tangent((3, 5), dx.flatten(0, 1)), {name: Direction(d, {5: -0.5, 9: 2.0}) for name, d in dp.items()})
+
+    zero = torch.zeros_like(x)
+    for lane, (below, factor) in {3: (dx[0], 0.0), 5: (dx[1], -0.5), 9: (zero, 2.0)}.items():
+        weights = {name: factor * d for name, d in dp.items()}
+        y_reference, want = _jvp(reference, x, below, weights)
+        torch.testing.assert_close(y, y_reference, rtol=1e-12, atol=1e-12)
+        if lane not in got.lanes:
+            assert not dp and lane == 9, "a lane may be missing only where nothing was put in"
+            continue
+        have = got.per_lane()[got.lanes.index(lane)]
+        torch.testing.assert_close(have, want, rtol=1e-9, atol=1e-10)
+        torch.testing.assert_close(have, _differences(reference, x, below, weights), rtol=1e-5, atol=1e-6)
+
+
+def _call(module: nn.Module, moved: dict[str, Tensor], x: Tensor) -> Tensor:
+    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    return functional_call(module, {**moved, **buffers}, (x.clone(),))
+
+
+def _jvp(module: nn.Module, x: Tensor, dx: Tensor, dp: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    parameters = {name: p.detach() for name, p in module.named_parameters()}
+    return jvp(lambda p, x: _call(module, p, x), (parameters, x), (dp, dx))
+
+
+@torch.no_grad()
+def _differences(module: nn.Module, x: Tensor, dx: Tensor, dp: dict[str, Tensor], step: float = 1e-6) -> Tensor:
+    def at(t: float) -> Tensor:
+        return _call(module, {name: p + t * dp[name] for name, p in module.named_parameters()}, x + t * dx)
+
+    return (at(step) - at(-step)) / (2 * step)
+
+
+HEADS = {
+    "classifier": lambda: classifier(6, 5),
+    **{
+        name: lambda name=name: auxiliary_head(name, 6, 5, blocks=8, hidden=7)
+        for name in ("cnn", "mlp", "linear", "predsim")
+    },
+    "a head without a rule": lambda: Head(nn.Flatten(), nn.Softplus(), nn.Linear(216, 5)),
+}
+
+
+class Squared(Head):
+    def losses(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self(x)
+        return (logits - nn.functional.one_hot(labels, 5)).square().sum(dim=1), logits
+
+
+HEADS["another loss"] = lambda: Squared(nn.Flatten(), nn.Linear(216, 5))
+
+
+@pytest.mark.parametrize("build", HEADS.values(), ids=HEADS.keys())
+def test_losses(build) -> None:
+    """The derivative of each sample's loss along each lane."""
+    head = randomized(build())
+    x, labels = torch.randn(4, 6, 6, 6, dtype=torch.float64), torch.tensor([0, 3, 3, 1])
+    dx = torch.randn(2, *x.shape, dtype=torch.float64)
+    reference = copy.deepcopy(head)
+    losses, logits, push = linearize_losses(head, x, labels)
+    got = push(Tangent((0, 4), dx.flatten(0, 1)))
+    want = torch.stack([jvp(lambda x: copy.deepcopy(reference).losses(x, labels)[0], (x,), (lane,))[1] for lane in dx])
+    torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-11)
+    step = 1e-6
+    differences = [
+        (reference.losses(x + step * lane, labels)[0] - reference.losses(x - step * lane, labels)[0]) / (2 * step)
+        for lane in dx
+    ]
+    torch.testing.assert_close(got, torch.stack(differences), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close((losses, logits), reference.losses(x, labels))
+
+
+def test_similarity_of_dead_channels() -> None:
+    """A channel that is constant over space has the tangent zero, not NaN."""
+    head = randomized(PredSim(3, 5))
+    nn.init.zeros_(head.similarity.weight[1])
+    x = torch.randn(4, 3, 5, 5, dtype=torch.float64)
+    derivative = linearize_losses(head, x, torch.tensor([0, 1, 2, 3]))[2](Tangent((0,), torch.randn_like(x)))
+    assert derivative.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["batch norm", "batch norm, cumulative", "no rule inside"])
+def test_running_statistics_are_updated_once(name: str) -> None:
+    module = randomized(LAYERS[name]())
+    plain = copy.deepcopy(module)
+    x = torch.randn(IMAGES, dtype=torch.float64)
+    _, push = linearize(module, x)
+    push(Tangent((0,), torch.randn_like(x)), {})
+    plain(x)
+    for got, want in zip(module.buffers(), plain.buffers(), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+
+
+def test_lanes_keep_channels_last() -> None:
+    block = resnet18(8, width=0.0625)[0][2].to(memory_format=torch.channels_last)
+    x = torch.randn(2, 4, 8, 8).to(memory_format=torch.channels_last)
+    directions = {name: Direction(torch.randn_like(p), {i: 1.0}) for i, (name, p) in enumerate(block.named_parameters())}
+    y, push = linearize(block, x)
+    dy = push(Tangent((100,), x), directions)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    assert dy.value.is_contiguous(memory_format=torch.channels_last)
+    assert set(dy.lanes) == {100, *range(len(directions))}
