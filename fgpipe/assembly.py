@@ -1,0 +1,206 @@
+"""Puts a run together: the only file, with `train.py`, that chooses concrete classes."""
+
+import copy
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from fgpipe.config import Config
+from fgpipe.data import Batches, Dataset
+from fgpipe.gradients.method import Method
+from fgpipe.gradients.probes import ExactLanes
+from fgpipe.models.net import Net, materialize, resnet
+from fgpipe.observe.ledger import Ledger
+from fgpipe.observe.metrics import Metrics
+from fgpipe.optim import Optimizer, learning_rate
+from fgpipe.rng import generator
+from fgpipe.runtime.costs import block_costs, forward_flops
+from fgpipe.runtime.feedback.base import FeedbackPlane, Mailbox
+from fgpipe.runtime.feedback.memory import MemoryFeedback
+from fgpipe.runtime.feedback.zmq import ZmqFeedback
+from fgpipe.runtime.inbox import Inbox
+from fgpipe.runtime.links.base import Link
+from fgpipe.runtime.links.distributed import DistributedLink, Receiver
+from fgpipe.runtime.links.memory import MemoryLink
+from fgpipe.runtime.process import Cluster
+from fgpipe.runtime.reference import OracleTrainer
+from fgpipe.runtime.schedule import windows
+from fgpipe.runtime.stage import Stage
+from fgpipe.runtime.topology import Topology, balanced
+from fgpipe.runtime.worker import Node, Source, Worker
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+class Trainer(Protocol):
+    """What `fgpipe.train` drives: a pipeline's worker, or a reference."""
+
+    def train(self, epoch: int, batches: int, source: Source | None) -> None: ...
+
+    def evaluate(self, epoch: int, batches: int, source: Source | None) -> None: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What the processes without images know of them."""
+
+    train_batches: int
+    test_batches: int
+    classes: int
+    channels: int
+    height: int
+    width: int
+
+    @classmethod
+    def of(cls, dataset: Dataset, batches: Batches, size: int) -> "DataFacts":
+        channels = dataset.train_images.shape[1]
+        return cls(batches.train_batches, batches.test_batches, dataset.classes, channels, size, size)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything about a run that every process works out alike, before any module has weights."""
+
+    config: Config
+    facts: DataFacts
+    net: Net
+    method: Method
+    lanes: ExactLanes
+    windows: tuple[int, ...]
+    topology: Topology
+
+    @classmethod
+    def make(cls, config: Config, facts: DataFacts, net: Net | None, rank: int, world_size: int) -> "Plan":
+        net = net or resnet(config.model, config.head, in_channels=facts.channels, classes=facts.classes)
+        method = Method.of(config)
+        lanes = ExactLanes.build(method, [len(list(block.parameters())) for block in net.blocks])
+        if config.partition == "counted":
+            forward = forward_flops(net, (2, facts.channels, facts.height, facts.width))
+            sizes = balanced(block_costs(forward, method, lanes), world_size)
+        else:
+            sizes = tuple(config.partition)
+        return cls(config, facts, net, method, lanes, windows(method, config.window), Topology(sizes, rank))
+
+    @property
+    def batches(self) -> int:
+        """Batches of the whole run, test ones included."""
+        return self.config.epochs * (self.facts.train_batches + self.facts.test_batches)
+
+
+@dataclass(frozen=True)
+class Modules:
+    """One block with what it trains on, ready to run."""
+
+    block: nn.Module
+    head: Any
+    guess_head: Any
+
+
+def build_trainer(plan: Plan, cluster: Cluster, device: torch.device, metrics: Metrics, ledger: Ledger) -> Trainer:
+    """The trainer that the configuration asks for; collective, as sockets are made."""
+    config = plan.config
+    rate = learning_rate(config.optim, batches=plan.facts.train_batches, epochs=config.epochs)
+    make_optimizer = partial(Optimizer, config=config.optim, rate=rate)
+    modules = {j: _modules(plan, j, device) for j in plan.topology.local}
+    if config.tangents == "oracle":
+        blocks, heads, guess_heads = (
+            [getattr(each, name) for each in modules.values()] for name in ("block", "head", "guess_head")
+        )
+        return OracleTrainer(
+            blocks, heads, guess_heads, method=plan.method, make_optimizer=make_optimizer, metrics=metrics, seed=config.seed
+        )
+    stages = {
+        j: Stage(
+            j,
+            each.block,
+            each.head,
+            each.guess_head,
+            method=plan.method,
+            lanes=plan.lanes,
+            make_optimizer=make_optimizer,
+            metrics=metrics,
+            seed=config.seed,
+            window=plan.windows[j],
+            run=cluster.run,
+        )
+        for j, each in modules.items()
+    }
+    return _connect(plan, stages, cluster, device, ledger)
+
+
+def _modules(plan: Plan, j: int, device: torch.device) -> Modules:
+    config, method, net = plan.config, plan.method, plan.net
+
+    def make(module: nn.Module, purpose: str) -> nn.Module:
+        return materialize(module, generator(config.seed, purpose, j), dtype=DTYPES[config.dtype], device=device)
+
+    untrained = method.has_untrained_guess and not j == method.last
+    guess_head = make(copy.deepcopy(net.heads[j]), "guess_head") if untrained else None
+    head = make(net.heads[j], "head") if method.trains_head(j) or config.observe.heads else None
+    return Modules(make(net.blocks[j], "block"), head, guess_head)
+
+
+def _connect(plan: Plan, stages: dict[int, Stage], cluster: Cluster, device: torch.device, ledger: Ledger) -> Worker:
+    config, method, topology = plan.config, plan.method, plan.topology
+    wire = cluster.place.wire_device(device)
+    samples = config.batch_size if method.scope == "sample" else 1
+    mailboxes = {
+        j: Mailbox(j, method.target(j), plan.lanes.counts[j], samples, cluster.run) for j in stages if method.waits(j)
+    }
+    inbox = Inbox(stages, mailboxes)
+    feedback: FeedbackPlane = MemoryFeedback(inbox.deliver_feedback)
+    if cluster.store is not None:
+        most = max(1, *plan.lanes.counts)
+        feedback = ZmqFeedback(
+            topology,
+            cluster.store,
+            ledger,
+            interface=config.interface,
+            deadline=config.deadline,
+            largest=(most, most * samples),
+            deliver=inbox.deliver_feedback,
+            fail=inbox.fail,
+        )
+    receiver = _receiver(plan, inbox, wire)
+    nodes = [
+        Node(
+            stage,
+            plan.windows[j],
+            waits=j in mailboxes,
+            link=_link(plan, j, inbox, wire, ledger),
+            taken=receiver.taken if receiver is not None and j == topology.local[0] else None,
+        )
+        for j, stage in stages.items()
+    ]
+    return Worker(nodes, inbox, feedback, eager=config.feedback.policy == "eager", deadline=config.deadline)
+
+
+def _receiver(plan: Plan, inbox: Inbox, wire: torch.device) -> Receiver | None:
+    first = plan.topology.local[0]
+    if first == 0:
+        return None
+    receiver = Receiver(
+        first,
+        plan.topology.rank_of(first - 1),
+        lanes=plan.lanes.on_link(first - 1),
+        held=plan.windows[first] if plan.method.keeps_graph(first) else 1,
+        dtype=DTYPES[plan.config.dtype],
+        device=wire,
+        deliver=partial(inbox.deliver_batch, first),
+        fail=inbox.fail,
+    )
+    receiver.start(plan.batches)
+    return receiver
+
+
+def _link(plan: Plan, j: int, inbox: Inbox, wire: torch.device, ledger: Ledger) -> Link | None:
+    if j == plan.method.last:
+        return None
+    if j + 1 in plan.topology.local:
+        return MemoryLink(partial(inbox.deliver_batch, j + 1))
+    return DistributedLink(j, plan.topology.rank_of(j + 1), ledger, wire)

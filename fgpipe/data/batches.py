@@ -1,0 +1,94 @@
+"""Seeded batches: any process can draw any batch of any epoch, in any order."""
+
+import torch
+from torch import Tensor
+
+from fgpipe.config import DataConfig
+from fgpipe.data import augment
+from fgpipe.data.dataset import Dataset
+from fgpipe.errors import bad_value
+from fgpipe.rng import generator
+
+
+class Batches:
+    """Turns a data set into normalised, augmented batches that depend on (seed, epoch, index) alone.
+
+    Args:
+        seed: of the order of samples and of the augmentation.
+        dtype: of the images, float32 or float64.
+
+    Raises:
+        UserError: the training samples do not fill one batch.
+    """
+
+    def __init__(
+        self, dataset: Dataset, config: DataConfig, batch_size: int, seed: int, dtype: torch.dtype = torch.float32
+    ) -> None:
+        samples = len(dataset.train_labels)
+        if batch_size > samples:
+            allowed = f"at most {samples}, the training samples (data.train_samples={config.train_samples})"
+            raise bad_value("batch_size", batch_size, allowed)
+        self.train_batches = samples // batch_size
+        """Batches per epoch; the incomplete last one is dropped."""
+        self.test_batches = -(-len(dataset.test_labels) // batch_size)
+        """Batches of the test part; the last may be smaller."""
+        self._dataset = dataset
+        self._config = config
+        self._batch_size = batch_size
+        self._seed = seed
+        self._dtype = dtype
+        self._mean = torch.tensor(config.mean, dtype=dtype)[:, None, None]
+        self._std = torch.tensor(config.std, dtype=dtype)[:, None, None]
+        self._epoch: int | None = None
+        self._order = torch.empty(0)
+
+    def train(self, epoch: int, index: int) -> tuple[Tensor, Tensor]:
+        """Batch `index` of an epoch: images [B, C, size, size] (channels last), labels int64 [B].
+
+        Raises:
+            IndexError: the epoch has no such batch.
+        """
+        indices = self._epoch_order(epoch)[self._range(index, self.train_batches)]
+        images, config = self._dataset.train_images[indices], self._config
+        side = images.shape[-1]
+        rng = generator(self._seed, "augment", epoch, index)
+        if config.augment == "crop_flip":
+            images = augment.crop_flip(
+                images, augment.draw_crops(rng, len(indices), side, config.padding), config.padding
+            )
+        elif config.augment == "resized_crop_flip":
+            boxes = augment.draw_resized_crops(rng, len(indices), side)
+            images = augment.resized_crop_flip(images.to(self._dtype), boxes, config.size)
+        return self._normalise(images), self._dataset.train_labels[indices]
+
+    def test(self, index: int) -> tuple[Tensor, Tensor]:
+        """Batch `index` of the test part, as `train` gives it but in the data set's order and not augmented.
+
+        With `augment=resized_crop_flip` the images are shrunk and cropped at the centre (`augment.centre_crop`).
+
+        Raises:
+            IndexError: the test part has no such batch.
+        """
+        batch = self._range(index, self.test_batches)
+        images = self._dataset.test_images[batch]
+        if self._config.augment == "resized_crop_flip":
+            images = augment.centre_crop(images, self._config.size)
+        return self._normalise(images), self._dataset.test_labels[batch]
+
+    def _range(self, index: int, batches: int) -> slice:
+        if not 0 <= index < batches:
+            raise IndexError(f"batch {index}: allowed: 0 to {batches - 1}")
+        return slice(index * self._batch_size, (index + 1) * self._batch_size)
+
+    def _epoch_order(self, epoch: int) -> Tensor:
+        """The permutation of an epoch, int64 [N]; the last one is kept."""
+        if epoch != self._epoch:
+            rng = generator(self._seed, "order", epoch)
+            self._order = torch.randperm(len(self._dataset.train_labels), generator=rng)
+            self._epoch = epoch
+        return self._order
+
+    def _normalise(self, images: Tensor) -> Tensor:
+        """From 0..255 to 0..1, then by the mean and standard deviation of each channel; channels last."""
+        images = images.to(self._dtype, memory_format=torch.channels_last)
+        return ((images / 255).sub_(self._mean)).div_(self._std)

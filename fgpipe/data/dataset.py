@@ -1,0 +1,70 @@
+"""A data set in memory, fixed subsets of it, and the checks that every source shares."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fgpipe.errors import UserError, bad_value
+from fgpipe.rng import generator
+
+FIXED_SEED = 0
+"""Splits and subsets are drawn with this seed, so that runs with different seeds see the same samples."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Decoded images and their labels; S is `data.stored_size`, C the number of channels."""
+
+    train_images: Tensor
+    """uint8 [N, C, S, S], 0 to 255."""
+    train_labels: Tensor
+    """int64 [N], from 0 to classes - 1."""
+    test_images: Tensor
+    """uint8 [M, C, S, S], 0 to 255."""
+    test_labels: Tensor
+    """int64 [M], from 0 to classes - 1."""
+    classes: int
+
+
+def subset(split: str, wanted: int | None, available: int) -> Tensor | slice:
+    """The indices of the samples to keep: all in order, or `wanted` of a fixed permutation.
+
+    A smaller subset is the beginning of a larger one.
+
+    Args:
+        split: "train" or "test"; the key is `data.<split>_samples`.
+
+    Raises:
+        UserError: more samples are wanted than there are.
+    """
+    if wanted is None:
+        return slice(None)
+    if wanted > available:
+        raise bad_value(f"data.{split}_samples", wanted, f"1 to {available}, the samples that exist, or null")
+    return torch.randperm(available, generator=generator(FIXED_SEED, f"{split} subset"))[:wanted]
+
+
+def checked_labels(labels: object, path: Path, count: int, classes: int, first: int = 0) -> np.ndarray:
+    """Labels read from `path` as int64 [count], counted from 0.
+
+    Args:
+        labels: a list or array of whole numbers from `first` to `first + classes - 1`.
+
+    Raises:
+        UserError: naming the file, for anything else.
+    """
+    values = np.asarray(labels)
+    if values.shape != (count,) or values.dtype.kind not in "iu":
+        raise UserError(f"{path}: corrupt: allowed: one whole-number label for each of its {count} images")
+    outside = values[(values < first) | (values >= first + classes)]
+    if outside.size:
+        raise UserError(f"{path}: corrupt: label {outside[0]}: allowed: {first} to {first + classes - 1}")
+    return values.astype(np.int64) - first
+
+
+def reason(error: BaseException) -> str:
+    """An error's message on one line."""
+    return " ".join(str(getattr(error, "reason", error)).split()) or type(error).__name__

@@ -1,0 +1,40 @@
+"""Bytes per link, direction and kind, counted where they are handed to a socket."""
+
+from collections import defaultdict
+
+import torch
+from torch import Tensor
+
+KINDS = ("activations", "tangents", "gradients", "feedback", "control")
+"""`gradients` flow in backpropagation only; `control` is headers and labels."""
+
+
+class Ledger:
+    """Bytes and messages that this process sent; batches within a process cross no socket and count nothing."""
+
+    def __init__(self, blocks: int) -> None:
+        self.blocks = blocks
+        self._bytes: dict[tuple[int, int, str], int] = defaultdict(int)
+        self._messages: dict[tuple[int, int, str], int] = defaultdict(int)
+
+    def count(self, source: int, destination: int, kind: str, size: int) -> None:
+        """Add one message of `size` bytes from a block to another."""
+        self._bytes[source, destination, kind] += size
+        self._messages[source, destination, kind] += 1
+
+    def as_tensor(self) -> Tensor:
+        """int64 `[J, J, kinds, 2]` (source, destination, kind, bytes and messages), to be summed over processes."""
+        table = torch.zeros(self.blocks, self.blocks, len(KINDS), 2, dtype=torch.int64)
+        for (source, destination, kind), size in self._bytes.items():
+            messages = self._messages[source, destination, kind]
+            table[source, destination, KINDS.index(kind)] = torch.tensor([size, messages])
+        return table
+
+
+def report(table: Tensor) -> dict[str, dict[str, dict[str, int]]]:
+    """`{"0->1": {"activations": {"bytes": ..., "messages": ...}, ...}, ...}`, links and kinds without traffic left out."""
+    links: dict[str, dict[str, dict[str, int]]] = {}
+    for source, destination, kind in table[..., 1].nonzero().tolist():
+        size, messages = table[source, destination, kind].tolist()
+        links.setdefault(f"{source}->{destination}", {})[KINDS[kind]] = {"bytes": size, "messages": messages}
+    return links

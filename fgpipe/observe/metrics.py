@@ -1,0 +1,77 @@
+"""What a run measures: loss and accuracy per block and phase, and staleness. Summed over processes at the epoch's end."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+PHASES = ("test", "train")
+"""Indexed by `training`."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """Mean loss and accuracy (0 to 1) over `samples` samples."""
+
+    loss: float
+    accuracy: float
+    samples: int
+
+
+class Metrics:
+    """Sums of one process, in float64; blocks of other processes stay zero, so that a sum over processes merges them."""
+
+    def __init__(self, blocks: int, on_batch: Callable[[Score], None] | None = None) -> None:
+        """Args: on_batch: called after each training batch of the last block, with its score since the last `take`."""
+        self.blocks, self._on_batch = blocks, on_batch
+        self._sums = torch.zeros(2, blocks, 3, dtype=torch.float64)
+        self._staleness = torch.zeros(blocks, 4, dtype=torch.float64)
+
+    def record(self, block: int, training: bool, losses: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Add one batch of a block's head: losses `[B]`, logits `[B, classes]`."""
+        correct = (logits.argmax(dim=1) == labels).sum()
+        loss = losses.detach().sum(dtype=torch.float64)
+        samples = torch.tensor(float(len(labels)), dtype=torch.float64, device=losses.device)
+        self._sums[int(training), block] += torch.stack([loss, correct.double(), samples]).cpu()
+        if training and block == self.blocks - 1 and self._on_batch is not None:
+            self._on_batch(_score(*self._sums[1, block].tolist()))
+
+    def record_staleness(self, block: int, updates: int) -> None:
+        """A block applied feedback that is `updates` updates older than its weights."""
+        count, total, least, most = self._staleness[block].tolist()
+        least = min(least, updates) if count else updates
+        self._staleness[block] = torch.tensor([count + 1, total + updates, least, max(most, updates)])
+
+    def take(self) -> Tensor:
+        """float64 `[2, J, 3]`: phase, block, (sum of losses, correct, samples) since the last call."""
+        sums, self._sums = self._sums, torch.zeros_like(self._sums)
+        return sums
+
+    def staleness(self) -> Tensor:
+        """float64 `[J, 4]`: batches, sum, minimum and maximum over the whole run."""
+        return self._staleness.clone()
+
+
+def scores(sums: Tensor) -> dict[str, dict[int, Score]]:
+    """Phase -> block -> score, blocks without a head left out; from `Metrics.take` summed over processes."""
+    table: dict[str, dict[int, Score]] = {}
+    for phase in (1, 0):
+        table[PHASES[phase]] = {
+            block: _score(loss, correct, samples)
+            for block, (loss, correct, samples) in enumerate(sums[phase].tolist())
+            if samples
+        }
+    return table
+
+
+def _score(loss: float, correct: float, samples: float) -> Score:
+    return Score(loss / samples, correct / samples, int(samples))
+
+
+def staleness_report(table: Tensor) -> dict[int, dict[str, float]]:
+    """Block -> minimum, mean and maximum staleness in updates; blocks that apply no feedback have 0."""
+    report = {}
+    for block, (count, total, least, most) in enumerate(table.tolist()):
+        report[block] = {"min": least, "mean": total / count if count else 0.0, "max": most}
+    return report

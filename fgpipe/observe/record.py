@@ -1,0 +1,74 @@
+"""The run folder: the resolved configuration, one line of metrics per epoch, TensorBoard events, the summary."""
+
+import dataclasses
+import hashlib
+import json
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from fgpipe.config import Config
+from fgpipe.observe.metrics import Score
+
+Scores = Mapping[str, Mapping[int, Score]]
+"""Phase -> block -> score."""
+
+
+class RunFolder:
+    """The one folder of a run; only the reporting process writes to it."""
+
+    def __init__(self, config: Config) -> None:
+        """Create the folder, which must not exist or be empty (`fgpipe.train` checks that before)."""
+        settings = OmegaConf.to_yaml(OmegaConf.structured(config))
+        name = f"{time.strftime('%Y%m%d-%H%M%S')}-{hashlib.sha256(settings.encode()).hexdigest()[:8]}"
+        self.path = Path(config.run_dir) if config.run_dir else Path("runs") / name
+        self.path.mkdir(parents=True, exist_ok=True)
+        (self.path / "config.yaml").write_text(settings)
+        self._config = config
+        self._epochs: list[dict[str, Any]] = []
+        self._events = None
+        if config.observe.tensorboard:
+            from torch.utils.tensorboard import SummaryWriter  # takes seconds to import
+
+            self._events = SummaryWriter(str(self.path))
+
+    def epoch(self, epoch: int, scores: Scores, train_seconds: float) -> None:
+        """Add one epoch to `metrics.jsonl` and to the events."""
+        line: dict[str, Any] = {"epoch": epoch, "train_seconds": train_seconds}
+        for phase, blocks in scores.items():
+            line[phase] = {str(block): dataclasses.asdict(score) for block, score in blocks.items()}
+        self._epochs.append(line)
+        with (self.path / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        if self._events is not None:
+            for phase, blocks in scores.items():
+                for block, score in blocks.items():
+                    self._events.add_scalar(f"loss/{phase}/block{block}", score.loss, epoch)
+                    self._events.add_scalar(f"accuracy/{phase}/block{block}", score.accuracy, epoch)
+
+    def summary(self, figures: Mapping[str, Any]) -> None:
+        """Write `summary.json`: the configuration, the commit, all epochs, and the given figures."""
+        content = {
+            "config": dataclasses.asdict(self._config),
+            "seed": self._config.seed,
+            "commit": commit(),
+            "epochs": self._epochs,
+            **figures,
+        }
+        (self.path / "summary.json").write_text(json.dumps(content, indent=2) + "\n")
+        if self._events is not None:
+            self._events.close()
+
+
+def commit() -> str | None:
+    """The commit of the source tree, with `-dirty` if it was changed; None outside a checkout."""
+    where = Path(__file__).resolve().parent
+    try:
+        command = ["git", "-C", str(where), "describe", "--always", "--dirty", "--abbrev=40", "--match="]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,53 @@
+"""SGD and its learning rate as a pure function of the batch, so that the order of updates never changes it."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from fgpipe.config import OptimConfig
+
+LearningRate = Callable[[int], float]
+"""From the id of the batch whose estimate is applied to the learning rate."""
+
+
+def learning_rate(config: OptimConfig, *, batches: int, epochs: int) -> LearningRate:
+    """The schedule of a run of `epochs` epochs of `batches` batches."""
+    total = batches * epochs
+
+    def step(batch: int) -> float:
+        return config.lr * config.gamma ** (batch // batches // config.step_epochs)
+
+    def one_cycle(batch: int) -> float:
+        done, warmup = (batch + 1) / total, config.warmup
+        if done <= warmup:
+            return config.lr * done / warmup
+        return config.lr * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup))) / 2
+
+    return {"step": step, "one_cycle": one_cycle, "constant": lambda batch: config.lr}[config.schedule]
+
+
+class Optimizer:
+    """`torch.optim.SGD` with momentum, stepped with a gradient estimate in place of the gradient."""
+
+    def __init__(self, modules: Iterable[nn.Module], config: OptimConfig, rate: LearningRate) -> None:
+        self.parameters = [parameter for module in modules for parameter in module.parameters()]
+        self._rate = rate
+        self._sgd = torch.optim.SGD(
+            self.parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, foreach=True
+        )
+
+    def step(self, estimates: Iterable[Tensor], batch: int) -> None:
+        """Update with one estimate per parameter, in the order of `parameters`, at the learning rate of `batch`."""
+        for parameter, estimate in zip(self.parameters, estimates, strict=True):
+            parameter.grad = estimate
+        for group in self._sgd.param_groups:
+            group["lr"] = self._rate(batch)
+        self._sgd.step()
+        self._sgd.zero_grad(set_to_none=True)
+
+
+def in_order(module: nn.Module, estimates: Mapping[str, Tensor]) -> list[Tensor]:
+    """Estimates by parameter name, in the order of the module's parameters."""
+    return [estimates[name] for name, _ in module.named_parameters()]

@@ -1,0 +1,88 @@
+"""Where batches and scalars for the stages of one process arrive, from any thread, and where its main thread waits."""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from typing import TypeVar
+
+from fgpipe.runtime.feedback.base import Mailbox
+from fgpipe.runtime.feedback.messages import Feedback, FeedbackError
+from fgpipe.runtime.links.base import Batch
+
+Found = TypeVar("Found")
+
+
+class Inbox:
+    """Queues of the blocks of a process under one lock.
+
+    Args:
+        blocks: the blocks of this process.
+        mailboxes: of those that wait for scalars.
+    """
+
+    def __init__(self, blocks: Iterable[int], mailboxes: Mapping[int, Mailbox]) -> None:
+        self._inputs: dict[int, deque[Batch]] = {block: deque() for block in blocks}
+        self._mailboxes = mailboxes
+        self._arrived = threading.Condition()
+        self._error: Exception | None = None
+
+    def deliver_batch(self, block: int, batch: Batch) -> None:
+        """A batch has arrived for a block here."""
+        with self._arrived:
+            self._inputs[block].append(batch)
+            self._arrived.notify()
+
+    def deliver_feedback(self, feedback: Feedback) -> None:
+        """Scalars have arrived.
+
+        Raises:
+            FeedbackError: they are not what a block here waits for.
+        """
+        with self._arrived:
+            mailbox = self._mailboxes.get(feedback.receiver)
+            if mailbox is None:
+                raise FeedbackError(f"feedback came for block {feedback.receiver}, which asked for none here")
+            mailbox.put(feedback)
+            self._arrived.notify()
+
+    def fail(self, error: Exception) -> None:
+        """A thread has ended with an error, which `wait` will raise."""
+        with self._arrived:
+            self._error = self._error or error
+            self._arrived.notify()
+
+    def has_batch(self, block: int) -> bool:
+        """A batch waits for a block."""
+        return bool(self._inputs[block])
+
+    def take_batch(self, block: int) -> Batch:
+        """The oldest batch that waits for a block."""
+        with self._arrived:
+            return self._inputs[block].popleft()
+
+    def has_feedback(self, block: int) -> bool:
+        """Scalars wait for a block."""
+        return block in self._mailboxes and self._mailboxes[block].first() is not None
+
+    def take_feedback(self, block: int) -> Feedback:
+        """The oldest scalars that wait for a block."""
+        with self._arrived:
+            return self._mailboxes[block].take()
+
+    def wait(self, find: Callable[[], Found | None], deadline: float) -> Found:
+        """Wait until `find` finds something in the queues, and return it.
+
+        Raises:
+            TimeoutError: `deadline` seconds have passed.
+            Exception: whatever `fail` was told.
+        """
+        give_up = time.monotonic() + deadline
+        with self._arrived:
+            while True:
+                if self._error is not None:
+                    raise self._error
+                if (found := find()) is not None:
+                    return found
+                if not self._arrived.wait(give_up - time.monotonic()):
+                    raise TimeoutError

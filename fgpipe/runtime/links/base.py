@@ -1,0 +1,56 @@
+"""The forward plane: what a batch is on its way up, and what a link does with it."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from fgpipe.gradients.dual import Tangent
+
+
+@dataclass(eq=False)
+class Batch:
+    """One batch between two blocks. Labels travel with it, and every scalar will name its id."""
+
+    id: int
+    """Counted from 0 over the whole run; test batches from 0 in every evaluation."""
+    epoch: int
+    training: bool
+    x: Tensor
+    """Activation, `[B, ...]`."""
+    labels: Tensor
+    """`[B]`, int64."""
+    tangent: Tangent | None = None
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch on a device; itself if it is there."""
+        if self.x.device == device and self.labels.device == device:
+            return self
+        tangent = self.tangent and Tangent(self.tangent.lanes, self.tangent.value.to(device))
+        return replace(self, x=self.x.to(device), labels=self.labels.to(device), tangent=tangent)
+
+
+class Link(ABC):
+    """The upward end of one block's output. Batches arrive in the order in which they were sent."""
+
+    @abstractmethod
+    def send(self, batch: Batch) -> None:
+        """Hand a batch over. May wait until the block above has room; the batch must not be changed afterwards."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Wait until everything that was sent has left."""
+
+
+def canonical(x: Tensor) -> Tensor:
+    """`x` as channels last, with the strides that the wire gives it.
+
+    Where a dimension has size 1, several strides mean the same layout and kernels choose by strides; batches that
+    never crossed a wire must look as if they had, or one process and eight would round differently.
+    """
+    if x.dim() != 4:
+        return x.contiguous()
+    batch, channels, height, width = x.shape
+    strides = (height * width * channels, 1, width * channels, channels)
+    return x.contiguous(memory_format=torch.channels_last).as_strided(x.shape, strides)

@@ -1,0 +1,164 @@
+"""A link between two processes, over `torch.distributed` point to point.
+
+One batch is three messages, and their order is the protocol (docs/protocol.md): a header of int64, the activation
+and its lanes stacked and channels last (gloo refuses strided tensors: the NHWC view is contiguous), the labels.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from fgpipe.gradients.dual import Tangent
+from fgpipe.observe.ledger import Ledger
+from fgpipe.runtime.links.base import Batch, Link
+
+MAGIC = 0x66_67_70_69_70_65_01
+"""`fgpipe` and the version of the format."""
+MAX_DIMENSIONS = 5
+HEADER = 6 + MAX_DIMENSIONS
+"""magic, batch id, epoch, training, R, dimensions of x, their sizes."""
+IN_FLIGHT = 2
+"""Batches that may wait in a sender, and in a receiver."""
+
+
+class LinkError(RuntimeError):
+    """The other end went away, stayed silent past the deadline, or sent something that is not a batch of ours."""
+
+
+def _wire(x: Tensor) -> Tensor:
+    return x.permute(0, 2, 3, 1) if x.dim() == 4 else x
+
+
+def _unwire(x: Tensor) -> Tensor:
+    return x.permute(0, 3, 1, 2) if x.dim() == 4 else x
+
+
+class DistributedLink(Link):
+    """Sends to the process of the block above. At most two batches wait here; then `send` blocks."""
+
+    def __init__(self, block: int, peer: int, ledger: Ledger, device: torch.device) -> None:
+        """Args: peer: rank of the process of block `block + 1`; device: where the wire's tensors live."""
+        self._block, self._peer, self._ledger, self._device = block, peer, ledger, device
+        self._pending: deque[tuple[list[dist.Work], list[Tensor]]] = deque()
+
+    def send(self, batch: Batch) -> None:
+        parts = [_wire(batch.x)] + ([_wire(batch.tangent.value)] if batch.tangent else [])
+        payload = torch.cat(parts).to(self._device)
+        lanes = len(batch.tangent.lanes) if batch.tangent else 0
+        fields = [MAGIC, batch.id, batch.epoch, int(batch.training), lanes, batch.x.dim(), *batch.x.shape]
+        header = torch.tensor(fields + [0] * (HEADER - len(fields)))
+        messages = [header, payload, batch.labels.cpu()]
+        if len(self._pending) == IN_FLIGHT:
+            self._wait_for_oldest()
+        try:
+            works = [dist.isend(message, self._peer) for message in messages]
+        except RuntimeError as error:
+            raise self._lost(error) from error
+        self._pending.append((works, messages))
+        one = payload.nbytes // (lanes + 1)
+        count = self._ledger.count
+        count(self._block, self._block + 1, "activations", one)
+        if lanes:
+            count(self._block, self._block + 1, "tangents", lanes * one)
+        count(self._block, self._block + 1, "control", header.nbytes + batch.labels.nbytes)
+
+    def _wait_for_oldest(self) -> None:
+        works, _ = self._pending.popleft()
+        try:
+            for work in works:
+                work.wait()
+        except RuntimeError as error:
+            raise self._lost(error) from error
+
+    def _lost(self, error: Exception) -> LinkError:
+        return LinkError(f"lost block {self._block + 1} (rank {self._peer}): {_first_line(error)}")
+
+    def close(self) -> None:
+        while self._pending:
+            self._wait_for_oldest()
+
+
+class Receiver:
+    """Receives the batches of the block below, in a thread, into a ring of buffers, up to two batches ahead."""
+
+    def __init__(
+        self,
+        block: int,
+        peer: int,
+        *,
+        lanes: tuple[int, ...],
+        held: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        deliver: Callable[[Batch], None],
+        fail: Callable[[Exception], None],
+    ) -> None:
+        """
+        Args:
+            peer: rank of the process of block `block - 1`.
+            lanes: the lanes that training batches arrive with.
+            held: batches whose input the block may need at one time, the one that it works on included.
+            dtype, device: of the wire's tensors.
+            deliver: called in the thread with each batch; its tensors live until `held` later ones are taken.
+            fail: called in the thread with the `LinkError` that ended it.
+        """
+        self._block, self._peer, self._lanes = block, peer, lanes
+        self._deliver, self._fail = deliver, fail
+        self._ring = [torch.empty(0, dtype=dtype, device=device) for _ in range(held + IN_FLIGHT)]
+        self._room = threading.Semaphore(IN_FLIGHT)
+        self._received = 0
+
+    def start(self, batches: int) -> None:
+        """Start to receive that many batches, and no more."""
+        threading.Thread(target=self._run, args=(batches,), daemon=True, name=f"receive-{self._block}").start()
+
+    def taken(self) -> None:
+        """The block has taken a batch that was delivered, and needs none but the last `held`."""
+        self._room.release()
+
+    def _run(self, batches: int) -> None:
+        try:
+            for _ in range(batches):
+                self._room.acquire()
+                self._deliver(self._receive())
+        except Exception as error:
+            lost = LinkError(f"lost block {self._block - 1} (rank {self._peer}): {_first_line(error)}")
+            self._fail(error if isinstance(error, LinkError) else lost)
+
+    def _receive(self) -> Batch:
+        header = torch.empty(HEADER, dtype=torch.int64)
+        self._wait(header)
+        magic, batch, epoch, training, lanes, dimensions, *sizes = header.tolist()
+        if magic != MAGIC or not 2 <= dimensions <= MAX_DIMENSIONS or lanes != (len(self._lanes) if training else 0):
+            raise LinkError(f"block {self._block - 1} (rank {self._peer}) sent a header that is not a batch's: {header.tolist()}")
+        shape = torch.empty(sizes[:dimensions], device="meta")
+        wire_shape = ((lanes + 1) * shape.shape[0], *_wire(shape).shape[1:])
+        payload = self._buffer(torch.Size(wire_shape))
+        labels = torch.empty(shape.shape[0], dtype=torch.int64)
+        self._wait(payload)
+        self._wait(labels)
+        stacked = _unwire(payload)
+        tangent = Tangent(self._lanes, stacked[shape.shape[0] :]) if lanes else None
+        return Batch(batch, epoch, bool(training), stacked[: shape.shape[0]], labels, tangent)
+
+    def _buffer(self, shape: torch.Size) -> Tensor:
+        slot = self._received % len(self._ring)
+        self._received += 1
+        if self._ring[slot].numel() < shape.numel():
+            self._ring[slot] = self._ring[slot].new_empty(shape.numel())
+        return self._ring[slot][: shape.numel()].view(shape)
+
+    def _wait(self, tensor: Tensor) -> None:
+        work = dist.irecv(tensor, self._peer)
+        assert work is not None
+        work.wait()
+        if tensor.is_cuda:  # NCCL's wait orders streams, not the host; the batch is used on another thread's stream
+            torch.cuda.current_stream().synchronize()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

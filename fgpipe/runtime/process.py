@@ -1,0 +1,148 @@
+"""This process among the others: rendezvous, sums over processes, and who is to blame when the job is ended."""
+
+import os
+import secrets
+import signal
+import sys
+from dataclasses import dataclass
+from datetime import timedelta
+from types import FrameType
+from typing import NoReturn
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from fgpipe.errors import bad_value
+from fgpipe.runtime.topology import Topology
+
+DATA_DEADLINE = timedelta(hours=1)
+"""How long the others wait while the first process loads, or downloads, the data."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where this process stands, as torchrun tells it; alone without torchrun."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+
+    @classmethod
+    def from_environment(cls) -> "Place":
+        names = {"rank": ("RANK", 0), "world_size": ("WORLD_SIZE", 1)}
+        names |= {"local_rank": ("LOCAL_RANK", 0), "local_world_size": ("LOCAL_WORLD_SIZE", 1)}
+        return cls(**{field: int(os.environ.get(name, default)) for field, (name, default) in names.items()})
+
+    def threads(self, wanted: int | str) -> int:
+        """CPU threads of this process; `auto` shares the host's cores among its processes."""
+        return max(1, len(os.sched_getaffinity(0)) // self.local_world_size) if wanted == "auto" else int(wanted)
+
+    def device(self, wanted: str) -> torch.device:
+        """The device to compute on. Ranks of a host take its GPUs in turn, and share them if there are fewer.
+
+        Raises:
+            UserError: `cuda` is wanted and there is none.
+        """
+        if wanted == "cuda" and not torch.cuda.is_available():
+            raise bad_value("device", wanted, "auto | cpu, as this machine has no GPU that PyTorch can use")
+        if wanted == "cpu" or not torch.cuda.is_available():
+            return torch.device("cpu")
+        return torch.device("cuda", self.local_rank % torch.cuda.device_count())
+
+    def wire_device(self, device: torch.device) -> torch.device:
+        """Where the forward plane's tensors live: on the GPU (NCCL) if every rank has its own, else on the host."""
+        own_gpu = device.type == "cuda" and torch.cuda.device_count() >= self.local_world_size
+        return device if own_gpu else torch.device("cpu")
+
+
+class Cluster:
+    """The processes of a run, or just this one. The store is there at once; `connect` makes the process group."""
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self.store: dist.Store | None = None
+        if place.world_size > 1:
+            self.store, _, _ = next(dist.rendezvous("env://", place.rank, place.world_size))
+        self.run = 0
+
+    def share(self, facts: tuple[int, ...] | None) -> tuple[int, ...]:
+        """What the first process found when it loaded the data; the others pass None and wait for it."""
+        if self.store is None:
+            assert facts is not None
+            return facts
+        if facts is not None:
+            self.store.set("facts", ",".join(map(str, facts)))
+        self.store.wait(["facts"], DATA_DEADLINE)
+        return tuple(int(fact) for fact in self.store.get("facts").decode().split(","))
+
+    def connect(self, topology: Topology, wire: torch.device, deadline: float) -> None:
+        """Make the process group, agree on the run's id, and say who is gone when the job is ended."""
+        if self.store is None:
+            return
+        rank = self.place.rank
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if wire.type == "cuda" else "gloo",
+            store=dist.PrefixStore("group", self.store),
+            rank=rank,
+            world_size=self.place.world_size,
+            timeout=timedelta(seconds=deadline),
+        )
+        if rank == 0:
+            self.store.set("run", str(secrets.randbits(63)))
+        self.run = int(self.store.get("run"))
+        pids = torch.zeros(self.place.world_size, dtype=torch.int64)
+        pids[rank] = os.getpid()
+        hosts = torch.zeros_like(pids)
+        hosts[rank] = rank - self.place.local_rank
+        _blame_the_dead(topology, self.sum(pids).tolist(), self.sum(hosts).tolist())
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over processes, in place."""
+        if self.store is not None:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def barrier(self) -> None:
+        """Wait until every process is here."""
+        self.sum(torch.zeros(1))
+
+    def close(self) -> None:
+        """Leave the process group."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _blame_the_dead(topology: Topology, pids: list[int], hosts: list[int]) -> None:
+    """On SIGTERM, which torchrun sends when a worker has died, name the blocks of the processes that are gone.
+
+    torchrun knows ranks only. Of the survivors of a host the first one speaks.
+    """
+    rank = topology.rank
+    neighbours = [other for other in range(len(pids)) if hosts[other] == hosts[rank] and other != rank]
+
+    def handle(signum: int, frame: FrameType | None) -> NoReturn:
+        gone = [other for other in neighbours if not _is_alive(pids[other])]
+        first_survivor = all(other in gone for other in neighbours if other < rank)
+        if gone and first_survivor:
+            for other in gone:
+                print(f"{prefix(topology, other)} rank {other} (pid {pids[other]}) is gone; the job ends", file=sys.stderr)
+            sys.stderr.flush()
+        os._exit(128 + signum)
+
+    signal.signal(signal.SIGTERM, handle)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] not in ("Z", "X")
+    except OSError:
+        return False
+
+
+def prefix(topology: Topology, rank: int | None = None) -> str:
+    """`[block 3]` or `[blocks 2-4]`: how lines of a process begin."""
+    blocks = topology.local if rank is None else topology.of(rank)
+    return f"[block {blocks[0]}]" if len(blocks) == 1 else f"[blocks {blocks[0]}-{blocks[-1]}]"

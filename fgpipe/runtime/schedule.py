@@ -1,0 +1,58 @@
+"""When things happen: windows to actions. Pure; no clock, no sockets, no tensors.
+
+Before block j forwards batch b it has applied the feedback of batch b - W_j and of every earlier one (`in_order`:
+of no later one either, so the sequence of updates depends on the windows alone). Four blocks, global target,
+`window=auto` (W = 4 3 2 1; f = forward, a = apply; block 3 learns within its forward pass):
+
+    block 0   f0 f1 f2 f3 a0 f4 a1 f5 a2 ...
+    block 1      f0 f1 f2 a0 f3 a1 f4 a2 ...
+    block 2         f0 f1 a0 f2 a1 f3 a2 ...
+    block 3            f0    f1    f2    ...
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from fgpipe.gradients.method import Method
+
+
+@dataclass(frozen=True)
+class Forward:
+    """Take the batch from below and run it, tangents and all."""
+
+    batch: int
+
+
+@dataclass(frozen=True)
+class Apply:
+    """Take the batch's scalars from above and update."""
+
+    batch: int
+
+
+Action = Forward | Apply
+
+
+def windows(method: Method, window: int | str) -> tuple[int, ...]:
+    """The window of each block: `window`, or for `auto` the smallest that keeps all blocks busy.
+
+    A batch's scalars reach block j after the forward passes of the blocks up to its target, hence
+    `target(j) - j + 1`, which is J - j for a global target. A block that waits for no scalars has window 1.
+    """
+    smallest = (method.target(j) - j + 1 if method.waits(j) else 1 for j in range(method.blocks))
+    return tuple(w if window == "auto" or w == 1 else int(window) for w in smallest)
+
+
+def actions(batches: range, window: int, waits: bool) -> Iterator[Action]:
+    """What a block does with a run of batches, from an empty pipeline to a drained one.
+
+    Args:
+        waits: the block needs scalars from above; otherwise it learns within its forward pass.
+    """
+    for batch in batches:
+        if waits and batch - window in batches:
+            yield Apply(batch - window)
+        yield Forward(batch)
+    if waits:
+        for batch in batches[-window:]:
+            yield Apply(batch)

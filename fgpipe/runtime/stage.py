@@ -1,0 +1,256 @@
+"""One block's step: forward, guess, tangents, and the update when its scalars are there. It knows no processes.
+
+Where the formulas are: the guess (section 3.1) in `gradients.guess`, the estimate (eq. 1, 4, 5) in
+`gradients.estimator`, tangents in `gradients.dual`, lanes in `gradients.probes`.
+"""
+
+import copy
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fgpipe.gradients import Direction, Push, PushLosses, Tangent, linearize, linearize_losses
+from fgpipe.gradients.dual import insert
+from fgpipe.gradients.estimator import activity_estimate, activity_squared_norms, coefficients, weight_estimate
+from fgpipe.gradients.guess import noise_like, redraw, squared_norms
+from fgpipe.gradients.method import Method
+from fgpipe.gradients.probes import ExactLanes, read, restrict, widen
+from fgpipe.observe.metrics import Metrics
+from fgpipe.optim import Optimizer
+from fgpipe.runtime.feedback.messages import Feedback
+from fgpipe.runtime.links.base import Batch
+
+Guess = dict[str, Tensor] | Tensor
+"""By parameter name (weight space), or shaped as the block's output `[B, ...]` (activity space)."""
+
+
+@dataclass(eq=False)
+class InFlight:
+    """What a block keeps of a batch until its scalars arrive."""
+
+    batch: int
+    version: int
+    """Updates of the block before its forward pass."""
+    guess: Guess | None
+    """None for random ones, which are redrawn."""
+    output: Tensor | None
+    """The block's output with its graph (activity space)."""
+    weights: nn.Module | None
+    """The module that the graph belongs to (activity space)."""
+
+
+class Stage:
+    """A block with its heads and optimizers.
+
+    Args:
+        block: the net's block; in the last one's place `head` is the classifier.
+        head: the trained head, or None.
+        guess_head: the head of an untrained guess (ntk, fixed_ntk), or None.
+        make_optimizer: from modules to an optimizer of their parameters.
+        window: batches that may be in flight here.
+        run: id of the run, for messages.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        block: nn.Module,
+        head: Any,
+        guess_head: Any,
+        *,
+        method: Method,
+        lanes: ExactLanes,
+        make_optimizer: Callable[[list[nn.Module]], Optimizer],
+        metrics: Metrics,
+        seed: int,
+        window: int,
+        run: int = 0,
+    ) -> None:
+        self.index, self.block, self.head, self.guess_head = index, block, head, guess_head
+        self._method, self._lanes, self._metrics, self._seed, self._run = method, lanes, metrics, seed, run
+        self._plain, self._last = method.is_plain(index), index == method.last
+        self._optimizer = make_optimizer([block])
+        self._head_optimizer = make_optimizer([head]) if head is not None else None
+        self._device = self._optimizer.parameters[0].device
+        self._in_flight: deque[InFlight] = deque()
+        self._version = 0
+        stashed = method.keeps_graph(index) and window > 1
+        self._stash = [_sharing_buffers(block) for _ in range(window)] if stashed else [block]
+
+    def has_applied(self, batch: int) -> bool:
+        """The scalars of a batch that was forwarded have been applied, and of all earlier ones."""
+        return not self._in_flight or self._in_flight[0].batch > batch
+
+    def train(self, batch: Batch, send: Callable[[Batch], None], reply: Callable[[Feedback], None]) -> None:
+        """Run one training batch: output and lanes upwards, scalars to who asked, and what can be learnt at once.
+
+        Args:
+            send: takes the batch for the block above, as early as it is complete; not called by the last block.
+            reply: takes the scalars of each block whose target is the loss here.
+        """
+        self._mode(training=True)
+        batch = batch.to(self._device)
+        weights = self._weights_for(batch.id)
+        y, push = self._primal(weights, batch)
+        above = self._lanes.on_link(self.index)
+        if not self._last and not above:
+            send(replace(batch, x=y.detach(), tangent=None))
+        losses, push_losses = self._own_loss(y, batch)
+        guess, head_gradients = (None, None) if self._plain else self._guess(y, losses, weights, batch)
+        dy = self._push(push, batch.tangent, guess)
+        if above:  # all lanes of the plan, in its order: the receiver counts on it
+            send(replace(batch, x=y.detach(), tangent=widen(restrict(dy, above), above, y.detach())))
+        scalars = self._evaluate_targets(dy, push_losses, batch, reply)
+        if self._plain:
+            self._descend(losses, weights, batch)
+            return
+        if self._head_optimizer is not None:
+            gradients = head_gradients or torch.autograd.grad(losses.mean(), self._head_optimizer.parameters)
+            self._head_optimizer.step(gradients, batch.id)
+        entry = InFlight(
+            batch.id,
+            self._version,
+            guess=None if self._method.is_random else guess,
+            output=y if self._method.space == "activity" else None,
+            weights=weights,
+        )
+        if scalars is None:
+            self._in_flight.append(entry)
+        else:
+            self._update(entry, scalars)
+
+    def _weights_for(self, batch: int) -> nn.Module:
+        """The module that runs the batch: the block, or a copy that keeps this batch's weights for its graph."""
+        weights = self._stash[batch % len(self._stash)]
+        if weights is not self.block:
+            with torch.no_grad():
+                torch._foreach_copy_(list(weights.parameters()), list(self.block.parameters()))
+        return weights
+
+    def _primal(self, weights: nn.Module, batch: Batch) -> tuple[Tensor, Push | None]:
+        needs_graph = self._plain or self._method.space == "activity" or not self._method.is_random
+        with torch.set_grad_enabled(needs_graph):
+            if batch.tangent is None and self._plain:
+                return weights(batch.x), None
+            return linearize(weights, batch.x)
+
+    def _own_loss(self, y: Tensor, batch: Batch) -> tuple[Tensor | None, PushLosses | None]:
+        """The trained head's losses `[B]`; they reach into the block where its gradient or guess comes from them."""
+        if self.head is None:
+            return None, None
+        attached = self._plain or self._method.guess == "local"
+        with torch.enable_grad():
+            losses, logits, push = linearize_losses(self.head, y if attached else y.detach(), batch.labels)
+        self._metrics.record(self.index, True, losses, logits, batch.labels)
+        return losses, push
+
+    def _guess(
+        self, y: Tensor, losses: Tensor | None, weights: nn.Module, batch: Batch
+    ) -> tuple[Guess, tuple[Tensor, ...] | None]:
+        """The guess and, where the same backward pass gives it, the gradient of the trained head."""
+        in_weights = self._method.space == "weight"
+        places = list(weights.parameters()) if in_weights else [y]
+        if self._method.is_random:
+            found, head_gradients = self._noise(places, batch.id), None
+        elif self._method.has_untrained_guess:
+            redraw(self.guess_head, self._method.guess, self._seed, self.index, batch.id)
+            with torch.enable_grad():
+                guess_losses, _ = self.guess_head.losses(y, batch.labels)
+            found, head_gradients = torch.autograd.grad(guess_losses.mean(), places), None
+        else:
+            gradients = torch.autograd.grad(losses.mean(), [*places, *self._head_optimizer.parameters])
+            found, head_gradients = gradients[: len(places)], gradients[len(places) :]
+        return self._named(found) if in_weights else found[0], head_gradients
+
+    def _push(self, push: Push | None, dx: Tangent | None, guess: Guess | None) -> Tangent | None:
+        """The lanes at the block's output: those from below, and the block's own probes."""
+        if push is None:
+            return None
+        carriers = self._lanes.carriers(self.index)
+        if not isinstance(guess, dict):
+            dy = push(dx, {})
+            return dy if guess is None else insert(dy, guess, carriers[0])
+        per_tensor = carriers if self._method.scope == "tensor" else carriers * len(guess)
+        return push(dx, {name: Direction(g, c) for (name, g), c in zip(guess.items(), per_tensor, strict=True)})
+
+    def _evaluate_targets(
+        self, dy: Tangent | None, push_losses: PushLosses | None, batch: Batch, reply: Callable[[Feedback], None]
+    ) -> Tensor | None:
+        """Send each block below the scalars that it asked for; return `[P, S]` if the block's target is its own loss."""
+        here, own = self._method.asked_by(self.index), not self._plain and not self._method.waits(self.index)
+        asking = (*here, self.index) if own else here
+        evaluated = restrict(dy, tuple(lane for block in asking for lane in self._lanes.of(block)))
+        if evaluated is None or push_losses is None:
+            return None
+        readings = read(push_losses(evaluated), self._method.scope)
+        for block in here:
+            scalars = self._lanes.decode(block, evaluated.lanes, readings)
+            probes = tuple(range(len(scalars)))
+            reply(Feedback(self._run, batch.id, self.index, block, probes, tuple(scalars.flatten().tolist())))
+        return self._lanes.decode(self.index, evaluated.lanes, readings) if own else None
+
+    def _descend(self, losses: Tensor, weights: nn.Module, batch: Batch) -> None:
+        """Plain gradient descent of block and head on their own loss."""
+        gradients = torch.autograd.grad(losses.mean(), [*weights.parameters(), *self._head_optimizer.parameters])
+        split = len(self._optimizer.parameters)
+        self._optimizer.step(gradients[:split], batch.id)
+        self._head_optimizer.step(gradients[split:], batch.id)
+
+    def apply(self, feedback: Feedback) -> None:
+        """Update with the scalars of the oldest batch in flight."""
+        entry = self._in_flight.popleft()
+        assert entry.batch == feedback.batch, "the mailbox keeps the order of the batches"
+        self._metrics.record_staleness(self.index, self._version - entry.version)
+        parameter = self._optimizer.parameters[0]
+        scalars = torch.tensor(feedback.scalars, dtype=parameter.dtype, device=parameter.device)
+        self._update(entry, scalars.view(len(feedback.probes), -1))
+
+    def _update(self, entry: InFlight, scalars: Tensor) -> None:
+        """Apply c g (eq. 4), or what c g gives when it is back-propagated through the block alone (eq. 5)."""
+        method = self._method
+        if method.space == "weight":
+            guess = entry.guess or self._named(self._noise(self._optimizer.parameters, entry.batch))
+            norms = None if method.is_random else squared_norms(guess, method.scope)
+            estimates = list(weight_estimate(guess, coefficients(scalars[:, 0], norms)).values())
+        else:
+            guess = self._noise([entry.output], entry.batch)[0] if entry.guess is None else entry.guess
+            norms = None if method.is_random else activity_squared_norms(guess, method.scope)
+            signal = activity_estimate(guess, coefficients(scalars[0], norms))
+            estimates = torch.autograd.grad(entry.output, list(entry.weights.parameters()), signal)
+        self._optimizer.step(estimates, entry.batch)
+        self._version += 1
+
+    def _noise(self, like: list[Tensor], batch: int) -> list[Tensor]:
+        return noise_like(self._method.guess, like, self._seed, self.index, batch)
+
+    def _named(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+        return {name: tensor for (name, _), tensor in zip(self.block.named_parameters(), tensors, strict=True)}
+
+    @torch.no_grad()
+    def evaluate(self, batch: Batch, send: Callable[[Batch], None]) -> None:
+        """Run one test batch; the head's loss and accuracy go to the metrics."""
+        self._mode(training=False)
+        batch = batch.to(self._device)
+        y = self.block(batch.x)
+        if not self._last:
+            send(replace(batch, x=y))
+        if self.head is not None:
+            losses, logits = self.head.losses(y, batch.labels)
+            self._metrics.record(self.index, False, losses, logits, batch.labels)
+
+    def _mode(self, training: bool) -> None:
+        for module in (self.block, self.head):
+            if module is not None and module.training != training:
+                module.train(training)
+
+
+def _sharing_buffers(block: nn.Module) -> nn.Module:
+    """A copy with parameters of its own that writes the same running statistics."""
+    twin = copy.deepcopy(block)
+    for own, shared in zip(twin.modules(), block.modules(), strict=True):
+        own._buffers = shared._buffers
+    return twin

@@ -1,0 +1,140 @@
+"""The loop of one process: it runs its stages' actions as soon as what they need is there.
+
+Compute happens in the main thread; what arrives from other processes is put into the inbox by threads, and the main
+thread sleeps on it when no stage can go on. Of several stages that can, the highest goes first, so that few batches
+wait between the stages of one process.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from fgpipe.runtime.feedback.base import FeedbackPlane
+from fgpipe.runtime.inbox import Inbox
+from fgpipe.runtime.links.base import Batch, Link
+from fgpipe.runtime.schedule import Action, Apply, Forward, actions
+from fgpipe.runtime.stage import Stage
+
+Source = Callable[[int, int], tuple[Tensor, Tensor]]
+"""From epoch and index of a batch to images and labels."""
+
+
+class Stalled(RuntimeError):
+    """Nothing arrived within the deadline."""
+
+
+@dataclass(eq=False)
+class Node:
+    """A stage and what it is connected to."""
+
+    stage: Stage
+    window: int
+    waits: bool
+    """The stage waits for scalars."""
+    link: Link | None
+    """To the block above; None for the last block."""
+    taken: Callable[[], None] | None
+    """Called when a batch from another process is taken from the inbox."""
+    pending: deque[Action] = field(default_factory=deque)
+
+
+class Worker:
+    """Runs the stages of one process.
+
+    Args:
+        nodes: lowest block first.
+        feedback: carries the replies of these stages.
+        eager: apply scalars as soon as they are there instead of when the window demands it.
+        deadline: seconds without anything to do after which the run is given up.
+    """
+
+    def __init__(
+        self, nodes: list[Node], inbox: Inbox, feedback: FeedbackPlane, *, eager: bool, deadline: float
+    ) -> None:
+        self._nodes, self._inbox, self._feedback = nodes, inbox, feedback
+        self._eager, self._deadline = eager, deadline
+
+    def train(self, epoch: int, batches: int, source: Source | None) -> None:
+        """Train for one epoch and drain the pipeline.
+
+        Args:
+            source: the images, for whoever holds block 0.
+
+        Raises:
+            Stalled, LinkError, FeedbackError: another process is gone, silent or wrong.
+        """
+        ids = range(epoch * batches, (epoch + 1) * batches)
+        for node in self._nodes:
+            node.pending.extend(actions(ids, node.window, node.waits))
+        self._run(lambda batch: _from_source(source, batch, epoch, True, batch - ids.start))
+
+    def evaluate(self, epoch: int, batches: int, source: Source | None) -> None:
+        """Send the test set through; arguments and errors as for `train`."""
+        for node in self._nodes:
+            node.pending.extend(Forward(batch) for batch in range(batches))
+        self._run(lambda batch: _from_source(source, batch, epoch, False, batch))
+
+    def close(self) -> None:
+        """Wait until everything that was sent has left."""
+        for node in self._nodes:
+            if node.link is not None:
+                node.link.close()
+        self._feedback.close()
+
+    def _run(self, first: Callable[[int], Batch]) -> None:
+        """Run all pending actions; `first` makes the batches of block 0."""
+        while any(node.pending for node in self._nodes):
+            node = self._next()
+            action = node.pending.popleft()
+            if isinstance(action, Forward):
+                self._forward(node, action.batch, first)
+            elif not node.stage.has_applied(action.batch):  # eager may have been there before
+                node.stage.apply(self._inbox.take_feedback(node.stage.index))
+
+    def _next(self) -> Node:
+        """The highest stage that can go on, once there is one."""
+        busy = [node for node in reversed(self._nodes) if node.pending]
+        try:
+            return self._inbox.wait(lambda: next(filter(self._can_go_on, busy), None), self._deadline)
+        except TimeoutError:
+            waits = "; ".join(f"block {node.stage.index} for {_waits_for(node)}" for node in busy)
+            raise Stalled(f"nothing arrived for {self._deadline:g} s; waiting: {waits}") from None
+
+    def _can_go_on(self, node: Node) -> bool:
+        action, block = node.pending[0], node.stage.index
+        if isinstance(action, Forward):
+            return block == 0 or self._inbox.has_batch(block)
+        return node.stage.has_applied(action.batch) or self._inbox.has_feedback(block)
+
+    def _forward(self, node: Node, expected: int, first: Callable[[int], Batch]) -> None:
+        stage = node.stage
+        while self._eager and self._inbox.has_feedback(stage.index):
+            stage.apply(self._inbox.take_feedback(stage.index))
+        batch = first(expected) if stage.index == 0 else self._inbox.take_batch(stage.index)
+        if node.taken is not None:
+            node.taken()
+        if batch.id != expected:
+            raise RuntimeError(f"block {stage.index} got batch {batch.id} where batch {expected} was due")
+        send = _no_block_above if node.link is None else node.link.send
+        if batch.training:
+            stage.train(batch, send, self._feedback.send)
+        else:
+            stage.evaluate(batch, send)
+
+
+def _from_source(source: Source | None, batch: int, epoch: int, training: bool, index: int) -> Batch:
+    assert source is not None, "the process of block 0 has the images"
+    images, labels = source(epoch, index)
+    return Batch(batch, epoch, training, images, labels)
+
+
+def _waits_for(node: Node) -> str:
+    action = node.pending[0]
+    what = f"its input from block {node.stage.index - 1}" if isinstance(action, Forward) else "its scalars"
+    return f"{what} of batch {action.batch}"
+
+
+def _no_block_above(batch: Batch) -> None:
+    raise AssertionError("the last block sends nothing upwards")
