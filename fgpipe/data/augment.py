@@ -64,12 +64,10 @@ def _draw_flips(rng: Generator, batch: int) -> Tensor:
 
 def crop_flip(images: Tensor, boxes: Boxes, padding: int) -> Tensor:
     """Pad with black, crop to the input's size and flip horizontally: uint8 [B, C, S, S] to the same."""
-    steps = torch.arange(images.shape[-1])
-    rows = boxes.tops[:, None] + steps
-    columns = boxes.lefts[:, None] + torch.where(boxes.flips[:, None], steps.flip(0), steps)
-    padded = pad(images, (padding,) * 4).permute(0, 2, 3, 1)
-    samples = torch.arange(len(images))[:, None, None]
-    return padded[samples, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    side = images.shape[-1]
+    windows = pad(images, (padding,) * 4).unfold(2, side, 1).unfold(3, side, 1)  # [B, C, top, left, S, S], a view
+    cropped = windows[torch.arange(len(images)), :, boxes.tops, boxes.lefts]
+    return torch.where(boxes.flips[:, None, None, None], cropped.flip(3), cropped)
 
 
 def resized_crop_flip(images: Tensor, boxes: Boxes, size: int) -> Tensor:

@@ -56,7 +56,10 @@ def checked_labels(labels: object, path: Path, count: int, classes: int, first: 
     Raises:
         UserError: naming the file, for anything else.
     """
-    values = np.asarray(labels)
+    try:
+        values = np.asarray(labels)
+    except ValueError:  # a ragged list
+        values = np.empty(0)
     if values.shape != (count,) or values.dtype.kind not in "iu":
         raise UserError(f"{path}: corrupt: allowed: one whole-number label for each of its {count} images")
     outside = values[(values < first) | (values >= first + classes)]

@@ -59,19 +59,20 @@ def load(config: DataConfig) -> Dataset:
 
 
 def _dataset(train: Arrays, test: Arrays, classes: int, config: DataConfig) -> Dataset:
-    kept = []
-    for split, wanted, arrays in (("train", config.train_samples, train), ("test", config.test_samples, test)):
-        indices = subset(split, wanted, len(arrays[1]))
-        kept += [torch.from_numpy(array)[indices] for array in arrays]
-    return Dataset(*kept, classes)
+    """The configured subsets of both parts."""
+    kept_train = subset("train", config.train_samples, len(train[1]))
+    kept_test = subset("test", config.test_samples, len(test[1]))
+    train_images, train_labels = (torch.from_numpy(array)[kept_train] for array in train)
+    test_images, test_labels = (torch.from_numpy(array)[kept_test] for array in test)
+    return Dataset(train_images, train_labels, test_images, test_labels, classes)
 
 
 def _digits(root: Path, config: DataConfig) -> Dataset:
     """scikit-learn's 1,797 digits, 8x8 with values 0 to 16, resized once; 1,437 train and 360 test."""
     digits = load_digits()
-    images = torch.from_numpy(digits.images).float()[:, None] * (255 / 16)
-    side = config.stored_size
-    images = interpolate(images, (side, side), mode="bilinear", antialias=True).round().clamp(0, 255).byte().numpy()
+    shape = (config.stored_size, config.stored_size)
+    enlarged = interpolate(torch.from_numpy(digits.images)[:, None], shape, mode="bilinear", antialias=True)
+    images = (enlarged * (255 / 16)).round().clamp(0, 255).byte().numpy()
     labels = digits.target.astype(np.int64)
     order = torch.randperm(len(labels), generator=generator(FIXED_SEED, "digits split")).numpy()
     train, test = order[: len(order) * 4 // 5], order[len(order) * 4 // 5 :]
@@ -122,8 +123,8 @@ def _imagenet32(root: Path, config: DataConfig) -> Dataset:
             f"data.root={root}: {absent[0]} not found, and ImageNet32 needs an account to download (image-net.org); "
             f"put train_data_batch_1 to train_data_batch_10 and val_data into {root}"
         )
-    test = _read_batches([root / "val_data"], "labels", 1000, first=1)
-    return _dataset(_read_batches(train, "labels", 1000, first=1), test, 1000, config)
+    arrays = _read_batches(train, "labels", 1000, first=1)
+    return _dataset(arrays, _read_batches([root / "val_data"], "labels", 1000, first=1), 1000, config)
 
 
 def _fashion_mnist(root: Path, config: DataConfig) -> Dataset:
@@ -133,14 +134,16 @@ def _fashion_mnist(root: Path, config: DataConfig) -> Dataset:
     names = [name.removesuffix(".gz") for name in published.names]
     in_root = any((root / f"{names[0]}{suffix}").is_file() for suffix in ("", ".gz"))
     folder = root if in_root else locate(root, published)
-    splits = []
-    for image_name, label_name in (names[:2], names[2:]):
-        path, images = _read_idx(folder, image_name, 3)
-        if images.shape[1:] != (28, 28):
-            raise UserError(f"{path}: corrupt: images of {images.shape[1:]}: allowed: (28, 28)")
-        path, labels = _read_idx(folder, label_name, 1)
-        splits.append((images[:, None].copy(), checked_labels(labels, path, len(images), 10)))
-    return _dataset(*splits, 10, config)
+    train = _read_fashion_part(folder, names[0], names[1])
+    return _dataset(train, _read_fashion_part(folder, names[2], names[3]), 10, config)
+
+
+def _read_fashion_part(folder: Path, image_name: str, label_name: str) -> Arrays:
+    path, images = _read_idx(folder, image_name, 3)
+    if images.shape[1:] != (28, 28):
+        raise UserError(f"{path}: corrupt: images of {images.shape[1:]}: allowed: (28, 28)")
+    path, labels = _read_idx(folder, label_name, 1)
+    return images[:, None].copy(), checked_labels(labels, path, len(images), 10)
 
 
 def _read_idx(folder: Path, name: str, dimensions: int) -> tuple[Path, np.ndarray]:

@@ -1,0 +1,617 @@
+"""The data sets: every loader on small files in the real format, what is refused, and the batches.
+
+No test uses the network: `offline` stands in for the download.
+"""
+
+import gzip
+import io
+import pickle
+import struct
+import tarfile
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.datasets.utils import download_url
+from torchvision.transforms import functional
+
+from fgpipe.config import CONFIGS, DataConfig, compose_config
+from fgpipe.data import Batches, Dataset, augment, fetch, load
+from fgpipe.data.unpickle import read_pickled_arrays
+from fgpipe.errors import UserError
+from fgpipe.rng import generator
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise URLError("Connection refused")
+
+    monkeypatch.setattr(fetch, "download_url", refuse)
+
+
+def configured(name: str, root: Path | str = "data", **changes: object) -> DataConfig:
+    side = {"fashion_mnist": 28, "digits": 16}.get(name, 32)
+    channels = 1 if name in ("fashion_mnist", "digits") else 3
+    values = {
+        "name": name, "root": str(root), "size": side, "stored_size": side, "augment": "none",
+        "mean": [0.5] * channels, "std": [0.25] * channels,
+    }  # fmt: skip
+    return DataConfig(**(values | changes))
+
+
+def refusal(config: DataConfig) -> str:
+    """The one line with which `load` refuses."""
+    with pytest.raises(UserError) as caught:
+        load(config)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def random_rows(count: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, 3072), np.uint8)
+
+
+# Files in the published formats -------------------------------------------------------------------------------
+
+
+def python2_pickle(content: dict[str, object]) -> bytes:
+    """Protocol 2 as Python 2 wrote CIFAR: byte strings where Python 3 has text, and `numpy.core`."""
+
+    def text(value: bytes) -> bytes:
+        return b"T" + struct.pack("<I", len(value)) + value
+
+    def item(value: object) -> bytes:
+        if isinstance(value, np.ndarray):
+            state = b"K\x01(" + b"".join(b"J" + struct.pack("<i", side) for side in value.shape) + b"t"
+            dtype = b"cnumpy\ndtype\n(" + text(b"u1") + b"K\x00K\x01tR(K\x03" + text(b"|") + b"NNN"
+            dtype += b"J\xff\xff\xff\xff" * 2 + b"K\x00tb"  # no size, no alignment, no flags
+            array = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00t" + text(b"b") + b"tR("
+            return array + state + dtype + b"\x89" + text(value.tobytes()) + b"tb"
+        if isinstance(value, list):
+            return b"(" + b"".join(b"J" + struct.pack("<i", number) for number in value) + b"l"
+        assert isinstance(value, str)
+        return text(value.encode())
+
+    return b"\x80\x02}(" + b"".join(text(key.encode()) + item(value) for key, value in content.items()) + b"u."
+
+
+def write_cifar10(root: Path, count: int = 4) -> np.ndarray:
+    """Five training batches and a test batch of `count` images each; the training rows."""
+    folder = root / "cifar-10-batches-py"
+    folder.mkdir()
+    names = [f"data_batch_{number}" for number in range(1, 6)] + ["test_batch"]
+    for number, name in enumerate(names):
+        labels = [(number + sample) % 10 for sample in range(count)]
+        content = {"batch_label": name, "labels": labels, "data": random_rows(count, number)}
+        (folder / name).write_bytes(python2_pickle(content))
+    return np.concatenate([random_rows(count, number) for number in range(5)])
+
+
+def write_cifar100(root: Path) -> None:
+    folder = root / "cifar-100-python"
+    folder.mkdir()
+    for number, name in enumerate(("train", "test")):
+        content = {"data": random_rows(3, number), "fine_labels": [99, 0, 7], "coarse_labels": [1, 2, 3]}
+        (folder / name).write_bytes(pickle.dumps(content, protocol=2))
+
+
+def write_imagenet32(root: Path, **changes: object) -> None:
+    for number, name in enumerate([*(f"train_data_batch_{number}" for number in range(1, 11)), "val_data"]):
+        content = {"data": random_rows(2, number), "labels": [1, 1000], "mean": np.linspace(0, 255, 3072)}
+        (root / name).write_bytes(pickle.dumps(content | changes, protocol=4))
+
+
+def write_fashion(folder: Path, *, zipped: bool = True) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for seed, (split, count) in enumerate((("train", 6), ("t10k", 4))):
+        images = np.random.default_rng(seed).integers(0, 256, (count, 28, 28), np.uint8)
+        files = {
+            f"{split}-images-idx3-ubyte": struct.pack(">4I", 0x803, count, 28, 28) + images.tobytes(),
+            f"{split}-labels-idx1-ubyte": struct.pack(">2I", 0x801, count) + bytes(range(count)),
+        }
+        for name, content in files.items():
+            path = folder / (f"{name}.gz" if zipped else name)
+            path.write_bytes(gzip.compress(content) if zipped else content)
+
+
+def write_image(path: Path, value: int, size: tuple[int, int] = (32, 32)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (value, 255 - value, 10)).save(path)
+
+
+def write_folders(root: Path, test: str = "test", size: tuple[int, int] = (32, 32)) -> None:
+    """Classes "ant" (red 50), "bee" (red 150) and "cat" (red 250), two training images each and one for test."""
+    for value, name in ((250, "cat"), (50, "ant"), (150, "bee")):
+        write_image(root / "train" / name / "1.png", value, size)
+        write_image(root / "train" / name / "2.JPG", value, size)
+        write_image(root / test / name / "1.png", value, size)
+
+
+# Loaders ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONFIGS / "data").glob("*.yaml")))
+def test_every_data_config_composes(name: str) -> None:
+    config = compose_config([f"data={name}"])
+    assert config.data.name == {"cifar10_jpeg": "image_folder"}.get(name, name)
+    assert config.epochs >= 1 and config.optim.step_epochs < config.epochs
+
+
+def test_digits_match_their_config() -> None:
+    config = compose_config([]).data
+    dataset = load(config)
+    assert dataset.train_images.shape == (1437, 1, 16, 16) and dataset.test_images.shape == (360, 1, 16, 16)
+    assert dataset.train_images.dtype == torch.uint8 and dataset.train_labels.dtype == torch.int64
+    assert sorted(set(dataset.test_labels.tolist())) == list(range(10))
+    values = dataset.train_images.double() / 255
+    assert [round(values.mean().item(), 4), round(values.std().item(), 4)] == [config.mean[0], config.std[0]]
+
+
+def test_cifar10_as_python_2_wrote_it(tmp_path: Path) -> None:
+    rows = write_cifar10(tmp_path)
+    dataset = load(configured("cifar10", tmp_path))
+    assert dataset.train_images.numpy().tobytes() == rows.tobytes()  # rows are the red, green and blue plane
+    assert dataset.train_images.shape == (20, 3, 32, 32) and dataset.test_images.shape == (4, 3, 32, 32)
+    assert dataset.train_labels[:6].tolist() == [0, 1, 2, 3, 1, 2] and dataset.classes == 10
+
+
+def test_cifar10_archive_is_unpacked_once(tmp_path: Path) -> None:
+    (tmp_path / "given").mkdir()
+    write_cifar10(tmp_path / "given")
+    root = tmp_path / "root"
+    root.mkdir()
+    with tarfile.open(root / "cifar-10-python.tar.gz", "w:gz") as tar:
+        tar.add(tmp_path / "given" / "cifar-10-batches-py", "cifar-10-batches-py")
+    assert len(load(configured("cifar10", root)).train_labels) == 20
+    assert sorted(path.name for path in root.iterdir()) == ["cifar-10-batches-py", "cifar-10-python.tar.gz"]
+
+
+def test_cifar100_takes_the_fine_labels(tmp_path: Path) -> None:
+    write_cifar100(tmp_path)
+    dataset = load(configured("cifar100", tmp_path))
+    assert dataset.train_labels.tolist() == [99, 0, 7] and dataset.classes == 100
+    assert dataset.test_images.numpy().tobytes() == random_rows(3, 1).tobytes()
+
+
+def test_imagenet32_labels_start_at_zero(tmp_path: Path) -> None:
+    write_imagenet32(tmp_path)
+    dataset = load(configured("imagenet32", tmp_path))
+    assert dataset.train_labels.tolist() == [0, 999] * 10 and dataset.classes == 1000
+    assert dataset.train_images[2:4].numpy().tobytes() == random_rows(2, 1).tobytes()
+
+
+@pytest.mark.parametrize(("below", "zipped"), [("FashionMNIST/raw", True), ("FashionMNIST/raw", False), (".", True)])
+def test_fashion_mnist(tmp_path: Path, below: str, zipped: bool) -> None:
+    write_fashion(tmp_path / below, zipped=zipped)
+    dataset = load(configured("fashion_mnist", tmp_path))
+    assert dataset.train_images.shape == (6, 1, 28, 28) and dataset.test_images.shape == (4, 1, 28, 28)
+    expected = np.random.default_rng(1).integers(0, 256, (4, 28, 28), np.uint8)
+    assert dataset.test_images.numpy().tobytes() == expected.tobytes()
+    assert dataset.train_labels.tolist() == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("test", ["test", "val"])
+def test_image_folder_labels_follow_the_names(tmp_path: Path, test: str) -> None:
+    write_folders(tmp_path, test)
+    (tmp_path / "train" / "ant" / "notes.txt").write_text("not an image")
+    dataset = load(configured("image_folder", tmp_path))
+    assert dataset.train_labels.tolist() == [0, 0, 1, 1, 2, 2] and dataset.classes == 3
+    assert dataset.test_images[:, 0, 16, 16].tolist() == [50, 150, 250]
+    assert (dataset.train_images[:, 0, 16, 16].int() - torch.tensor([50, 50, 150, 150, 250, 250])).abs().max() <= 2
+
+
+def test_image_folder_crops_the_centre(tmp_path: Path) -> None:
+    """A wide image, 64x16, with a white middle of 24x16: the middle 16x16 is what is left."""
+    write_folders(tmp_path)
+    image = Image.new("L", (64, 16))
+    image.paste(255, (20, 0, 44, 16))
+    image.save(tmp_path / "test" / "ant" / "1.png")
+    dataset = load(configured("image_folder", tmp_path, stored_size=8, size=8, mean=[0.5], std=[0.5]))
+    assert dataset.test_images.shape == (3, 1, 8, 8) and dataset.test_images[0].float().mean() == 255
+
+
+def test_imagenette_layout(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        for value, name in ((10, "n01440764"), (200, "n03888257")):
+            write_image(tmp_path / "imagenette2-160" / split / name / f"{name}_1.JPEG", value, (213, 160))
+    dataset = load(configured("imagenette", tmp_path, stored_size=160, augment="resized_crop_flip", size=128))
+    assert dataset.train_images.shape == (2, 3, 160, 160) and dataset.test_labels.tolist() == [0, 1]
+
+
+# Refusals -----------------------------------------------------------------------------------------------------
+
+
+class Malicious:
+    """A pickle that creates a file when it is read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return (open, (str(self.path), "w"))
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4, 5])
+def test_malicious_pickle_is_refused_and_not_run(tmp_path: Path, protocol: int) -> None:
+    write_cifar10(tmp_path)
+    batch = tmp_path / "cifar-10-batches-py" / "data_batch_3"
+    batch.write_bytes(pickle.dumps({"data": Malicious(tmp_path / "created"), "labels": []}, protocol))
+    message = refusal(configured("cifar10", tmp_path))
+    assert str(batch) in message and "open" in message
+    assert not (tmp_path / "created").exists()
+
+
+@pytest.mark.parametrize("value", [np.array([{}], dtype=object), np.zeros(2, "V8"), np.zeros(2, [("x", "i4")])])
+def test_arrays_of_other_than_numbers_are_refused(tmp_path: Path, value: np.ndarray) -> None:
+    (tmp_path / "file").write_bytes(pickle.dumps({"data": value}, protocol=2))
+    with pytest.raises(UserError, match="not allowed"):
+        read_pickled_arrays(tmp_path / "file")
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4])
+@pytest.mark.parametrize("value", [np.arange(6.0).reshape(2, 3), np.asfortranarray(np.arange(6).reshape(2, 3)),
+                                   np.arange(4, dtype=">i2"), np.ones(3, bool)])  # fmt: skip
+def test_unpickled_arrays_are_numpys(tmp_path: Path, value: np.ndarray, protocol: int) -> None:
+    (tmp_path / "file").write_bytes(pickle.dumps({"data": value, "scalar": np.float32(1.5)}, protocol))
+    content = read_pickled_arrays(tmp_path / "file")
+    assert content["data"].dtype == value.dtype and content["scalar"] == 1.5
+    np.testing.assert_array_equal(content["data"], value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"data": random_rows(4, 0), "labels": [0, 1, 2, 10]},
+        {"data": random_rows(4, 0), "labels": [0, 1, 2, -1]},
+        {"data": random_rows(4, 0), "labels": [0, 1, 2]},
+        {"data": random_rows(4, 0), "labels": [0, 1, 2, 0.5]},
+        {"data": random_rows(4, 0), "labels": [[0], [1, 2]]},
+        {"data": random_rows(4, 0)},
+        {"data": random_rows(4, 0)[:, :3000], "labels": [0] * 4},
+        {"data": random_rows(4, 0).astype(float), "labels": [0] * 4},
+        {"data": "text", "labels": []},
+        {"labels": [0]},
+        ["no", "dictionary"],
+    ],
+)
+def test_corrupt_cifar_batch_is_named(tmp_path: Path, content: object) -> None:
+    write_cifar10(tmp_path)
+    batch = tmp_path / "cifar-10-batches-py" / "test_batch"
+    batch.write_bytes(pickle.dumps(content, protocol=2))
+    assert str(batch) in refusal(configured("cifar10", tmp_path))
+
+
+def test_truncated_and_absent_cifar_batches_are_named(tmp_path: Path) -> None:
+    write_cifar10(tmp_path)
+    batch = tmp_path / "cifar-10-batches-py" / "data_batch_2"
+    batch.write_bytes(batch.read_bytes()[:5000])
+    assert str(batch) in refusal(configured("cifar10", tmp_path))
+    batch.unlink()
+    assert str(batch) in refusal(configured("cifar10", tmp_path))
+
+
+def test_imagenet32_label_0_is_refused(tmp_path: Path) -> None:
+    write_imagenet32(tmp_path, labels=[0, 1000])
+    message = refusal(configured("imagenet32", tmp_path))
+    assert "train_data_batch_1: corrupt: label 0: allowed: 1 to 1000" in message
+
+
+@pytest.mark.parametrize("damage", ["truncated", "not_gzip", "wrong_shape", "label", "absent"])
+def test_corrupt_fashion_mnist_is_named(tmp_path: Path, damage: str) -> None:
+    write_fashion(tmp_path / "FashionMNIST" / "raw")
+    kind = "labels-idx1" if damage == "label" else "images-idx3"
+    path = tmp_path / "FashionMNIST" / "raw" / f"train-{kind}-ubyte.gz"
+    if damage == "truncated":
+        path.write_bytes(path.read_bytes()[:-20])
+    elif damage == "not_gzip":
+        path.write_bytes(b"<html>not found</html>")
+    elif damage == "wrong_shape":
+        path.write_bytes(gzip.compress(struct.pack(">4I", 0x803, 6, 14, 56) + bytes(6 * 784)))
+    elif damage == "label":
+        path.write_bytes(gzip.compress(struct.pack(">2I", 0x801, 6) + bytes([0, 1, 2, 3, 4, 10])))
+    else:
+        path.unlink()
+    assert str(path) in refusal(configured("fashion_mnist", tmp_path))
+
+
+def test_truncated_image_is_named(tmp_path: Path) -> None:
+    write_folders(tmp_path)
+    path = tmp_path / "train" / "bee" / "2.JPG"
+    path.write_bytes(path.read_bytes()[:-200])
+    assert str(path) in refusal(configured("image_folder", tmp_path))
+
+
+def test_postscript_under_another_name_is_refused(tmp_path: Path) -> None:
+    """Pillow would hand EPS to Ghostscript."""
+    write_folders(tmp_path)
+    path = tmp_path / "train" / "bee" / "2.JPG"
+    with open(path, "wb") as file:
+        Image.new("RGB", (32, 32)).save(file, "EPS")
+    assert str(path) in refusal(configured("image_folder", tmp_path))
+
+
+def test_folders_that_are_missing_empty_or_without_a_class(tmp_path: Path) -> None:
+    assert "train/<class>/" in refusal(configured("image_folder", tmp_path))
+    (tmp_path / "train" / "ant").mkdir(parents=True)
+    assert "no folder test or val" in refusal(configured("image_folder", tmp_path))
+    (tmp_path / "test").mkdir()
+    assert f"{tmp_path / 'train'}: no images" in refusal(configured("image_folder", tmp_path))
+    write_folders(tmp_path)
+    write_image(tmp_path / "test" / "dog" / "1.png", 1)
+    assert str(tmp_path / "test" / "dog") in refusal(configured("image_folder", tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("cifar10", "cifar-10-python.tar.gz"),
+        ("cifar100", "cifar-100-python.tar.gz"),
+        ("fashion_mnist", "train-images-idx3-ubyte.gz"),
+        ("imagenette", "imagenette2-160.tgz"),
+    ],
+)
+def test_missing_data_without_network(tmp_path: Path, name: str, file: str) -> None:
+    """The line says which file goes where, and nothing is left behind."""
+    root = tmp_path / "new" / "root"
+    message = refusal(configured(name, root))
+    assert f"data.root={root}: " in message and "could not be downloaded (Connection refused)" in message
+    assert f"put {file}" in message and message.count(str(root)) == 2
+    assert list(tmp_path.iterdir()) == []
+    root.mkdir(parents=True)
+    refusal(configured(name, root))
+    assert root.exists() and list(root.iterdir()) == []
+
+
+def test_missing_imagenet32(tmp_path: Path) -> None:
+    message = refusal(configured("imagenet32", tmp_path))
+    assert "train_data_batch_1 to train_data_batch_10 and val_data" in message and str(tmp_path) in message
+
+
+def test_root_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for name in ("cifar10", "fashion_mnist", "image_folder"):
+        assert str(tmp_path / "file") in refusal(configured(name, tmp_path / "file"))
+
+
+def test_interrupted_download_is_not_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection breaks in the second of four files."""
+    finished = []
+
+    def break_off(url: str, folder: Path, name: str, md5: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"half")
+        if finished:
+            raise ConnectionResetError("Connection reset by peer")
+        finished.append(name)
+
+    monkeypatch.setattr(fetch, "download_url", break_off)
+    assert "Connection reset" in refusal(configured("fashion_mnist", tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    """The URL of a server on this host that serves `tmp_path`."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(QuietHandler, directory=str(tmp_path))) as http:
+        thread = threading.Thread(target=http.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{http.server_port}"
+        http.shutdown()
+        thread.join()
+
+
+def test_download_with_torchvision(
+    tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second load finds the folder. A wrong checksum is refused."""
+    write_cifar10(tmp_path)
+    archive = tmp_path / "cifar-10-python.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(tmp_path / "cifar-10-batches-py", "cifar-10-batches-py")
+    monkeypatch.setattr(fetch, "download_url", download_url)
+    monkeypatch.setattr("fgpipe.data.sources.CIFAR10.url", f"{server}/{archive.name}")
+    root = tmp_path / "root"
+    assert "corrupted" in refusal(configured("cifar10", root)) and not root.exists()
+    monkeypatch.setattr("fgpipe.data.sources.CIFAR10.tgz_md5", None)
+    assert len(load(configured("cifar10", root)).train_labels) == 20
+    assert [path.name for path in root.iterdir()] == ["cifar-10-batches-py"]
+    archive.unlink()
+    assert len(load(configured("cifar10", root)).train_labels) == 20
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("damage", ["truncated", "html", "other_folder", "outside"])
+def test_corrupt_archive_is_named(tmp_path: Path, damage: str) -> None:
+    archive = tmp_path / "root" / "cifar-10-python.tar.gz"
+    archive.parent.mkdir()
+    names = {"other_folder": "elsewhere/file", "outside": "../outside"}
+    with tarfile.open(archive, "w:gz") as tar:
+        entry = tarfile.TarInfo(names.get(damage, "cifar-10-batches-py/data_batch_1"))
+        entry.size = 100_000
+        tar.addfile(entry, io.BytesIO(np.random.default_rng(0).bytes(100_000)))
+    if damage == "truncated":
+        archive.write_bytes(archive.read_bytes()[:50_000])
+    if damage == "html":
+        archive.write_text("<html>not found</html>")
+    assert str(archive) in refusal(configured("cifar10", archive.parent))
+    assert list(archive.parent.iterdir()) == [archive] and list(tmp_path.iterdir()) == [archive.parent]
+
+
+def test_keys_that_do_not_fit_the_images() -> None:
+    three = [0.5] * 3
+    assert refusal(configured("digits", mean=three, std=three)).startswith("data.mean=[0.5, 0.5, 0.5]: allowed: 1 ")
+    assert refusal(configured("cifar10", mean=[0.5], std=[0.5])).startswith("data.mean=[0.5]: allowed: 3 ")
+    assert "1 or 3 numbers" in refusal(configured("image_folder", mean=[0.5] * 2, std=[0.5] * 2))
+    assert refusal(configured("cifar10", stored_size=16, size=16)).startswith("data.stored_size=16: allowed: 32")
+
+
+# Subsets ------------------------------------------------------------------------------------------------------
+
+
+def test_subsets_are_fixed_and_nested() -> None:
+    whole, small = load(configured("digits")), load(configured("digits", train_samples=50, test_samples=20))
+    larger = load(configured("digits", train_samples=80))
+    assert small.train_images.shape[0] == 50 and small.test_labels.shape == (20,)
+    assert torch.equal(small.train_images, larger.train_images[:50])
+    kept = {image.numpy().tobytes() for image in whole.train_images}
+    assert all(image.numpy().tobytes() in kept for image in small.train_images)
+
+
+@pytest.mark.parametrize(("split", "available"), [("train", 1437), ("test", 360)])
+def test_more_samples_than_there_are(split: str, available: int) -> None:
+    message = refusal(configured("digits", **{f"{split}_samples": available + 1}))
+    assert message.startswith(f"data.{split}_samples={available + 1}: allowed: 1 to {available}")
+    assert len(getattr(load(configured("digits", **{f"{split}_samples": available})), f"{split}_labels")) == available
+
+
+def test_image_folder_decodes_the_subset_alone(tmp_path: Path) -> None:
+    write_folders(tmp_path)
+    dataset = load(configured("image_folder", tmp_path, train_samples=2))
+    for path in (tmp_path / "train").rglob("*.*"):
+        content = path.read_bytes()
+        path.write_bytes(b"corrupt")
+        try:
+            again = load(configured("image_folder", tmp_path, train_samples=2))
+        except UserError:
+            path.write_bytes(content)  # one of the two
+        else:
+            assert torch.equal(again.train_images, dataset.train_images)
+    corrupt = [path for path in (tmp_path / "train").rglob("*.*") if path.read_bytes() == b"corrupt"]
+    assert len(corrupt) == 4
+
+
+# Batches ------------------------------------------------------------------------------------------------------
+
+
+def random_dataset(samples: int = 50, channels: int = 3, side: int = 32) -> Dataset:
+    rng = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (samples, channels, side, side), generator=rng, dtype=torch.uint8)
+    labels = torch.arange(samples)
+    return Dataset(images, labels, images[:21], labels[:21], samples)
+
+
+AUGMENTS = {
+    "none": configured("cifar10"),
+    "crop_flip": configured("cifar10", augment="crop_flip"),
+    "resized_crop_flip": configured("image_folder", augment="resized_crop_flip", size=24),
+}
+
+
+@pytest.mark.parametrize("augmentation", AUGMENTS)
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_shapes_layout_and_random_access(augmentation: str, channels: int, dtype: torch.dtype) -> None:
+    """Any batch is the same in any order of access and from another object; seeds, epochs and batches differ."""
+    config = DataConfig(**vars(AUGMENTS[augmentation]) | {"mean": [0.5] * channels, "std": [0.25] * channels})
+    dataset = random_dataset(channels=channels)
+    batches = Batches(dataset, config, 8, 3, dtype)
+    assert (batches.train_batches, batches.test_batches) == (6, 3)
+    keys = [(epoch, index) for epoch in range(2) for index in range(6)]
+    in_order = {key: batches.train(*key) for key in keys}
+    other = Batches(dataset, config, 8, 3, dtype)
+    for key in reversed(keys):
+        images, labels = other.train(*key)
+        assert images.shape == (8, channels, config.size, config.size) and images.dtype == dtype
+        assert images.is_contiguous(memory_format=torch.channels_last) and labels.dtype == torch.int64
+        assert torch.equal(images, in_order[key][0]) and torch.equal(labels, in_order[key][1])
+    seen = torch.cat([in_order[0, index][1] for index in range(6)]).tolist()
+    assert len(set(seen)) == 48
+    assert seen != torch.cat([in_order[1, index][1] for index in range(6)]).tolist()
+    assert not torch.equal(Batches(dataset, config, 8, 4, dtype).train(0, 0)[1], in_order[0, 0][1])
+    last, labels = batches.test(2)
+    assert last.shape == (5, channels, config.size, config.size) and labels.tolist() == [16, 17, 18, 19, 20]
+    assert last.dtype == dtype and last.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_normalisation_is_torchvisions(dtype: torch.dtype) -> None:
+    config = configured("cifar10", mean=[0.1, 0.5, 0.9], std=[0.2, 0.3, 0.4])
+    dataset = random_dataset()
+    batches = Batches(dataset, config, 10, 0, dtype)
+    expected = functional.normalize(dataset.test_images[:10].to(dtype) / 255, config.mean, config.std)
+    assert torch.equal(batches.test(0)[0], expected)
+    images, labels = batches.train(0, 0)
+    expected = functional.normalize(dataset.train_images[labels].to(dtype) / 255, config.mean, config.std)
+    assert torch.equal(images, expected)
+
+
+@pytest.mark.parametrize("padding", [0, 4])
+def test_crop_flip_is_torchvisions_on_each_sample(padding: int) -> None:
+    """Black padding, crop, flip, and only then normalisation; equal to the bit."""
+    config = configured("cifar10", augment="crop_flip", padding=padding)
+    dataset = random_dataset(64)
+    images, labels = Batches(dataset, config, 64, 5).train(1, 0)
+    boxes = augment.draw_crops(generator(5, "augment", 1, 0), 64, 32, padding)
+    for sample, label in enumerate(labels):
+        image = functional.pad(dataset.train_images[label], padding)
+        image = functional.crop(image, int(boxes.tops[sample]), int(boxes.lefts[sample]), 32, 32)
+        image = functional.hflip(image) if boxes.flips[sample] else image
+        expected = functional.normalize(image.float() / 255, config.mean, config.std)
+        assert torch.equal(images[sample], expected)
+    assert 0 < boxes.flips.sum() < 64
+    assert set(boxes.tops.tolist()) | set(boxes.lefts.tolist()) == set(range(2 * padding + 1))
+
+
+@pytest.mark.parametrize(("stored", "size"), [(40, 32), (32, 32)])
+def test_resized_crop_flip_is_torchvisions_on_each_sample(stored: int, size: int) -> None:
+    """float64, so that the tolerance (in units of 1/255) is rounding of the sampling positions alone."""
+    config = configured("image_folder", augment="resized_crop_flip", stored_size=stored, size=size, mean=[0] * 3,
+                        std=[1 / 255] * 3)  # fmt: skip
+    dataset = random_dataset(64, side=stored)
+    images, labels = Batches(dataset, config, 64, 5, torch.float64).train(1, 0)
+    boxes = augment.draw_resized_crops(generator(5, "augment", 1, 0), 64, stored)
+    for sample, label in enumerate(labels):
+        top, left, height, width = (
+            int(values[sample]) for values in (boxes.tops, boxes.lefts, boxes.heights, boxes.widths)
+        )
+        image = dataset.train_images[label].double()
+        expected = functional.resized_crop(image, top, left, height, width, [size, size], antialias=False)
+        expected = functional.hflip(expected) if boxes.flips[sample] else expected
+        torch.testing.assert_close(images[sample], expected, rtol=0, atol=1e-9)
+
+
+def test_drawn_boxes_have_the_stated_distribution() -> None:
+    """10,000 draws for side 100: inside the image, area and ratio in range up to rounding, both sides of 1."""
+    boxes = augment.draw_resized_crops(torch.Generator().manual_seed(0), 10_000, 100)
+    assert (boxes.tops >= 0).all() and (boxes.tops + boxes.heights).max() == 100
+    assert (boxes.lefts >= 0).all() and (boxes.lefts + boxes.widths).max() == 100
+    areas, ratios = boxes.heights * boxes.widths / 100**2, boxes.widths / boxes.heights
+    assert 0.075 < areas.min() < 0.09 and areas.max() > 0.95
+    assert 0.72 < ratios.min() < 0.77 and 1.3 < ratios.max() < 1.38
+    assert ratios.log().mean().abs() < 0.01
+    assert abs(boxes.flips.float().mean() - 0.5) < 0.025  # five standard deviations
+
+
+def test_centre_crop_of_test_images() -> None:
+    images = torch.zeros(1, 3, 160, 160, dtype=torch.uint8)
+    images[..., 20:140, 20:140] = 255
+    cropped = augment.centre_crop(images, 128)  # shrunk to 146 by 146; the white part is then 18.25 to 127.75
+    assert cropped.shape == (1, 3, 128, 128)
+    assert (cropped[0, 0, :, 64] > 127).nonzero()[[0, -1], 0].tolist() == [9, 118]
+    assert torch.equal(augment.centre_crop(images, 160), images)
+
+
+def test_batch_larger_than_the_training_part() -> None:
+    with pytest.raises(UserError, match=r"^batch_size=51: allowed: at most 50, .*data\.train_samples=None"):
+        Batches(random_dataset(), configured("cifar10"), 51, 0)
+
+
+@pytest.mark.parametrize("index", [-1, 5])
+def test_batches_that_do_not_exist(index: int) -> None:
+    batches = Batches(random_dataset(), configured("cifar10"), 10, 0)
+    for draw in (lambda: batches.train(0, index), lambda: batches.test(index)):
+        with pytest.raises(IndexError, match=f"batch {index}"):
+            draw()

@@ -1,0 +1,182 @@
+"""Forward mode computes what two backward passes compute: every estimate of the pipeline against the oracle.
+
+The pipeline (stages, tangents, lanes, feedback) trains a small net in float64 for three lock-step batches of random
+images; before each batch its weights are copied, and the oracle estimates the same gradients on the copy. Each
+parameter tensor must agree within 1e-9 relative: both are sums of at most some 1e5 products in float64, whose
+rounding is about 1e-13, and the guesses' heads divide by batch statistics of few samples, which costs some digits.
+
+A failure in weight space only points to the parameters' tangents, in activity space only to the block's own backward
+pass, for one head to its rule, at one depth to the lanes' plan, for random guesses to the redrawing of noise.
+"""
+
+import copy
+import itertools
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fgpipe.assembly import DataFacts, Plan, build_trainer
+from fgpipe.config import Config, compose_config
+from fgpipe.gradients.guess import redraw
+from fgpipe.gradients.oracle import Estimates, estimate
+from fgpipe.models.heads import Head
+from fgpipe.models.net import Net
+from fgpipe.observe.ledger import Ledger
+from fgpipe.observe.metrics import Metrics
+from fgpipe.optim import Optimizer
+from fgpipe.runtime.process import Cluster, Place
+from fgpipe.runtime.stage import Stage
+
+BATCH, STEPS, TOLERANCE = 8, 3, 1e-9
+SPACES = [("weight", "tensor"), ("weight", "block"), ("activity", "batch"), ("activity", "sample")]
+TARGETS = {"global": [], "local": [], "intermediate": ["target.depth=1"], "depth 3": ["target.depth=3"]}
+TRAINED, RANDOM = ("local", "ntk", "fixed_ntk"), ("gaussian", "rademacher")
+HEADS = ("cnn", "mlp", "linear", "predsim")
+
+
+def combinations() -> list[tuple[str, str, str, str, str]]:
+    """Guess, head, space, scope and target; random guesses for a global target have no head to vary."""
+    found = []
+    for (space, scope), target in itertools.product(SPACES, TARGETS):
+        for guess, head in itertools.product(TRAINED, HEADS):
+            found.append((guess, head, space, scope, target))
+        for guess in RANDOM:
+            for head in HEADS if target != "global" else HEADS[:1]:
+                found.append((guess, head, space, scope, target))
+    return found
+
+
+COVERING_16 = [
+    ("local", "cnn", "weight", "tensor", "global"),
+    ("local", "mlp", "weight", "block", "intermediate"),
+    ("local", "linear", "activity", "batch", "global"),
+    ("local", "predsim", "activity", "sample", "depth 3"),
+    ("local", "mlp", "weight", "tensor", "local"),
+    ("ntk", "mlp", "weight", "tensor", "intermediate"),
+    ("ntk", "linear", "activity", "batch", "local"),
+    ("fixed_ntk", "cnn", "weight", "block", "global"),
+    ("fixed_ntk", "predsim", "activity", "batch", "depth 3"),
+    ("gaussian", "cnn", "weight", "tensor", "global"),
+    ("gaussian", "linear", "activity", "batch", "local"),
+    ("gaussian", "mlp", "activity", "sample", "global"),
+    ("rademacher", "predsim", "weight", "block", "intermediate"),
+    ("rademacher", "cnn", "weight", "tensor", "local"),
+]
+
+
+class RecordingOptimizer(Optimizer):
+    """Keeps the last estimates that it was stepped with."""
+
+    def step(self, estimates, batch: int) -> None:
+        self.last = [estimate.clone() for estimate in estimates]
+        super().step(self.last, batch)
+
+
+class Pipeline:
+    """All stages in one process, as `python -m fgpipe.train` builds them, with what they learnt laid open."""
+
+    def __init__(self, config: Config, monkeypatch: pytest.MonkeyPatch, net: Net | None = None) -> None:
+        monkeypatch.setattr("fgpipe.assembly.Optimizer", RecordingOptimizer)
+        self.stages: list[Stage] = []
+        monkeypatch.setattr("fgpipe.assembly.Stage", self._stage)
+        self.config = config
+        facts = DataFacts(train_batches=1, test_batches=1, classes=5, channels=3, height=16, width=16)
+        self.plan = Plan.make(config, facts, net, rank=0, world_size=1)
+        place = Place(rank=0, world_size=1, local_rank=0, local_world_size=1)
+        blocks = self.plan.method.blocks
+        device = torch.device("cpu")
+        self.trainer = build_trainer(self.plan, Cluster(place), device, Metrics(blocks), Ledger(blocks))
+
+    def _stage(self, *arguments, **options) -> Stage:
+        self.stages.append(Stage(*arguments, **options))
+        return self.stages[-1]
+
+    def step(self, batch: int) -> tuple[Estimates, "Snapshot"]:
+        """Train on one batch; return what the oracle says of it, and the net as it was before."""
+        rng = torch.Generator().manual_seed(100 + batch)
+        images = torch.randn(BATCH, 3, 16, 16, generator=rng, dtype=torch.float64)
+        labels = torch.randint(0, 5, (BATCH,), generator=rng)
+        before = Snapshot(self, batch, images, labels)
+        self.trainer.train(batch, 1, lambda epoch, index: (images, labels))
+        return before.oracle(), before
+
+
+class Snapshot:
+    """The net before a batch."""
+
+    def __init__(self, pipeline: Pipeline, batch: int, images: Tensor, labels: Tensor) -> None:
+        self.method, self.seed, self.batch = pipeline.plan.method, pipeline.config.seed, batch
+        self.images, self.labels = images, labels
+        modules = [(stage.block, stage.head, stage.guess_head) for stage in pipeline.stages]
+        self.blocks, self.heads, self.guess_heads = (list(column) for column in zip(*copy.deepcopy(modules), strict=True))
+        for j, head in enumerate(self.guess_heads):
+            if head is not None:
+                redraw(head, self.method.guess, self.seed, j, batch)
+
+    def oracle(self) -> Estimates:
+        return estimate(
+            self.method, self.blocks, self.heads, self.guess_heads, self.images, self.labels,
+            seed=self.seed, batch=self.batch,
+        )  # fmt: skip
+
+
+def configuration(guess: str, head: str, space: str, scope: str, target: str, blocks: int, *more: str) -> Config:
+    return compose_config([
+        f"model=resnet18_{blocks}", f"guess={guess}", f"head={head}", f"space={space}", f"scope={scope}",
+        f"target={target if target in ('global', 'local') else 'intermediate'}", *TARGETS[target],
+        "model.width=0.08", "head.hidden=64", "dtype=float64", "window=1", f"batch_size={BATCH}", "optim.lr=0.01", "seed=1", *more,
+    ])  # fmt: skip
+
+
+def assert_close(got: Tensor, want: Tensor, where: str) -> None:
+    error = (got - want).norm() / want.norm().clamp_min(1e-30)
+    assert error <= TOLERANCE, f"{where}: relative error {error:.2e}"
+
+
+def assert_agrees(pipeline: Pipeline, wanted: Estimates, before: Snapshot, skip_samples: bool) -> None:
+    """Every parameter tensor of every block and head."""
+    method = pipeline.plan.method
+    for j, stage in enumerate(pipeline.stages):
+        if not (skip_samples and not method.is_plain(j)):
+            for got, (name, want) in zip(stage._optimizer.last, wanted.blocks[j].items(), strict=True):
+                assert_close(got, want, f"block {j} {name} at batch {before.batch}")
+        if stage.head is not None:
+            for got, (name, want) in zip(stage._head_optimizer.last, wanted.heads[j].items(), strict=True):
+                assert_close(got, want, f"head {j} {name} at batch {before.batch}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", combinations(), ids=" ".join)
+def test_8_blocks(case: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    check(case, 8, monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", COVERING_16, ids=" ".join)
+def test_16_blocks(case: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    check(case, 16, monkeypatch)
+
+
+def check(case: tuple[str, ...], blocks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline = Pipeline(configuration(*case, blocks), monkeypatch)
+    by_sample = case[3] == "sample"
+    for batch in range(STEPS):
+        replies = record_replies(pipeline, monkeypatch) if by_sample else {}
+        wanted, before = pipeline.step(batch)
+        assert_agrees(pipeline, wanted, before, skip_samples=by_sample)
+        for block, scalars in replies.items():
+            exact = wanted.scalars[block]
+            scale = exact.abs().sum()
+            assert abs(sum(scalars) - exact.sum()) <= TOLERANCE * scale, f"sum of the scalars of block {block}"
+
+
+def record_replies(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> dict[int, tuple[float, ...]]:
+    replies: dict[int, tuple[float, ...]] = {}
+    for stage in pipeline.stages:
+        apply = partial(type(stage).apply, stage)
+        monkeypatch.setattr(
+            stage, "apply", lambda feedback, apply=apply: (replies.update({feedback.receiver: feedback.scalars}), apply(feedback))
+        )
+    return replies
