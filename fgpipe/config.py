@@ -22,7 +22,9 @@ from fgpipe.errors import UserError, bad_value
 GUESSES = ("local", "ntk", "fixed_ntk", "gaussian", "rademacher", "end_to_end")
 SCOPES = {"weight": ("tensor", "block"), "activity": ("sample", "batch")}
 """Scopes of each space; the first is the paper's and the default."""
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+_PACKAGE = Path(__file__).resolve().parent
+CONFIGS = next(path for path in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if path.is_dir())
+"""The configuration files: inside an installed package, beside it in a checkout."""
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """This process among the others: rendezvous, sums over processes, and who is to blame when the job is ended."""
 
+import itertools
 import os
 import secrets
 import signal
@@ -16,6 +17,8 @@ from torch import Tensor
 from fgpipe.errors import bad_value
 from fgpipe.runtime.topology import Topology
 
+_runs = itertools.count()
+"""Runs that this process has begun; every process begins the same ones."""
 DATA_DEADLINE = timedelta(hours=1)
 """How long the others wait while the first process loads, or downloads, the data."""
 
@@ -64,7 +67,10 @@ class Cluster:
         self.place = place
         self.store: dist.Store | None = None
         if place.world_size > 1:
-            self.store, _, _ = next(dist.rendezvous("env://", place.rank, place.world_size))
+            # The store outlives a run: torchrun keeps it over restarts, and a program may call `train.run` again.
+            attempt = f"fgpipe/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{next(_runs)}"
+            shared, _, _ = next(dist.rendezvous("env://", place.rank, place.world_size))
+            self.store = dist.PrefixStore(attempt, shared)
         self.run = 0
 
     def share(self, facts: tuple[int, ...] | None) -> tuple[int, ...]:

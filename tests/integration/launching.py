@@ -1,0 +1,57 @@
+"""How the tests start real processes, and how they look for what is left of them."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def command(processes: int, *arguments: str) -> list[str]:
+    """`python ARGUMENTS` for one process, torchrun on a free port for more, or for one with `processes=0`."""
+    if processes == 1:
+        return [sys.executable, *arguments]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes or 1}"]
+    return [*launcher, *arguments]
+
+
+def environment() -> dict[str, str]:
+    """One thread per process, and the sources of this checkout."""
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def launch(processes: int, *arguments: str, timeout: float = 240, **options) -> subprocess.CompletedProcess[str]:
+    """Run to the end, and return exit code, stdout and stderr."""
+    return subprocess.run(
+        command(processes, *arguments), env=environment(), capture_output=True, text=True, timeout=timeout, **options
+    )
+
+
+def processes_with(marker: str) -> list[int]:
+    """Pids of living processes whose command line contains `marker`."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and marker in (entry / "cmdline").read_text():
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    return found
+
+
+def rank_of(pid: int) -> int:
+    """The rank that torchrun gave a worker."""
+    variables = Path(f"/proc/{pid}/environ").read_text().split("\0")
+    return int(next(value for name, _, value in (line.partition("=") for line in variables) if name == "RANK"))
+
+
+def wait_until(condition, seconds: float) -> bool:
+    """Poll until `condition()` holds; False when the time is over."""
+    give_up = time.monotonic() + seconds
+    while time.monotonic() < give_up:
+        if condition():
+            return True
+        time.sleep(0.1)
+    return bool(condition())

@@ -1,0 +1,91 @@
+"""Runs fgpipe.train with several configurations in one set of processes, and writes what no summary holds.
+
+Usage: [torchrun ... | python] recording.py FOLDER, where FOLDER/runs.json maps a name to a list of overrides. For each
+run and process: NAME-RANK.npz with every loss and the final weights, and NAME-RANK.json with the process's TCP
+connections and their bytes as the kernel counts them, taken when training is over.
+"""
+
+import json
+import os
+import re
+import socket
+import struct
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import fgpipe.assembly
+import fgpipe.train
+from fgpipe.config import compose_config
+from fgpipe.observe.metrics import Metrics
+
+RANK = os.environ.get("RANK", "0")
+BYTES_ACKED, BYTES_RECEIVED = 120, 128
+"""Offsets of two 64-bit counters in Linux's `struct tcp_info`."""
+
+
+class Recorded(Metrics):
+    """Keeps the mean loss of every batch."""
+
+    last: "Recorded"
+
+    def __init__(self, *arguments) -> None:
+        super().__init__(*arguments)
+        self.losses: dict[str, list[float]] = {}
+        Recorded.last = self
+
+    def record(self, block, training, losses, logits, labels) -> None:
+        super().record(block, training, losses, logits, labels)
+        self.losses.setdefault(f"loss/{training}/{block}", []).append(losses.double().mean().item())
+
+
+def connections() -> list[dict[str, int]]:
+    """Local and remote port, bytes acknowledged by the peer and bytes received, of this process's TCP connections."""
+    found = []
+    for descriptor in os.listdir("/proc/self/fd"):
+        try:
+            if not re.match("socket:", os.readlink(f"/proc/self/fd/{descriptor}")):
+                continue
+            with socket.socket(fileno=os.dup(int(descriptor))) as each:
+                information = each.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 192)
+                local, remote = each.getsockname()[1], each.getpeername()[1]
+        except OSError:
+            continue  # not TCP, or not connected
+        sent, received = (struct.unpack_from("Q", information, at)[0] for at in (BYTES_ACKED, BYTES_RECEIVED))
+        found.append({"local": local, "remote": remote, "sent": sent, "received": received})
+    return found
+
+
+def record(folder: Path, name: str, overrides: list[str]) -> None:
+    modules: dict[int, fgpipe.assembly.Modules] = {}
+    make = fgpipe.assembly._modules
+    figures = fgpipe.train._Run._figures
+
+    def remember(plan, j, device):
+        modules[j] = make(plan, j, device)
+        return modules[j]
+
+    def count(self, seconds):
+        self._cluster.barrier()
+        (folder / f"{name}-{RANK}.json").write_text(json.dumps(connections()))
+        return figures(self, seconds)
+
+    fgpipe.assembly._modules, fgpipe.train._Run._figures = remember, count
+    try:
+        fgpipe.train.run(compose_config([*overrides, f"run_dir={folder / name}"]))
+    finally:
+        fgpipe.assembly._modules, fgpipe.train._Run._figures = make, figures
+    arrays = {key: np.array(values) for key, values in Recorded.last.losses.items()}
+    for j, each in modules.items():
+        for kind, module in (("block", each.block), ("head", each.head)):
+            for key, tensor in (module.state_dict() if module is not None else {}).items():
+                arrays[f"{kind}/{j}/{key}"] = tensor.to(torch.float64).numpy()
+    np.savez(folder / f"{name}-{RANK}.npz", **arrays)
+
+
+if __name__ == "__main__":
+    fgpipe.train.Metrics = Recorded
+    for name, overrides in json.loads((Path(sys.argv[1]) / "runs.json").read_text()).items():
+        record(Path(sys.argv[1]), name, overrides)

@@ -1,0 +1,105 @@
+"""Processes change nothing: one process and 2, 4 and 8 under torchrun compute the same bits."""
+
+import itertools
+import json
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.integration.launching import ROOT, launch
+
+STEPS, BATCH = 20, 32
+WINDOWS = ("1", "3", "auto")
+METHODS = {
+    "global": ["target=global"],
+    "intermediate": ["target=intermediate"],
+    "local": ["target=local"],
+    "activity": ["space=activity", "guess=gaussian", "optim.lr=0.01"],
+    "local-ntk": ["target=local", "guess=ntk", "space=activity", "head=linear"],
+}
+COMMON = [
+    "epochs=2", f"data.train_samples={STEPS * BATCH // 2}", f"batch_size={BATCH}", "data.test_samples=50",
+    "model.width=0.07", "threads=1", "device=cpu", "observe.tensorboard=false",
+]  # fmt: skip
+RUNS = {
+    f"{name}-{window}": [*COMMON, *overrides, f"window={window}"]
+    for (name, overrides), window in itertools.product(METHODS.items(), WINDOWS)
+}
+RUNS["eager"] = [*COMMON, "feedback=eager"]
+SIXTEEN = {"plain": [*COMMON, "model=resnet18_16", "window=auto", "scope=block", "model.width=0.1"]}
+
+
+def recorded(folder: Path, processes: int, runs: dict[str, list[str]]) -> dict[str, dict[str, np.ndarray]]:
+    folder.mkdir()
+    (folder / "runs.json").write_text(json.dumps(runs))
+    done = launch(processes, str(ROOT / "tests/integration/recording.py"), str(folder))
+    assert done.returncode == 0, done.stderr
+    results: dict[str, dict[str, np.ndarray]] = {name: {} for name in runs}
+    for name, arrays in results.items():
+        for file in folder.glob(f"{name}-*.npz"):
+            arrays.update(np.load(file))
+    return results
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, np.ndarray]]:
+    return recorded(tmp_path_factory.mktemp("runs") / "one", 1, RUNS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 4, 8])
+def test_processes_change_nothing(processes: int, one, tmp_path: Path) -> None:
+    """Every loss of 20 steps, of the tests between, and every final weight and statistic, bit for bit."""
+    many = recorded(tmp_path / "many", processes, RUNS)
+    for name in RUNS:
+        if name == "eager":
+            continue  # the order of its updates depends on timing; see test_eager
+        assert one[name].keys() == many[name].keys()
+        assert len(one[name]["loss/True/7"]) == STEPS
+        differing = [key for key, value in one[name].items() if not np.array_equal(value, many[name][key])]
+        assert not differing, f"{name}: {differing[:5]}"
+    check_eager(tmp_path / "many" / "eager" / "summary.json")
+
+
+def check_eager(summary: Path) -> None:
+    """Staleness is recorded, and never reaches the window."""
+    figures = json.loads(summary.read_text())
+    for block, window in enumerate(figures["windows"]):
+        staleness = figures["staleness"][str(block)]
+        assert 0 <= staleness["min"] <= staleness["mean"] <= staleness["max"] <= window - 1
+
+
+def test_windows_change_something(one) -> None:
+    """Were the window ignored, the equality above would say nothing."""
+    for name in ("global", "intermediate", "activity"):
+        by_window = [one[f"{name}-{window}"]["loss/True/7"] for window in WINDOWS]
+        assert not any(np.array_equal(a, b) for a, b in itertools.combinations(by_window, 2))
+
+
+@pytest.mark.slow
+def test_sixteen_blocks_in_four_processes(tmp_path: Path) -> None:
+    """A partition of unequal runs of blocks."""
+    runs = (recorded(tmp_path / str(n), n, SIXTEEN)["plain"] for n in (1, 4))
+    first, second = runs
+    assert first.keys() == second.keys() and all(np.array_equal(first[key], second[key]) for key in first)
+    assert json.loads((tmp_path / "4" / "plain" / "summary.json").read_text())["blocks_per_process"] != [4, 4, 4, 4]
+
+
+def test_staleness_is_the_window(one, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """In order, a batch's scalars are applied exactly W - 1 updates late once the pipeline is full."""
+    summary = next(tmp_path_factory.getbasetemp().glob("runs*/one/global-3/summary.json"))
+    figures = json.loads(summary.read_text())
+    assert figures["windows"] == [3] * 7 + [1]
+    for block in range(7):
+        assert figures["staleness"][str(block)]["max"] == 2
+        assert figures["staleness"][str(block)]["min"] == 0
+    assert figures["staleness"]["7"] == {"min": 0.0, "mean": 0.0, "max": 0.0}
+
+
+def test_torchrun_with_one_process(tmp_path: Path) -> None:
+    """World size 1 under torchrun is one process too."""
+    arguments = [*COMMON, f"run_dir={tmp_path / 'run'}"]
+    done: subprocess.CompletedProcess[str] = launch(0, "-m", "fgpipe.train", *arguments)
+    assert done.returncode == 0, done.stderr
