@@ -13,6 +13,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -201,6 +202,8 @@ def compose_config(overrides: Sequence[str]) -> Config:
         UserError: an unknown key or group choice, a value of the wrong type, or one that `check` refuses.
     """
     ConfigStore.instance().store(name="schema", node=Config)
+    for override in overrides:
+        _check_syntax(override)
     try:
         with initialize_config_dir(config_dir=str(CONFIGS), version_base="1.3"):
             composed = compose("train", overrides=list(overrides))
@@ -213,6 +216,16 @@ def compose_config(overrides: Sequence[str]) -> Config:
     return config
 
 
+def _check_syntax(override: str) -> None:
+    if not re.match(r"[A-Za-z_][\w.]*=", override):
+        raise UserError(f"{override}: allowed: key=value")
+    try:
+        OverridesParser.create().parse_override(override)
+    except HydraException as error:
+        reason = " ".join(str(error).split()).partition(" See https")[0]
+        raise UserError(f"{override}: the value cannot be read ({reason}); quote it as in key='value'") from error
+
+
 def _explain(error: Exception, overrides: Sequence[str]) -> str:
     """One line from an error of Hydra or OmegaConf, naming the override at fault where it can be told."""
     text = " ".join(str(error).split())
@@ -221,14 +234,15 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
         options = " | ".join(sorted(group[3].split()))
         return f"{group[1].split('/')[-1]}={group[2]}: allowed: {options}"
     key = getattr(error, "full_key", None) or getattr(error.__cause__, "full_key", None)
+    unknown = re.search(r"Key '([^']+)'(?: is)? not in|Could not override '([^']+)'", text)
     for override in overrides:
-        name, _, value = override.lstrip("+~").partition("=")
-        if key and name == key and "is not in struct" not in text and "not in 'Config'" not in text:
-            reason = re.sub(r"\s*full_key:.*", "", str(error.__cause__ or error).replace("\n", " "))
-            return f"{name}={value}: {reason}"
-        if name and f"'{name}'" in text and ("struct" in text or "Could not override" in text):
+        name, _, value = override.partition("=")
+        if unknown and name.split(".")[-1] == (unknown[2] or unknown[1]).split(".")[-1]:
             near = difflib.get_close_matches(name, known_keys(), n=3)
-            return f"{override}: no such key" + (f"; did you mean {', '.join(near)}?" if near else "")
+            return f"{override}: no such key" + (f"; did you mean {' or '.join(near)}?" if near else "; --help lists all")
+        if name == key or f"merging override {override}" in text:
+            reason = re.sub(r"\s*full_key:.*", "", " ".join(str(error.__cause__ or error).split()))
+            return f"{name}={value}: " + (f"allowed: {RULES[name][1]}" if name in RULES else reason)
     return text
 
 

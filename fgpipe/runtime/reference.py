@@ -32,7 +32,7 @@ class OracleTrainer:
         metrics: Metrics,
         seed: int,
     ) -> None:
-        self._blocks, self._heads, self._guess_heads = blocks, heads, guess_heads
+        self.blocks, self.heads, self._guess_heads = blocks, heads, guess_heads
         self._method, self._metrics, self._seed = method, metrics, seed
         self._optimizers = [make_optimizer([block]) for block in blocks]
         self._head_optimizers = [make_optimizer([head]) if head is not None else None for head in heads]
@@ -51,9 +51,9 @@ class OracleTrainer:
             if head is not None:
                 redraw(head, self._method.guess, self._seed, j, batch)
         found = estimate(
-            self._method, self._blocks, self._heads, self._guess_heads, images, labels, seed=self._seed, batch=batch
+            self._method, self.blocks, self.heads, self._guess_heads, images, labels, seed=self._seed, batch=batch
         )
-        for j, (block, head) in enumerate(zip(self._blocks, self._heads, strict=True)):
+        for j, (block, head) in enumerate(zip(self.blocks, self.heads, strict=True)):
             self._optimizers[j].step(in_order(block, found.blocks[j]), batch)
             if head is not None:
                 self._head_optimizers[j].step(in_order(head, found.heads[j]), batch)
@@ -66,13 +66,13 @@ class OracleTrainer:
         assert source is not None
         for index in range(batches):
             x, labels = (tensor.to(self._device) for tensor in source(epoch, index))
-            for j, (block, head) in enumerate(zip(self._blocks, self._heads, strict=True)):
+            for j, (block, head) in enumerate(zip(self.blocks, self.heads, strict=True)):
                 x = block(x)
                 if head is not None:
                     self._metrics.record(j, False, *head.losses(x, labels), labels)
 
     def _mode(self, training: bool) -> None:
-        for module in (*self._blocks, *self._heads):
+        for module in (*self.blocks, *self.heads):
             if module is not None:
                 module.train(training)
 

@@ -1,0 +1,90 @@
+"""How far per-sample scalars from one tangent are from the exact projection of every sample.
+
+    python -m fgpipe.study.per_sample [key=value ...]
+
+Batch norm couples the samples of a batch, so <gradient of the loss, guess of sample i> would need a tangent per
+sample. Forward mode pushes the guesses of the whole batch as one tangent and reads the derivative of each sample's own
+loss (design: activity space, scope sample). This trains a net with the oracle, which projects exactly, and then prints
+for each block, over some training batches: the cosine of the two estimates, the cosine of either with the true
+gradient of the block, and the relative difference of the two sums of scalars, which should be rounding.
+"""
+
+import sys
+from dataclasses import astuple
+
+import torch
+from torch import Tensor
+
+from fgpipe.assembly import DTYPES, DataFacts, Plan, build_trainer
+from fgpipe.config import compose_config
+from fgpipe.data import Batches, load
+from fgpipe.errors import UserError
+from fgpipe.gradients import Tangent, linearize, linearize_losses
+from fgpipe.gradients.estimator import activity_estimate, activity_squared_norms, coefficients
+from fgpipe.gradients.probes import read
+from fgpipe.observe.ledger import Ledger
+from fgpipe.observe.metrics import Metrics
+from fgpipe.runtime.process import Cluster, Place
+from fgpipe.runtime.reference import OracleTrainer
+
+BATCHES = 10
+OVERRIDES = ["space=activity", "scope=sample", "guess=local", "target=global", "tangents=oracle", "window=1"]
+
+
+def main(arguments: list[str]) -> int:
+    """Train, measure, print; returns the exit code."""
+    try:
+        config = compose_config([*OVERRIDES, *arguments])
+        dataset = load(config.data)
+        batches = Batches(dataset, config.data, config.batch_size, config.seed, DTYPES[config.dtype])
+    except UserError as error:
+        print(f"fgpipe: {error}", file=sys.stderr)
+        return 2
+    place = Place(rank=0, world_size=1, local_rank=0, local_world_size=1)
+    torch.set_num_threads(place.threads(config.threads))
+    plan = Plan.make(config, DataFacts.of(dataset, batches, config.data.size), None, *astuple(place)[:2])
+    metrics = Metrics(plan.method.blocks)
+    trainer = build_trainer(plan, Cluster(place), torch.device("cpu"), metrics, Ledger(plan.method.blocks))
+    assert isinstance(trainer, OracleTrainer)
+    for epoch in range(config.epochs):
+        trainer.train(epoch, batches.train_batches, batches.train)
+    rows = torch.stack([compare(trainer, *batches.train(config.epochs, b)) for b in range(BATCHES)]).mean(dim=0)
+    print("block  cos(one tangent, exact)  cos(one tangent, gradient)  cos(exact, gradient)  sums differ by")
+    for block, (both, ours, exact, difference) in enumerate(rows.tolist()):
+        print(f"{block:>5}  {both:>23.4f}  {ours:>26.4f}  {exact:>20.4f}  {difference:>14.1e}")
+    return 0
+
+
+def compare(trainer: OracleTrainer, images: Tensor, labels: Tensor) -> Tensor:
+    """`[J - 1, 4]`: the columns that `main` prints, on one batch."""
+    outputs, pushes = [images], []
+    for block in trainer.blocks:
+        y, push = linearize(block, outputs[-1])
+        outputs.append(y)
+        pushes.append(push)
+    losses, _, push_losses = linearize_losses(trainer.heads[-1], outputs[-1], labels)
+    rows = []
+    for j, block in enumerate(trainer.blocks[:-1]):
+        y, parameters = outputs[j + 1], list(block.parameters())
+        guess = torch.autograd.grad(trainer.heads[j].losses(y, labels)[0].mean(), y, retain_graph=True)[0]
+        target = torch.autograd.grad(losses.mean(), [y, *parameters], retain_graph=True)
+        tangent: Tangent | None = Tangent((0,), guess)
+        for push in pushes[j + 1 :]:
+            tangent = push(tangent, {})
+        assert tangent is not None
+        one_tangent = read(push_losses(tangent), "sample")[0]
+        exact = (target[0] * guess).flatten(1).sum(dim=1)
+        norms = activity_squared_norms(guess, "sample")
+        estimates = [
+            torch.autograd.grad(y, parameters, activity_estimate(guess, coefficients(c, norms)), retain_graph=True)
+            for c in (one_tangent, exact)
+        ]
+        ours, theirs, true = (torch.cat([g.flatten() for g in gradients]) for gradients in (*estimates, target[1:]))
+        cosine = torch.nn.functional.cosine_similarity
+        difference = (one_tangent.sum() - exact.sum()).abs() / exact.sum().abs()
+        rows.append(torch.stack([cosine(ours, theirs, 0), cosine(ours, true, 0), cosine(theirs, true, 0), difference]))
+    return torch.stack(rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

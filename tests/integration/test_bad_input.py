@@ -1,0 +1,70 @@
+"""Bad input under torchrun: one line, exit code 2 from the worker, no traceback of ours, nothing left behind."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from fgpipe.train import main
+from tests.integration.launching import launch, processes_with
+
+CASES = {
+    "a wrong value": (8, ["model.width=-1"], "model.width=-1: allowed: a finite number above 0"),
+    "a wrong choice": (8, ["guess=psychic"], "guess=psychic: allowed: local | ntk | fixed_ntk"),
+    "missing data": (8, ["data=image_folder", "data.root=nowhere-at-all"], "nowhere-at-all"),
+    "too many processes": (9, [], "nproc_per_node=9: allowed: at most one process per block (model.blocks=8)"),
+    "the oracle in two": (2, ["tangents=oracle", "window=1"], "tangents=oracle: allowed: forward with 2 processes"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_under_torchrun(case: tuple[int, list[str], str], tmp_path: Path) -> None:
+    processes, overrides, expected = case
+    marker = f"run_dir={tmp_path / 'run'}"
+    done = launch(processes, "-m", "fgpipe.train", marker, *overrides, cwd=tmp_path)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("fgpipe: ")]
+    assert len(lines) == 1 and expected in lines[0], done.stderr
+    assert "fgpipe/" not in done.stderr, "no traceback through our files; torchrun's own is its way to end"
+    assert done.returncode != 0 and re.search(r"exitcode\s*: 2", done.stderr), "torchrun reports the worker's exit code"
+    assert not (tmp_path / "run").exists() and not list(tmp_path.iterdir())
+    assert not processes_with(marker)
+
+
+def corrupt_image(folder: Path) -> list[str]:
+    for part in ("train", "test"):
+        (folder / "images" / part / "cat").mkdir(parents=True)
+        (folder / "images" / part / "cat" / "0001.jpg").write_bytes(b"\xff\xd8\xff\xe0 this is no image")
+    return ["data=image_folder", f"data.root={folder / 'images'}"]
+
+
+def not_empty(folder: Path) -> list[str]:
+    (folder / "run").mkdir()
+    (folder / "run" / "summary.json").write_text("{}")
+    return []
+
+
+IN_PROCESS = {
+    "corrupt image": (corrupt_image, "0001.jpg"),
+    "run folder in use": (not_empty, "a folder that does not exist yet or is empty"),
+    "scope of the other space": (lambda folder: ["space=activity", "scope=tensor"], "scope=tensor: allowed: sample | batch"),
+    "negative depth": (lambda folder: ["target=intermediate", "target.depth=-1"], "target.depth=-1: allowed"),
+    "no such key": (lambda folder: ["model.widht=1"], "model.width"),
+    "not a number": (lambda folder: ["epochs=many"], "epochs=many"),
+    "no such file": (lambda folder: ["optim=sgdd"], "optim=sgdd: allowed: constant | one_cycle | step"),
+    "more than there are": (lambda folder: ["data.train_samples=99999"], "data.train_samples=99999"),
+    "less than a batch": (lambda folder: ["data.train_samples=10"], "10"),
+}
+
+
+@pytest.mark.parametrize("case", IN_PROCESS.values(), ids=IN_PROCESS.keys())
+def test_in_one_process(case, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare, expected = case
+    monkeypatch.chdir(tmp_path)
+    overrides = prepare(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    assert main([f"run_dir={tmp_path / 'run'}", *overrides]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("fgpipe: ") and captured.err.count("\n") == 1, captured.err
+    assert expected in captured.err
+    assert sorted(tmp_path.rglob("*")) == before, "nothing is written and nothing is lost"

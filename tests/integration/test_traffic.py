@@ -1,0 +1,121 @@
+"""Only scalars come back: by the ledger, which counts at the sockets, and by the kernel's own counters."""
+
+import json
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+from tests.integration.launching import ROOT, launch
+
+BLOCKS, BATCHES = 8, 12
+COMMON = [
+    "epochs=1", "batch_size=32", f"data.train_samples={32 * BATCHES}", "data.test_samples=32", "model.width=0.125",
+    "threads=1", "device=cpu", "observe.tensorboard=false",
+]  # fmt: skip
+RUNS = {
+    "tensor": [*COMMON, "target=global", "scope=tensor"],
+    "block": [*COMMON, "target=intermediate", "scope=block"],
+    "sample": [*COMMON, "target=global", "space=activity", "guess=rademacher"],
+    "local": [*COMMON, "target=local"],
+    "backpropagation": [*COMMON, "guess=end_to_end"],
+}
+TENSORS = [9, 6, 9, 6, 9, 6, 9]
+"""Parameter tensors of each block that asks."""
+TRANSPORT = 64 * 1024
+"""Bytes that gloo and zmq may add between two processes: greetings, heartbeats, and 48 bytes or so of gloo's for each
+message that a receiver is ready for, of which a run here has some tens."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("traffic")
+    (folder / "runs.json").write_text(json.dumps(RUNS))
+    done = launch(BLOCKS, str(ROOT / "tests/integration/recording.py"), str(folder))
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def ledger(folder: Path, name: str) -> dict[tuple[int, int], dict[str, dict[str, int]]]:
+    links = json.loads((folder / name / "summary.json").read_text())["bytes"]
+    return {(int(a), int(b)): kinds for (a, b), kinds in ((link.split("->"), kinds) for link, kinds in links.items())}
+
+
+def kernel(folder: Path, name: str) -> dict[tuple[int, int], int]:
+    """Bytes that the process of one block received from that of another, paired by ports."""
+    sockets = {rank: json.loads((folder / f"{name}-{rank}.json").read_text()) for rank in range(BLOCKS)}
+    owner = {each["local"]: rank for rank, all in sockets.items() for each in all}
+    received: dict[tuple[int, int], int] = defaultdict(int)
+    for rank, all in sockets.items():
+        for each in all:
+            if each["remote"] in owner and owner[each["remote"]] != rank:
+                received[owner[each["remote"]], rank] += each["received"]
+    return received
+
+
+def downward(links: dict) -> dict:
+    return {(a, b): value for (a, b), value in links.items() if a > b}
+
+
+@pytest.mark.slow
+def test_weight_space(folder: Path) -> None:
+    """From the last block straight to each that asks: one message a batch, 64 bytes for it and 64 for each probe."""
+    links = downward(ledger(folder, "tensor"))
+    assert set(links) == {(7, j) for j in range(7)}
+    for (_, j), kinds in links.items():
+        assert set(kinds) == {"feedback"} and kinds["feedback"]["messages"] == BATCHES
+        assert kinds["feedback"]["bytes"] <= BATCHES * (64 + 64 * TENSORS[j])
+
+
+@pytest.mark.slow
+def test_intermediate(folder: Path) -> None:
+    """From the next block: one probe, one message a batch."""
+    links = downward(ledger(folder, "block"))
+    assert set(links) == {(j + 1, j) for j in range(7)}
+    for kinds in links.values():
+        assert set(kinds) == {"feedback"} and kinds["feedback"]["bytes"] <= BATCHES * (64 + 64)
+
+
+@pytest.mark.slow
+def test_per_sample(folder: Path) -> None:
+    """32 scalars of 9 bytes, nothing else."""
+    for kinds in downward(ledger(folder, "sample")).values():
+        assert set(kinds) == {"feedback"} and kinds["feedback"]["bytes"] <= BATCHES * (64 + 5 + 9 * 32)
+
+
+@pytest.mark.slow
+def test_local(folder: Path) -> None:
+    """A local target sends nothing back at all, and no tangents up."""
+    links = ledger(folder, "local")
+    assert not downward(links)
+    assert all("tangents" not in kinds for kinds in links.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["tensor", "block", "sample", "local"])
+def test_kernel_agrees(folder: Path, name: str) -> None:
+    """The kernel saw no more downward bytes than the ledger's, but for the transport's own."""
+    counted, seen = downward(ledger(folder, name)), downward(kernel(folder, name))
+    assert len(seen) >= 7, "neighbours are connected"
+    for link, received in seen.items():
+        assert received <= counted.get(link, {}).get("feedback", {}).get("bytes", 0) + TRANSPORT
+
+
+@pytest.mark.slow
+def test_kernel_agrees_upward(folder: Path) -> None:
+    """The same counters show the activations and tangents, so they do see what crosses a link."""
+    counted, seen = ledger(folder, "tensor"), kernel(folder, "tensor")
+    for j in range(7):
+        sent = sum(kind["bytes"] for kind in counted[j, j + 1].values())
+        assert sent <= seen[j, j + 1] <= sent + TRANSPORT
+
+
+@pytest.mark.slow
+def test_backpropagation_is_the_control(folder: Path) -> None:
+    """On the same split, backpropagation sends the gradient of every activation down, and both counts show it."""
+    counted, seen = ledger(folder, "backpropagation"), kernel(folder, "backpropagation")
+    for j in range(7):
+        gradients, activations = counted[j + 1, j]["gradients"]["bytes"], counted[j, j + 1]["activations"]["bytes"]
+        assert gradients == activations * BATCHES // (BATCHES + 1), "as many as training activations"
+        assert gradients <= seen[j + 1, j] <= gradients + TRANSPORT
+    assert sum(kinds["gradients"]["bytes"] for kinds in downward(counted).values()) > 1e6
