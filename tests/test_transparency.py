@@ -28,6 +28,7 @@ from fgpipe.observe.metrics import Metrics
 from fgpipe.optim import Optimizer
 from fgpipe.runtime.process import Cluster, Place
 from fgpipe.runtime.stage import Stage
+from fgpipe.train import run
 
 BATCH, STEPS, TOLERANCE = 8, 3, 1e-9
 SPACES = [("weight", "tensor"), ("weight", "block"), ("activity", "batch"), ("activity", "sample")]
@@ -180,3 +181,51 @@ def record_replies(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> dict[
             stage, "apply", lambda feedback, apply=apply: (replies.update({feedback.receiver: feedback.scalars}), apply(feedback))
         )
     return replies
+
+
+class Gated(nn.Module):
+    """A block of a kind that has no tangent rule of ours."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.norm = nn.GroupNorm(2, channels)
+        self.gain = nn.Parameter(torch.ones(channels, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.gain * torch.tanh(self.norm(self.conv(x)))
+
+
+def vgg_like() -> Net:
+    """A user's own net: VGG-like blocks, one without a rule, and heads of two kinds."""
+    torch.manual_seed(5)
+    blocks = [
+        nn.Sequential(nn.Conv2d(3, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2)),
+        Gated(6),
+        nn.Sequential(nn.Conv2d(6, 8, 3, padding=1), nn.ReLU(inplace=True), nn.AvgPool2d(2)),
+        nn.Sequential(nn.Flatten(), nn.Linear(128, 16), nn.Softplus()),
+    ]
+    widths = (384, 384, 128)
+    heads = [Head(nn.Flatten(), nn.Linear(width, 5)) for width in widths]
+    return Net(blocks, [*heads, Head(nn.BatchNorm1d(16), nn.Linear(16, 5))])
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("space, scope", SPACES[:3])
+def test_a_net_of_your_own(space: str, scope: str, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = vgg_like()
+    config = configuration("local", "linear", space, scope, target, 8)
+    config.model.blocks = len(net.blocks)
+    pipeline = Pipeline(config, monkeypatch, net)
+    for batch in range(STEPS):
+        assert_agrees(pipeline, *pipeline.step(batch), skip_samples=False)
+
+
+def test_a_net_of_your_own_by_name(tmp_path) -> None:
+    """Through the public entry, on real digits, with a window and activity graphs in flight."""
+    blocks = [nn.Sequential(nn.Conv2d(1, 8, 3), nn.GELU()), Gated(8), nn.Sequential(nn.Conv2d(8, 8, 3), nn.ReLU())]
+    heads = [Head(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 10)) for _ in blocks]
+    overrides = ["epochs=3", "data.train_samples=640", "space=activity", "window=auto", "observe.tensorboard=false", f"run_dir={tmp_path / 'run'}"]
+    figures = run(compose_config(overrides), Net(blocks, heads))
+    assert figures["windows"] == [3, 2, 1]
+    assert figures["test_accuracy"] > 0.2, "twice as good as chance"
