@@ -10,4 +10,5 @@ class UserError(Exception):
 
 def bad_value(key: str, value: object, allowed: str) -> UserError:
     """The error for a configuration key: `key=value: allowed: ...`."""
-    return UserError(f"{key}={value}: allowed: {allowed}")
+    shown = f"{value:g}" if isinstance(value, float) else value
+    return UserError(f"{key}={shown}: allowed: {allowed}")
