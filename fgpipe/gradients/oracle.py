@@ -1,11 +1,13 @@
-"""The definition of every estimator: two backward passes in one process, then the projection (paper, A.3).
+"""The definition of every estimator: a backward pass from the target, one from the guess's loss, then the projection
+(paper, A.3).
 
-One forward pass runs the whole net and its heads, so batch statistics are those of that pass in both backward
+One forward pass runs the whole net and its heads, so batch statistics are those of that pass in all backward
 passes, and running statistics are updated once. Nothing here uses tangents: it is what forward mode is held to.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -57,36 +59,49 @@ def estimate(
     evaluated = [head.losses(y, labels) if head is not None else (None, None) for head, y in zip(heads, outputs, strict=True)]
     losses = [loss for loss, _ in evaluated]
     result = Estimates([], [], [], losses, [logits for _, logits in evaluated])
+    through = [method.is_plain(j) or method.guess == "end_to_end" for j in range(method.blocks)]
+    places = [
+        tuple(block.parameters()) if plain or method.space == "weight" else (y,)
+        for block, plain, y in zip(blocks, through, outputs, strict=True)
+    ]
+    gradients: dict[int, Sequence[Tensor]] = {}
+    guesses: dict[int, Sequence[Tensor]] = {}
+    for t, (loss, head) in enumerate(zip(losses, heads, strict=True)):  # one backward pass for each loss
+        if loss is None:
+            result.heads.append({})
+            continue
+        asking = [j for j in range(method.blocks) if method.target(j) == t]
+        guessing = [t] if method.guess == "local" and not through[t] else []
+        wanted = [*(places[j] for j in (*asking, *guessing)), tuple(head.parameters())]
+        *found, of_head = _backward(loss, wanted)
+        gradients.update(zip(asking, found))
+        guesses.update(zip(guessing, found[len(asking) :]))
+        result.heads.append(_named(head, of_head))
     for j, block in enumerate(blocks):
-        names, parameters = zip(*block.named_parameters(), strict=True)
-        place = parameters if method.space == "weight" else (outputs[j],)
-        result.heads.append(_gradients(losses[j], heads[j]))
-        target = losses[j] if method.is_plain(j) else losses[method.target(j)]
-        if method.is_plain(j) or method.guess == "end_to_end":
-            objective = losses[method.last] if method.guess == "end_to_end" else target
-            gradient = torch.autograd.grad(objective.mean(), parameters, retain_graph=True)
-            result.blocks.append(dict(zip(names, gradient, strict=True)))
+        if through[j]:
+            result.blocks.append(_named(block, gradients[j]))
             result.scalars.append(None)
             continue
-        gradient = torch.autograd.grad(target.mean(), place, retain_graph=True)
         if method.is_random:
-            guess = noise_like(method.guess, place, seed, j, batch)
-        else:
-            head_losses = guess_heads[j].losses(outputs[j], labels)[0] if method.has_untrained_guess else losses[j]
-            guess = torch.autograd.grad(head_losses.mean(), place, retain_graph=True)
-        scalars, projected = _project(method, gradient, guess)
+            guesses[j] = noise_like(method.guess, places[j], seed, j, batch)
+        elif method.has_untrained_guess:
+            (guesses[j],) = _backward(guess_heads[j].losses(outputs[j], labels)[0], [places[j]])
+        scalars, projected = _project(method, gradients[j], guesses[j])
         if method.space == "activity":
-            projected = torch.autograd.grad(outputs[j], parameters, projected[0], retain_graph=True)
-        result.blocks.append(dict(zip(names, projected, strict=True)))
+            projected = torch.autograd.grad(outputs[j], tuple(block.parameters()), projected[0], retain_graph=True)
+        result.blocks.append(_named(block, projected))
         result.scalars.append(scalars)
     return result
 
 
-def _gradients(losses: Tensor | None, head: Any) -> dict[str, Tensor]:
-    if losses is None:
-        return {}
-    names, parameters = zip(*head.named_parameters(), strict=True)
-    return dict(zip(names, torch.autograd.grad(losses.mean(), parameters, retain_graph=True), strict=True))
+def _backward(losses: Tensor, places: Sequence[tuple[Tensor, ...]]) -> list[tuple[Tensor, ...]]:
+    """The gradients of the mean loss with respect to groups of tensors, in one pass."""
+    found = iter(torch.autograd.grad(losses.mean(), list(chain(*places)), retain_graph=True))
+    return [tuple(islice(found, len(group))) for group in places]
+
+
+def _named(module: nn.Module, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+    return {name: tensor for (name, _), tensor in zip(module.named_parameters(), tensors, strict=True)}
 
 
 def _project(
