@@ -16,7 +16,7 @@ from fgpipe.gradients.probes import ExactLanes
 from fgpipe.models.net import Net, materialize, resnet
 from fgpipe.observe.ledger import Ledger
 from fgpipe.observe.metrics import Metrics
-from fgpipe.optim import Optimizer, learning_rate
+from fgpipe.optim import Optimizer, Trained, learning_rate
 from fgpipe.rng import generator
 from fgpipe.runtime.costs import block_costs, forward_flops, input_shapes
 from fgpipe.runtime.feedback.base import FeedbackPlane, Mailbox
@@ -31,7 +31,7 @@ from fgpipe.runtime.reference import OracleTrainer
 from fgpipe.runtime.schedule import windows
 from fgpipe.runtime.stage import Stage
 from fgpipe.runtime.topology import Topology, balanced
-from fgpipe.runtime.worker import Node, Source, Worker
+from fgpipe.runtime.worker import Node, Source, Worker, never
 from fgpipe.study.baselines.pipelining import PipelinedBackpropagation
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -40,9 +40,13 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 class Trainer(Protocol):
     """What `fgpipe.train` drives: a pipeline's worker, or a reference."""
 
-    def train(self, epoch: int, batches: int, source: Source | None) -> None: ...
+    def train(
+        self, epoch: int, batches: int, source: Source | None, indices: range | None = None, stop: Callable[[], bool] = never
+    ) -> int: ...
 
     def evaluate(self, epoch: int, batches: int, source: Source | None) -> None: ...
+
+    def trained(self) -> dict[int, dict[str, Trained]]: ...
 
     def close(self) -> None: ...
 
@@ -77,9 +81,13 @@ class Plan:
     topology: Topology
     shapes: tuple[torch.Size, ...]
     """Of each block's input, and of the last one's output, without the batch."""
+    step: int = 0
+    """Training batches that were done before this process began."""
 
     @classmethod
-    def make(cls, config: Config, facts: DataFacts, net: Net | None, rank: int, world_size: int) -> "Plan":
+    def make(
+        cls, config: Config, facts: DataFacts, net: Net | None, rank: int, world_size: int, step: int = 0
+    ) -> "Plan":
         net = net or resnet(config.model, config.head, in_channels=facts.channels, classes=facts.classes)
         method = Method.of(config)
         lanes = ExactLanes.build(method, [len(list(block.parameters())) for block in net.blocks])
@@ -90,12 +98,13 @@ class Plan:
         else:
             sizes = tuple(config.partition)
         topology, shapes = Topology(sizes, rank), tuple(input_shapes(net, images))
-        return cls(config, facts, net, method, lanes, windows(method, config.window), topology, shapes)
+        return cls(config, facts, net, method, lanes, windows(method, config.window), topology, shapes, step)
 
     @property
     def batches(self) -> int:
-        """Batches of the whole run, test ones included."""
-        return self.config.epochs * (self.facts.train_batches + self.facts.test_batches)
+        """Batches that are still to come, test ones included."""
+        tests = self.config.epochs - self.step // self.facts.train_batches
+        return self.config.epochs * self.facts.train_batches - self.step + tests * self.facts.test_batches
 
 
 @dataclass(frozen=True)
@@ -158,7 +167,9 @@ def _connect(plan: Plan, stages: dict[int, Stage], cluster: Cluster, device: tor
     wire = cluster.place.wire_device(device)
     samples = config.batch_size if method.scope == "sample" else 1
     mailboxes = {
-        j: Mailbox(j, method.target(j), plan.lanes.counts[j], samples, cluster.run) for j in stages if method.waits(j)
+        j: Mailbox(j, method.target(j), plan.lanes.counts[j], samples, cluster.run, plan.step)
+        for j in stages
+        if method.waits(j)
     }
     inbox = Inbox(stages, mailboxes)
     feedback: FeedbackPlane = MemoryFeedback(inbox.deliver_feedback)

@@ -91,6 +91,21 @@ class ObserveConfig:
 
 
 @dataclass
+class CheckpointConfig:
+    """When the state of a run is saved; off while both intervals are null."""
+
+    every_steps: int | None = None
+    """Training batches, counted over the whole run."""
+    every_minutes: float | None = None
+    keep: int = 2
+    """The newest ones that are kept, beside the one with the best test accuracy."""
+
+    @property
+    def on(self) -> bool:
+        return self.every_steps is not None or self.every_minutes is not None
+
+
+@dataclass
 class Config:
     """One run. See `configs/train.yaml` for what each key means."""
 
@@ -101,6 +116,7 @@ class Config:
     feedback: FeedbackConfig = field(default_factory=FeedbackConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     observe: ObserveConfig = field(default_factory=ObserveConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     guess: str = MISSING
     space: str = MISSING
     scope: str | None = None
@@ -119,6 +135,7 @@ class Config:
     interface: str = MISSING
     deadline: float = MISSING
     run_dir: str | None = None
+    resume: str | None = None
 
 
 def _one_of(*allowed: str | bool) -> tuple[Callable[[Any], bool], str]:
@@ -197,6 +214,9 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "threads": (lambda value: value == "auto" or _is_count(value), "auto, or a whole number of at least 1"),
     "partition": (_is_partition, "counted, or a list of blocks per process such as [4,4]"),
     "deadline": _above(0),
+    "checkpoint.every_steps": _optional(_at_least(1)),
+    "checkpoint.every_minutes": _optional(_above(0)),
+    "checkpoint.keep": _at_least(1),
 }
 """What each key accepts by itself, and how to say so."""
 
@@ -287,6 +307,8 @@ def check(config: Config) -> None:
         raise bad_value("window", config.window, "1 with tangents=oracle, which has no pipeline")
     if config.guess == "end_to_end" and config.tangents == "forward" and config.batch_size % config.microbatches:
         raise bad_value("microbatches", config.microbatches, f"a divisor of batch_size={config.batch_size}")
+    if config.resume == "auto" and config.run_dir is None:
+        raise bad_value("resume", "auto", "with run_dir=FOLDER, the folder to continue in; or a run's folder")
     if not isinstance(config.partition, str) and sum(config.partition) != config.model.blocks:
         raise bad_value("partition", list(config.partition), f"numbers that add up to model.blocks={config.model.blocks}")
 

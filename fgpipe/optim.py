@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +47,30 @@ class Optimizer:
             group["lr"] = self._rate(batch)
         self._sgd.step()
         self._sgd.zero_grad(set_to_none=True)
+
+    def momentum(self) -> list[Tensor | None]:
+        """The momentum of each parameter; None where there was no step yet, or no momentum is used."""
+        return [self._sgd.state[parameter].get("momentum_buffer") for parameter in self.parameters]
+
+    def restore(self, momentum: Iterable[Tensor | None]) -> None:
+        """Take what `momentum` gave before; tensors are moved to their parameter's device."""
+        for parameter, value in zip(self.parameters, momentum, strict=True):
+            self._sgd.state[parameter] = {} if value is None else {"momentum_buffer": value.to(parameter.device)}
+
+
+class Trained(NamedTuple):
+    """A module and the optimizer of its parameters."""
+
+    module: nn.Module
+    optimizer: Optimizer
+
+
+def parts(block: nn.Module, optimizer: Optimizer, head: nn.Module | None, head_optimizer: Optimizer | None) -> dict[str, Trained]:
+    """What one block has learnt, by name: `block`, and `head` if it trains one."""
+    trained = {"block": Trained(block, optimizer)}
+    if head is not None and head_optimizer is not None:
+        trained["head"] = Trained(head, head_optimizer)
+    return trained
 
 
 def in_order(module: nn.Module, estimates: Mapping[str, Tensor]) -> list[Tensor]:

@@ -1,7 +1,8 @@
 """What a run measures: loss and accuracy per block and phase, and staleness. Summed over processes at the epoch's end."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,6 +52,15 @@ class Metrics:
     def staleness(self) -> Tensor:
         """float64 `[J, 4]`: batches, sum, minimum and maximum over the whole run."""
         return self._staleness.clone()
+
+    def state(self, block: int) -> dict[str, list[Any]]:
+        """One block's sums as numbers, for a checkpoint."""
+        return {"scores": self._sums[:, block].tolist(), "staleness": self._staleness[block].tolist()}
+
+    def restore(self, block: int, state: Mapping[str, list[Any]]) -> None:
+        """Go on from what `state` gave."""
+        self._sums[:, block] = torch.tensor(state["scores"], dtype=torch.float64)
+        self._staleness[block] = torch.tensor(state["staleness"], dtype=torch.float64)
 
 
 def scores(sums: Tensor) -> dict[str, dict[int, Score]]:

@@ -14,8 +14,8 @@ from fgpipe.gradients.guess import redraw
 from fgpipe.gradients.method import Method
 from fgpipe.gradients.oracle import estimate
 from fgpipe.observe.metrics import Metrics
-from fgpipe.optim import Optimizer, in_order
-from fgpipe.runtime.worker import Source
+from fgpipe.optim import Optimizer, Trained, in_order, parts
+from fgpipe.runtime.worker import Source, never
 
 
 class OracleTrainer:
@@ -38,11 +38,21 @@ class OracleTrainer:
         self._head_optimizers = [make_optimizer([head]) if head is not None else None for head in heads]
         self._device = next(blocks[0].parameters()).device
 
-    def train(self, epoch: int, batches: int, source: Source | None) -> None:
-        """Train for one epoch, as `Worker.train`."""
+    def train(
+        self,
+        epoch: int,
+        batches: int,
+        source: Source | None,
+        indices: range | None = None,
+        stop: Callable[[], bool] = never,
+    ) -> int:
+        """Train for one epoch or a part of it, as `Worker.train`."""
         self._mode(training=True)
-        for index in range(batches):
+        for index in indices or range(batches):
             self._step(epoch, index, epoch * batches + index, source)
+            if stop():
+                break
+        return index + 1
 
     def _step(self, epoch: int, index: int, batch: int, source: Source | None) -> None:
         assert source is not None
@@ -70,6 +80,11 @@ class OracleTrainer:
                 x = block(x)
                 if head is not None:
                     self._metrics.record(j, False, *head.losses(x, labels), labels)
+
+    def trained(self) -> dict[int, dict[str, Trained]]:
+        """As `Worker.trained`."""
+        columns = zip(self.blocks, self._optimizers, self.heads, self._head_optimizers, strict=True)
+        return {j: parts(*column) for j, column in enumerate(columns)}
 
     def _mode(self, training: bool) -> None:
         for module in (*self.blocks, *self.heads):

@@ -20,7 +20,7 @@ from fgpipe.gradients.guess import noise_like, redraw, squared_norms
 from fgpipe.gradients.method import Method
 from fgpipe.gradients.probes import ExactLanes, read, restrict, widen
 from fgpipe.observe.metrics import Metrics
-from fgpipe.optim import Optimizer
+from fgpipe.optim import Optimizer, Trained, parts
 from fgpipe.runtime.feedback.messages import Feedback
 from fgpipe.runtime.links.base import Batch
 
@@ -80,6 +80,10 @@ class Stage:
         self._version = 0
         stashed = method.keeps_graph(index) and window > 1
         self._stash = [_sharing_buffers(block) for _ in range(window)] if stashed else [block]
+
+    def trained(self) -> dict[str, Trained]:
+        """What the block has learnt, by name: all its state when no batch is in flight."""
+        return parts(self.block, self._optimizer, self.head, self._head_optimizer)
 
     def has_applied(self, batch: int) -> bool:
         """The scalars of a batch that was forwarded have been applied, and of all earlier ones."""

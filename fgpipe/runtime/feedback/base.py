@@ -14,10 +14,14 @@ class Mailbox:
     here before is dropped and counted; one that skips a batch is an error.
     """
 
-    def __init__(self, block: int, sender: int, probes: int, samples: int, run: int) -> None:
-        """Args: probes, samples: a message must have P probes and P * S scalars."""
+    def __init__(self, block: int, sender: int, probes: int, samples: int, run: int, first: int = 0) -> None:
+        """
+        Args:
+            probes, samples: a message must have P probes and P * S scalars.
+            first: the batch that the first message must be for.
+        """
         self._expected = (run, sender, block, tuple(range(probes)), probes * samples)
-        self._next = 0
+        self._next = first
         self._waiting: deque[Feedback] = deque()
         self.duplicates = 0
 

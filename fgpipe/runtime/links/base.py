@@ -22,6 +22,8 @@ class Batch:
     labels: Tensor
     """`[B]`, int64."""
     tangent: Tangent | None = None
+    drain: bool = False
+    """No other training batch follows until every block has applied its scalars."""
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on a device; itself if it is there."""

@@ -20,7 +20,7 @@ MAGIC = 0x66_67_70_69_70_65_01
 """`fgpipe` and the version of the format."""
 MAX_DIMENSIONS = 5
 HEADER = 6 + MAX_DIMENSIONS
-"""magic, batch id, epoch, training, R, dimensions of x, their sizes."""
+"""magic, batch id, epoch, flags (1: training, 2: drain), R, dimensions of x, their sizes."""
 IN_FLIGHT = 2
 """Batches that may wait in a sender, and in a receiver."""
 
@@ -51,7 +51,7 @@ class DistributedLink(Link):
         parts = [wire(batch.x)] + ([wire(batch.tangent.value)] if batch.tangent else [])
         payload = torch.cat(parts).to(self._device)
         lanes = len(batch.tangent.lanes) if batch.tangent else 0
-        fields = [MAGIC, batch.id, batch.epoch, int(batch.training), lanes, batch.x.dim(), *batch.x.shape]
+        fields = [MAGIC, batch.id, batch.epoch, int(batch.training) + 2 * batch.drain, lanes, batch.x.dim(), *batch.x.shape]
         header = torch.tensor(fields + [0] * (HEADER - len(fields)))
         messages = [header, payload, batch.labels.cpu()]
         if len(self._pending) == IN_FLIGHT:
@@ -140,7 +140,8 @@ class Receiver:
         """
         header = torch.empty(HEADER, dtype=torch.int64)
         self._wait(header)
-        magic, batch, epoch, training, lanes, dimensions, *sizes = header.tolist()
+        magic, batch, epoch, flags, lanes, dimensions, *sizes = header.tolist()
+        training, drain = bool(flags & 1), bool(flags & 2)
         if magic != MAGIC or not 2 <= dimensions <= MAX_DIMENSIONS or lanes != (len(self._lanes) if training else 0):
             raise LinkError(f"block {self._block - 1} (rank {self._peer}) sent a header that is not a batch's: {header.tolist()}")
         shape = torch.empty(sizes[:dimensions], device="meta")
@@ -151,7 +152,7 @@ class Receiver:
         self._wait(labels)
         stacked = unwire(payload)
         tangent = Tangent(self._lanes, stacked[shape.shape[0] :]) if lanes else None
-        return Batch(batch, epoch, bool(training), stacked[: shape.shape[0]], labels, tangent)
+        return Batch(batch, epoch, training, stacked[: shape.shape[0]], labels, tangent, drain)
 
     def _buffer(self, shape: torch.Size) -> Tensor:
         slot = self._received % len(self._ring)
