@@ -17,11 +17,13 @@ from fgpipe.observe.ledger import Ledger
 from fgpipe.observe.metrics import Metrics
 from fgpipe.optim import Optimizer, learning_rate
 from fgpipe.rng import generator
-from fgpipe.runtime.costs import block_costs, forward_flops
-from fgpipe.runtime.feedback.base import FeedbackPlane, Mailbox
+from fgpipe.runtime.costs import block_costs, forward_flops, input_shapes
+from fgpipe.runtime.feedback.base import FeedbackPlane
+from fgpipe.runtime.feedback.mailbox import Mailbox
 from fgpipe.runtime.feedback.memory import MemoryFeedback
 from fgpipe.runtime.feedback.zmq import ZmqFeedback
 from fgpipe.runtime.inbox import Inbox
+from fgpipe.runtime.interface import Interface
 from fgpipe.runtime.links.base import Link
 from fgpipe.runtime.links.distributed import DistributedLink, Receiver
 from fgpipe.runtime.links.memory import MemoryLink
@@ -73,18 +75,22 @@ class Plan:
     lanes: ExactLanes
     windows: tuple[int, ...]
     topology: Topology
+    inputs: tuple[tuple[int, ...], ...]
+    """Shape of each block's input, without the batch."""
 
     @classmethod
     def make(cls, config: Config, facts: DataFacts, net: Net | None, rank: int, world_size: int) -> "Plan":
         net = net or resnet(config.model, config.head, in_channels=facts.channels, classes=facts.classes)
         method = Method.of(config)
         lanes = ExactLanes.build(method, [len(list(block.parameters())) for block in net.blocks])
+        images = (2, facts.channels, facts.height, facts.width)
         if config.partition == "counted":
-            forward = forward_flops(net, (2, facts.channels, facts.height, facts.width))
+            forward = forward_flops(net, images)
             sizes = balanced(block_costs(forward, method, lanes), world_size)
         else:
             sizes = tuple(config.partition)
-        return cls(config, facts, net, method, lanes, windows(method, config.window), Topology(sizes, rank))
+        inputs = input_shapes(net, images)
+        return cls(config, facts, net, method, lanes, windows(method, config.window), Topology(sizes, rank), inputs)
 
     @property
     def batches(self) -> int:
@@ -130,7 +136,7 @@ def build_trainer(plan: Plan, cluster: Cluster, device: torch.device, metrics: M
         )
         for j, each in modules.items()
     }
-    return _connect(plan, stages, cluster, device, ledger)
+    return _connect(plan, stages, cluster, device, metrics, ledger)
 
 
 def _modules(plan: Plan, j: int, device: torch.device) -> Modules:
@@ -145,12 +151,25 @@ def _modules(plan: Plan, j: int, device: torch.device) -> Modules:
     return Modules(make(net.blocks[j], "block"), head, guess_head)
 
 
-def _connect(plan: Plan, stages: dict[int, Stage], cluster: Cluster, device: torch.device, ledger: Ledger) -> Worker:
+def _connect(
+    plan: Plan, stages: dict[int, Stage], cluster: Cluster, device: torch.device, metrics: Metrics, ledger: Ledger
+) -> Worker:
     config, method, topology = plan.config, plan.method, plan.topology
     wire = cluster.place.wire_device(device)
     samples = config.batch_size if method.scope == "sample" else 1
     mailboxes = {
-        j: Mailbox(j, method.target(j), plan.lanes.counts[j], samples, cluster.run) for j in stages if method.waits(j)
+        j: Mailbox(
+            j,
+            method.target(j),
+            plan.lanes.counts[j],
+            samples,
+            cluster.run,
+            window=plan.windows[j],
+            lost=config.feedback.lost,
+            metrics=metrics,
+        )
+        for j in stages
+        if method.waits(j)
     }
     inbox = Inbox(stages, mailboxes)
     feedback: FeedbackPlane = MemoryFeedback(inbox.deliver_feedback)
@@ -160,9 +179,11 @@ def _connect(plan: Plan, stages: dict[int, Stage], cluster: Cluster, device: tor
             topology,
             cluster.store,
             ledger,
-            interface=config.interface,
+            metrics,
+            address=Interface.find(config.interface, cluster.place.several_hosts).address,
             deadline=config.deadline,
             largest=(most, most * samples),
+            kept=plan.windows if config.feedback.lost == "retry" else [0] * method.blocks,
             deliver=inbox.deliver_feedback,
             fail=inbox.fail,
         )
@@ -187,6 +208,7 @@ def _receiver(plan: Plan, inbox: Inbox, wire: torch.device) -> Receiver | None:
     receiver = Receiver(
         first,
         plan.topology.rank_of(first - 1),
+        shape=(plan.config.batch_size, *plan.inputs[first]),
         lanes=plan.lanes.on_link(first - 1),
         held=plan.windows[first] if plan.method.keeps_graph(first) else 1,
         dtype=DTYPES[plan.config.dtype],

@@ -21,17 +21,19 @@ from fgpipe.data import Batches, load
 from fgpipe.errors import UserError, bad_value
 from fgpipe.models.net import Net
 from fgpipe.observe.ledger import Ledger, report
-from fgpipe.observe.metrics import Metrics, scores, staleness_report
+from fgpipe.observe.metrics import Metrics, incident_report, scores, staleness_report
 from fgpipe.observe.progress import Progress, closing_table
 from fgpipe.observe.record import RunFolder
 from fgpipe.runtime.feedback.messages import FeedbackError
+from fgpipe.runtime.finite import NotFiniteError
+from fgpipe.runtime.interface import Interface
 from fgpipe.runtime.links.distributed import LinkError
 from fgpipe.runtime.process import Cluster, Place, prefix
 from fgpipe.runtime.topology import Topology
 from fgpipe.runtime.worker import Stalled
 
 REPORT_BY_FIRST = 10.0
-"""Seconds that other ranks leave rank 0 to report bad input, before they end too."""
+"""Seconds that other ranks leave the first one of their host to report bad input, before they end too."""
 
 
 def main(arguments: list[str]) -> int:
@@ -46,12 +48,12 @@ def main(arguments: list[str]) -> int:
         else:
             run(config)
     except UserError as error:
-        if Place.from_environment().rank == 0:
+        if Place.from_environment().local_rank == 0:
             print(f"fgpipe: {error}", file=sys.stderr, flush=True)
         else:
             time.sleep(REPORT_BY_FIRST)  # torchrun ends the others as soon as the first has ended
         return 2
-    except (LinkError, FeedbackError, Stalled):
+    except (LinkError, FeedbackError, NotFiniteError, Stalled):
         sys.stderr.flush()
         os._exit(1)  # threads may wait for peers that are gone
     return 0
@@ -79,12 +81,14 @@ def run(config: Config, net: Net | None = None) -> dict[str, Any]:
     Raises:
         UserError: the configuration cannot be run here, or the data cannot be read.
         LinkError, FeedbackError, Stalled: another process is gone, silent or wrong; a line on stderr says which.
+        NotFiniteError: training has diverged; a line on stderr says where.
     """
     place = Place.from_environment()
     if net is not None:
         config = replace(config, model=replace(config.model, blocks=len(net.blocks)))
     check_world(config, place.world_size)
     _check_run_dir(config)
+    interface = Interface.find(config.interface, place.several_hosts)
     device = place.device(config.device)
     torch.set_num_threads(place.threads(config.threads))
     batches, facts = _load(config) if place.rank == 0 else (None, None)
@@ -92,6 +96,7 @@ def run(config: Config, net: Net | None = None) -> dict[str, Any]:
     facts = DataFacts(*cluster.share(facts and astuple(facts)))
     plan = Plan.make(config, facts, net, place.rank, place.world_size)
     _prefix_warnings(plan.topology)
+    interface.confine_gloo()
     cluster.connect(plan.topology, place.wire_device(device), config.deadline)
     return _Run(plan, cluster, device, batches).execute()
 
@@ -116,6 +121,9 @@ class _Run:
             trainer.close()
         except (LinkError, FeedbackError, Stalled) as error:
             print(f"{prefix(self._plan.topology)} error: {error}", file=sys.stderr)
+            raise
+        except NotFiniteError as error:
+            print(f"[block {error.block}] error: {error}", file=sys.stderr)
             raise
         finally:
             if self._progress is not None:
@@ -151,6 +159,7 @@ class _Run:
     def _figures(self, train_seconds: float) -> dict[str, Any]:
         plan, place, total = self._plan, self._cluster.place, self._cluster.sum
         traffic, staleness = total(self._ledger.as_tensor()), total(self._metrics.staleness())
+        incidents = total(self._metrics.incidents())
         memory = torch.zeros(place.world_size, dtype=torch.int64)
         memory[place.rank] = _peak_memory(self._device)
         images = plan.config.epochs * plan.facts.train_batches * plan.config.batch_size
@@ -164,6 +173,7 @@ class _Run:
             "train_seconds": train_seconds,
             "images_per_second": images / train_seconds,
             "staleness": staleness_report(staleness),
+            "scalars": incident_report(incidents),
             "bytes": report(traffic),
             "peak_memory_bytes": total(memory).tolist(),
         }

@@ -27,6 +27,16 @@ def forward_flops(net: Net, shape: tuple[int, ...], heads: bool = False) -> list
     return counts
 
 
+def input_shapes(net: Net, shape: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+    """Shape of each block's input without the batch, for images of `shape` `[B, ...]`; the net is run as above."""
+    x, shapes = torch.zeros(shape, device=next(net.blocks[0].parameters()).device), []
+    with torch.no_grad():
+        for block in net.blocks:
+            shapes.append(tuple(x.shape[1:]))
+            x = block(x)
+    return tuple(shapes)
+
+
 def block_costs(forward: list[int], method: Method, lanes: ExactLanes) -> list[int]:
     """FLOPs of a training step of each block: its forward pass, a backward one (twice that) if it makes one, and lanes."""
     costs = []

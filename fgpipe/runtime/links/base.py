@@ -23,6 +23,11 @@ class Batch:
     """`[B]`, int64."""
     tangent: Tangent | None = None
 
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return f"batch {self.id}" if self.training else f"test batch {self.id}"
+
     def to(self, device: torch.device) -> "Batch":
         """The batch on a device; itself if it is there."""
         if self.x.device == device and self.labels.device == device:

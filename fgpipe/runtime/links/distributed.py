@@ -90,6 +90,7 @@ class Receiver:
         block: int,
         peer: int,
         *,
+        shape: tuple[int, ...],
         lanes: tuple[int, ...],
         held: int,
         dtype: torch.dtype,
@@ -100,13 +101,14 @@ class Receiver:
         """
         Args:
             peer: rank of the process of block `block - 1`.
+            shape: `[B, ...]` of a training batch's activation; test batches may have fewer samples.
             lanes: the lanes that training batches arrive with.
             held: batches whose input the block may need at one time, the one that it works on included.
             dtype, device: of the wire's tensors.
             deliver: called in the thread with each batch; its tensors live until `held` later ones are taken.
             fail: called in the thread with the `LinkError` that ended it.
         """
-        self._block, self._peer, self._lanes = block, peer, lanes
+        self._block, self._peer, self._shape, self._lanes = block, peer, shape, lanes
         self._deliver, self._fail = deliver, fail
         self._ring = [torch.empty(0, dtype=dtype, device=device) for _ in range(held + IN_FLIGHT)]
         self._room = threading.Semaphore(IN_FLIGHT)
@@ -132,18 +134,34 @@ class Receiver:
     def _receive(self) -> Batch:
         header = torch.empty(HEADER, dtype=torch.int64)
         self._wait(header)
-        magic, batch, epoch, training, lanes, dimensions, *sizes = header.tolist()
-        if magic != MAGIC or not 2 <= dimensions <= MAX_DIMENSIONS or lanes != (len(self._lanes) if training else 0):
-            raise LinkError(f"block {self._block - 1} (rank {self._peer}) sent a header that is not a batch's: {header.tolist()}")
-        shape = torch.empty(sizes[:dimensions], device="meta")
-        wire_shape = ((lanes + 1) * shape.shape[0], *_wire(shape).shape[1:])
-        payload = self._buffer(torch.Size(wire_shape))
-        labels = torch.empty(shape.shape[0], dtype=torch.int64)
+        batch, epoch, training, samples = self._check(header.tolist())
+        lanes = self._lanes if training else ()
+        stacked = torch.empty(((len(lanes) + 1) * samples, *self._shape[1:]), device="meta")
+        payload = self._buffer(_wire(stacked).shape)
+        labels = torch.empty(samples, dtype=torch.int64)
         self._wait(payload)
         self._wait(labels)
         stacked = _unwire(payload)
-        tangent = Tangent(self._lanes, stacked[shape.shape[0] :]) if lanes else None
-        return Batch(batch, epoch, bool(training), stacked[: shape.shape[0]], labels, tangent)
+        tangent = Tangent(lanes, stacked[samples:]) if lanes else None
+        return Batch(batch, epoch, training, stacked[:samples], labels, tangent)
+
+    def _check(self, header: list[int]) -> tuple[int, int, bool, int]:
+        """Batch id, epoch, training and number of samples; the rest of a header can only be what the plan says."""
+        magic, batch, epoch, training, lanes, dimensions, samples, *sizes = header
+        largest, *shape = self._shape
+        padding = [0] * (MAX_DIMENSIONS - len(self._shape))
+        fits = samples == largest if training else 1 <= samples <= largest
+        for name, is_right in (
+            ("magic", magic == MAGIC),
+            ("batch id", batch >= 0),
+            ("epoch", epoch >= 0),
+            ("training", training in (0, 1)),
+            ("lanes", lanes == (len(self._lanes) if training else 0)),
+            ("shape", fits and dimensions == len(self._shape) and sizes == shape + padding),
+        ):
+            if not is_right:
+                raise LinkError(f"block {self._block - 1} (rank {self._peer}) sent a header with a wrong {name}: {header}")
+        return batch, epoch, bool(training), samples
 
     def _buffer(self, shape: torch.Size) -> Tensor:
         slot = self._received % len(self._ring)
