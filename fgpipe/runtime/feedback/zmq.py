@@ -33,6 +33,9 @@ from fgpipe.runtime.topology import Topology
 HIGH_WATER_MARK = 4096
 """Messages that may wait on either side; windows keep the true number far below."""
 
+SEAL, HANDSHAKE = 33, 512
+"""Bytes that CURVE adds to a message, and more than any frame of its handshake has; zmq's size limit is for all frames."""
+
 
 class ZmqFeedback(FeedbackPlane):
     """Messages to blocks of this process are delivered at once; the others go through sockets."""
@@ -69,7 +72,7 @@ class ZmqFeedback(FeedbackPlane):
         self._topology, self._store, self._ledger, self._metrics = topology, store, ledger, metrics
         self._kept, self._deliver, self._fail = kept, deliver, fail
         self._milliseconds = int(1000 * deadline)
-        self._limit = PER_MESSAGE + PER_PROBE * largest[0] + PER_SCALAR * largest[1]
+        self._limit = max(HANDSHAKE, SEAL + PER_MESSAGE + PER_PROBE * largest[0] + PER_SCALAR * largest[1])
         self._keys = Keys.exchange(store, topology.rank, topology.world_size, deadline)
         self._context = zmq.Context()
         self._authenticator = self._keys.admit(self._context)
