@@ -97,12 +97,15 @@ class Stage:
         batch = batch.to(self._device)
         weights = self._weights_for(batch.id)
         y, push = self._primal(weights, batch)
+        check_finite(y, self.index, f"activation of {batch.name}")
         above = self._lanes.on_link(self.index)
         if not self._last and not above:
             send(replace(batch, x=y.detach(), tangent=None))
         losses, push_losses = self._own_loss(y, batch)
         guess, head_gradients = (None, None) if self._plain else self._guess(y, losses, weights, batch)
         dy = self._push(push, batch.tangent, guess)
+        if dy is not None:
+            check_finite(dy.value, self.index, f"tangent of {batch.name}")
         if above:  # all lanes of the plan, in its order: the receiver counts on it
             send(replace(batch, x=y.detach(), tangent=widen(restrict(dy, above), above, y.detach())))
         scalars = self._evaluate_targets(dy, push_losses, batch, reply)
@@ -244,6 +247,7 @@ class Stage:
         self._mode(training=False)
         batch = batch.to(self._device)
         y = self.block(batch.x)
+        check_finite(y, self.index, f"activation of {batch.name}")
         if not self._last:
             send(replace(batch, x=y))
         if self.head is not None:

@@ -8,13 +8,11 @@ wait between the stages of one process.
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 
 from torch import Tensor
 
 from fgpipe.runtime.feedback.base import FeedbackPlane
 from fgpipe.runtime.feedback.messages import Lost
-from fgpipe.runtime.finite import check_finite
 from fgpipe.runtime.inbox import Inbox
 from fgpipe.runtime.links.base import Batch, Link
 from fgpipe.runtime.schedule import Action, Apply, Forward, actions
@@ -138,7 +136,7 @@ class Worker:
             node.taken()
         if batch.id != expected:
             raise RuntimeError(f"block {stage.index} got batch {batch.id} where batch {expected} was due")
-        send = _no_block_above if node.link is None else partial(_send_finite, stage.index, node.link)
+        send = _no_block_above if node.link is None else node.link.send
         if batch.training:
             stage.train(batch, send, self._feedback.send)
         else:
@@ -155,13 +153,6 @@ def _waits_for(node: Node) -> str:
     action = node.pending[0]
     what = f"its input from block {node.stage.index - 1}" if isinstance(action, Forward) else "its scalars"
     return f"{what} of batch {action.batch}"
-
-
-def _send_finite(block: int, link: Link, batch: Batch) -> None:
-    check_finite(batch.x, block, f"activation of {batch.name}")
-    if batch.tangent is not None:
-        check_finite(batch.tangent.value, block, f"tangent of {batch.name}")
-    link.send(batch)
 
 
 def _no_block_above(batch: Batch) -> None:
