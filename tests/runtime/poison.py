@@ -15,7 +15,7 @@ KINDS = [
     ("tangent", 3, "tangent of batch 2"),
     ("head", 5, "loss of batch 2"),
     ("classifier", 7, "loss of batch 2"),
-    ("lanes", 7, "scalar of batch 2"),
+    ("scalar", 7, "scalar of batch 2"),
     ("test activation", 4, "activation of test batch 0"),
 ]
 """What is poisoned, a block, and how the error names what shows first there."""
@@ -24,6 +24,7 @@ KINDS = [
 def poison(kind: str, block: int, batch: int, value: float, replace: Callable = setattr) -> None:
     """Patch `Stage` so that at one block, in one batch, one element of something becomes `value`."""
     primal, push, train, evaluate = Stage._primal, Stage._push, Stage.train, Stage.evaluate
+    targets = Stage._evaluate_targets
 
     def poisoned(tensor: torch.Tensor) -> torch.Tensor:
         mark = torch.zeros(tensor.shape)
@@ -45,10 +46,10 @@ def poison(kind: str, block: int, batch: int, value: float, replace: Callable = 
             parameter.data = poisoned(parameter.data)
         return train(self, given, send, reply)
 
-    def new_lanes(self, given, send, reply):
+    def new_targets(self, dy, push_losses, given, reply):
         if (self.index, given.id) == (block, batch):
-            given = changed(given, tangent=changed(given.tangent, value=poisoned(given.tangent.value)))
-        return train(self, given, send, reply)
+            return targets(self, dy, lambda tangent: poisoned(push_losses(tangent)), given, reply)
+        return targets(self, dy, push_losses, given, reply)
 
     def new_evaluate(self, given, send):
         if (self.index, given.id) == (block, 0):
@@ -62,7 +63,7 @@ def poison(kind: str, block: int, batch: int, value: float, replace: Callable = 
         "weight": ("train", new_train),
         "head": ("train", new_train),
         "classifier": ("train", new_train),
-        "lanes": ("train", new_lanes),
+        "scalar": ("_evaluate_targets", new_targets),
         "test activation": ("evaluate", new_evaluate),
     }[kind]
     replace(Stage, name, new)
