@@ -16,9 +16,9 @@ def message(batch: int, **changes) -> Feedback:
     return Feedback(**fields | {"probes": (0, 1), "scalars": (float(batch), 0.5)} | changes)
 
 
-def mailbox(window: int = 4, lost: str = "retry") -> tuple[Mailbox, Metrics]:
+def mailbox(window: int = 4, lost: str = "retry", first: int = 0) -> tuple[Mailbox, Metrics]:
     metrics = Metrics(8)
-    return Mailbox(BLOCK, SENDER, 2, 1, RUN, window=window, lost=lost, metrics=metrics), metrics
+    return Mailbox(BLOCK, SENDER, 2, 1, RUN, first, window=window, lost=lost, metrics=metrics), metrics
 
 
 def counted(metrics: Metrics) -> dict[str, int]:
@@ -129,3 +129,11 @@ def test_nothing_beyond_the_window() -> None:
     box.put(message(0))
     box.take()
     assert box.put(message(2)) == Request(RUN, 1, BLOCK, SENDER)
+
+
+def test_a_run_may_begin_later() -> None:
+    box, metrics = mailbox(window=2, first=40)
+    assert box.put(message(39)) is None and counted(metrics)["duplicates"] == 1
+    assert box.put(message(40)) is None and take_all(box) == [message(40)]
+    with pytest.raises(FeedbackError, match="batch 43 came before"):
+        box.put(message(43))

@@ -16,11 +16,22 @@ class Mailbox:
     """
 
     def __init__(
-        self, block: int, sender: int, probes: int, samples: int, run: int, *, window: int, lost: str, metrics: Metrics
+        self,
+        block: int,
+        sender: int,
+        probes: int,
+        samples: int,
+        run: int,
+        first: int = 0,
+        *,
+        window: int,
+        lost: str,
+        metrics: Metrics,
     ) -> None:
         """
         Args:
             probes, samples: a message must have P probes and P * S scalars.
+            first: the batch that the block begins with.
             window: batches that may be in flight at the block.
             lost: `retry`, `skip` or `fail`.
             metrics: counts what happens to the messages.
@@ -29,10 +40,10 @@ class Mailbox:
         self._expected = (run, sender, block)
         self._probes, self._scalars = tuple(range(probes)), probes * samples
         self._window, self._lost = window, lost
-        self._next = 0
+        self._next = first
         """The first batch that has not come, in order."""
-        self._taken = 0
-        """Batches taken."""
+        self._to_take = first
+        """The batch that will be taken next."""
         self._ahead: dict[int, Feedback | Lost] = {}
         self._waiting: deque[Feedback | Lost] = deque()
 
@@ -51,7 +62,7 @@ class Mailbox:
         if batch < self._next or batch in self._ahead:
             self._metrics.count(self._block, "duplicates")
             return None
-        if batch >= self._taken + self._window:
+        if batch >= self._to_take + self._window:
             raise FeedbackError(f"feedback for batch {batch} came before block {self._block} can have sent that batch on")
         self._ahead[batch] = message
         self._put_in_order()
@@ -98,5 +109,5 @@ class Mailbox:
 
     def take(self) -> Feedback | Lost:
         """Remove the oldest message: the batch's scalars, or the news that they are lost."""
-        self._taken += 1
+        self._to_take += 1
         return self._waiting.popleft()
