@@ -65,7 +65,7 @@ class Metrics:
 
     def incidents(self) -> Tensor:
         """int64 `[J, incidents]`, over the whole run."""
-        return torch.tensor([[self._incidents[block, incident] for incident in INCIDENTS] for block in range(self.blocks)])
+        return torch.tensor([[self._incidents[block, each] for each in INCIDENTS] for block in range(self.blocks)])
 
 
 def scores(sums: Tensor) -> dict[str, dict[int, Score]]:

@@ -54,7 +54,7 @@ def test_a_gap_is_asked_for_at_once() -> None:
 def test_a_rank_speaks_for_its_own_blocks(name: str) -> None:
     """Rank 1 holds block 1 alone; a message in another's name ends the run with an error, and is not delivered."""
     forged, said = {
-        "another block": (feedback(0, sender=2), "rank 1 sent a message in the name of block 2"),
+        "another block": (feedback(0, sender=2), "rank 1 sent a message in the name of block 2, not its own"),
         "a block that is not there": (feedback(0, sender=77), "rank 1 sent a message in the name of block 77"),
         "to a block elsewhere": (feedback(0, receiver=2), "to block 2, which is not here"),
         "not finite": (feedback(0, scalars=(float("nan"),)), "not finite"),

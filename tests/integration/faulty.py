@@ -1,6 +1,6 @@
 """recording.py with a feedback plane that loses, doubles, swaps and delays messages between encoding and socket.
 
-Usage: [torchrun ... | python] faulty.py FOLDER, where FOLDER/runs.json is as for recording.py and FOLDER/faults.json has
+Usage: [torchrun ... | python] faulty.py FOLDER; FOLDER/runs.json is as for recording.py and FOLDER/faults.json has
 either the probability of each fault, or `{"lost": [[block, batch], ...]}` for one process: the scalars that never come.
 Each process writes what it did to FOLDER/faults-RANK.json: the number of each fault, and the scalars that it dropped.
 """

@@ -66,7 +66,7 @@ def test_retry_changes_nothing(tmp_path: Path) -> None:
     assert sum(counted(faulty, name, "duplicates") for name in RUNS) > 0
     links = json.loads((faulty / "auto" / "summary.json").read_text())["bytes"]
     asked = {link: kinds["control"] for link, kinds in links.items() if link.endswith("->7") and link != "6->7"}
-    assert sum(kind["messages"] for kind in asked.values()) == counted(faulty, "auto", "asked"), "requests are in the ledger"
+    assert sum(kind["messages"] for kind in asked.values()) == counted(faulty, "auto", "asked"), "in the ledger too"
 
 
 @pytest.mark.slow

@@ -55,7 +55,8 @@ def test_stopped_where_it_first_shows(
 
 @pytest.mark.parametrize("tangents", ["forward", "oracle"])
 def test_without_poison_the_run_ends_well(tangents: str, tmp_path: Path) -> None:
-    assert "test_accuracy" in run(compose_config([*RUN, f"tangents={tangents}", "window=1", f"run_dir={tmp_path / 'run'}"]))
+    overrides = [*RUN, f"tangents={tangents}", "window=1", f"run_dir={tmp_path / 'run'}"]
+    assert "test_accuracy" in run(compose_config(overrides))
 
 
 def test_the_oracle_stops_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

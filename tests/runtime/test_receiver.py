@@ -11,9 +11,8 @@ TESTING = [MAGIC, 0, 1, 0, 0, 4, 7, 16, 8, 8, 0]
 
 
 def receiver() -> Receiver:
-    return Receiver(
-        3, 2, shape=SHAPE, lanes=LANES, held=1, dtype=torch.float32, device=torch.device("cpu"), deliver=print, fail=print
-    )
+    wire = {"dtype": torch.float32, "device": torch.device("cpu")}
+    return Receiver(3, 2, shape=SHAPE, lanes=LANES, held=1, deliver=print, fail=print, **wire)
 
 
 def test_accepted() -> None:

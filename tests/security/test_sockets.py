@@ -34,10 +34,10 @@ def test_workers_listen_on_loopback(confined: bool, tmp_path: Path) -> None:
     if not confined and not OTHERS:
         pytest.skip("this host has no interface but loopback to show the difference on")
     marker = str(tmp_path / "run")
-    overrides = [f"run_dir={marker}", "epochs=500", "threads=1", "device=cpu", "scope=block", "observe.tensorboard=false"]
+    overrides = ["epochs=500", "threads=1", "device=cpu", "scope=block", "observe.tensorboard=false"]
     variables = environment() | ({} if confined else {"GLOO_SOCKET_IFNAME": OTHERS[0]})
     with (tmp_path / "log").open("w") as log:
-        job = subprocess.Popen(command(3, "-m", "fgpipe.train", *overrides), env=variables, stdout=log, stderr=log)
+        job = subprocess.Popen(command(3, "-m", "fgpipe.train", f"run_dir={marker}", *overrides), env=variables, stdout=log, stderr=log)
     text = (tmp_path / "log").read_text
     try:
         assert wait_until(lambda: "epoch 1/500 batch" in text(), 200), text()

@@ -18,14 +18,17 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted([*(ROOT / "fgpipe").rglob("*.py"), *(ROOT / "launch").rglob("*.py")])
 RESTRICTED = {"fgpipe/data/unpickle.py": {"pickle"}}
 """File -> what it alone may use."""
-MODULES = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "multiprocessing.connection"}
+MODULES = {
+    "pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "multiprocessing.connection",
+}  # fmt: skip
 NAMES = {"eval", "exec", "compile", "__import__"}
 """Builtins; `module.eval()` and `torch.compile` are something else."""
 ATTRIBUTES = {
-    "torch.load", "torch.jit.load", "torch.package", "torch.hub", "hydra.utils", "numpy.lib.format", "os.system", "os.popen",
+    "torch.load", "torch.jit.load", "torch.package", "torch.hub", "hydra.utils", "numpy.lib.format", "os.system",
+    "os.popen",
 }  # fmt: skip
 """Dotted, by the name under which the module is usually imported."""
-METHODS = re.compile(r"(send|recv)_pyobj|.*_object_list|(.*_)?gather_object|read_pickle|unsafe_load|full_load")
+METHODS = re.compile("(send|recv)_pyobj|.*_object_list|(.*_)?gather_object|read_pickle|unsafe_load|full_load")
 """Wherever they are called: zmq's, torch.distributed's, pandas's, yaml's."""
 
 

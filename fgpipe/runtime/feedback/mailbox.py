@@ -63,7 +63,7 @@ class Mailbox:
             self._metrics.count(self._block, "duplicates")
             return None
         if batch >= self._to_take + self._window:
-            raise FeedbackError(f"feedback for batch {batch} came before block {self._block} can have sent that batch on")
+            raise FeedbackError(f"feedback for batch {batch} came before block {self._block} can have sent it on")
         self._ahead[batch] = message
         self._put_in_order()
         return self._handle_missing() if len(self._ahead) >= max(1, self._window - 1) else None

@@ -13,6 +13,7 @@ MAX_PROBES = 65_536
 MAX_SCALARS = 1 << 20
 PER_MESSAGE, PER_PROBE, PER_SCALAR = 64, 5, 9
 """Upper bounds of the encoded bytes: of the fixed fields, of a probe id, of a scalar."""
+NOTHING_ELSE = {"max_str_len": 0, "max_bin_len": 0, "max_map_len": 0, "max_ext_len": 0}
 FIXED_FIELDS = 6
 """version, kind, run, batch, sender, receiver."""
 
@@ -68,7 +69,7 @@ KINDS: tuple[type[Message], ...] = (Feedback, Request, Lost)
 
 
 def encode(message: Message) -> bytes:
-    """At most `PER_MESSAGE + PER_PROBE * P + PER_SCALAR * len(scalars)` bytes; P and scalars are 0 but for `Feedback`."""
+    """At most `PER_MESSAGE + PER_PROBE * P + PER_SCALAR * len(scalars)` bytes; none but `Feedback` has probes."""
     fields = [VERSION, KINDS.index(type(message)), message.run, message.batch, message.sender, message.receiver]
     if isinstance(message, Feedback):
         fields += [list(message.probes), list(message.scalars)]
@@ -83,7 +84,7 @@ def decode(data: bytes) -> Message:
     """
     longest = min(MAX_SCALARS, len(data))  # no array has more items than bytes; what it claims would be allocated
     try:
-        fields = msgpack.unpackb(data, max_array_len=longest, max_str_len=0, max_bin_len=0, max_map_len=0, max_ext_len=0)
+        fields = msgpack.unpackb(data, max_array_len=longest, **NOTHING_ELSE)
     except Exception as error:
         raise FeedbackError(f"feedback is not msgpack of fixed types: {type(error).__name__}") from error
     if not isinstance(fields, list) or not all(type(field) is int for field in fields[:FIXED_FIELDS]):

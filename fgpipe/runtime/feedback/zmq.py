@@ -34,7 +34,7 @@ HIGH_WATER_MARK = 4096
 """Messages that may wait on either side; windows keep the true number far below."""
 
 SEAL, HANDSHAKE = 33, 512
-"""Bytes that CURVE adds to a message, and more than any frame of its handshake has; zmq's size limit is for all frames."""
+"""Bytes that CURVE adds to a message, and more than any frame of its handshake has; zmq's limit is for all frames."""
 
 
 class ZmqFeedback(FeedbackPlane):
@@ -131,7 +131,8 @@ class ZmqFeedback(FeedbackPlane):
         try:
             self._transmit(rank, data)
         except zmq.Again as error:
-            raise FeedbackError(f"block {message.receiver} (rank {rank}) takes no feedback; batch {message.batch}") from error
+            what = f"block {message.receiver} (rank {rank}) takes no feedback; batch {message.batch}"
+            raise FeedbackError(what) from error
         kind = "feedback" if isinstance(message, Feedback) else "control"
         self._ledger.count(message.sender, message.receiver, kind, len(data))
 
@@ -162,7 +163,7 @@ class ZmqFeedback(FeedbackPlane):
 
     def _handle(self, message: Message, rank: int) -> None:
         if message.sender not in self._topology.of(rank):
-            raise FeedbackError(f"rank {rank} sent a message in the name of block {message.sender}, which it does not hold")
+            raise FeedbackError(f"rank {rank} sent a message in the name of block {message.sender}, not its own")
         if message.receiver not in self._topology.local:
             raise FeedbackError(f"block {message.sender} sent a message to block {message.receiver}, which is not here")
         if isinstance(message, Request):

@@ -160,7 +160,8 @@ class Receiver:
             ("shape", fits and dimensions == len(self._shape) and sizes == shape + padding),
         ):
             if not is_right:
-                raise LinkError(f"block {self._block - 1} (rank {self._peer}) sent a header with a wrong {name}: {header}")
+                sender = f"block {self._block - 1} (rank {self._peer})"
+                raise LinkError(f"{sender} sent a header with a wrong {name}: {header}")
         return batch, epoch, bool(training), samples
 
     def _buffer(self, shape: torch.Size) -> Tensor:
