@@ -37,7 +37,8 @@ def test_workers_listen_on_loopback(confined: bool, tmp_path: Path) -> None:
     overrides = ["epochs=500", "threads=1", "device=cpu", "scope=block", "observe.tensorboard=false"]
     variables = environment() | ({} if confined else {"GLOO_SOCKET_IFNAME": OTHERS[0]})
     with (tmp_path / "log").open("w") as log:
-        job = subprocess.Popen(command(3, "-m", "fgpipe.train", f"run_dir={marker}", *overrides), env=variables, stdout=log, stderr=log)
+        started = command(3, "-m", "fgpipe.train", f"run_dir={marker}", *overrides)
+        job = subprocess.Popen(started, env=variables, stdout=log, stderr=log)
     text = (tmp_path / "log").read_text
     try:
         assert wait_until(lambda: "epoch 1/500 batch" in text(), 200), text()
