@@ -19,10 +19,12 @@ from fgpipe.observe.metrics import Metrics
 from fgpipe.optim import Optimizer, Trained, learning_rate
 from fgpipe.rng import generator
 from fgpipe.runtime.costs import block_costs, forward_flops, input_shapes
-from fgpipe.runtime.feedback.base import FeedbackPlane, Mailbox
+from fgpipe.runtime.feedback.base import FeedbackPlane
+from fgpipe.runtime.feedback.mailbox import Mailbox
 from fgpipe.runtime.feedback.memory import MemoryFeedback
 from fgpipe.runtime.feedback.zmq import ZmqFeedback
 from fgpipe.runtime.inbox import Inbox
+from fgpipe.runtime.interface import Interface
 from fgpipe.runtime.links.base import Link
 from fgpipe.runtime.links.distributed import DistributedLink, Receiver
 from fgpipe.runtime.links.memory import MemoryLink
@@ -147,7 +149,7 @@ def build_trainer(plan: Plan, cluster: Cluster, device: torch.device, metrics: M
         )
         for j, each in modules.items()
     }
-    return _connect(plan, stages, cluster, device, ledger)
+    return _connect(plan, stages, cluster, device, metrics, ledger)
 
 
 def _modules(plan: Plan, j: int, device: torch.device) -> Modules:
@@ -162,12 +164,24 @@ def _modules(plan: Plan, j: int, device: torch.device) -> Modules:
     return Modules(make(net.blocks[j], "block"), head, guess_head)
 
 
-def _connect(plan: Plan, stages: dict[int, Stage], cluster: Cluster, device: torch.device, ledger: Ledger) -> Worker:
+def _connect(
+    plan: Plan, stages: dict[int, Stage], cluster: Cluster, device: torch.device, metrics: Metrics, ledger: Ledger
+) -> Worker:
     config, method, topology = plan.config, plan.method, plan.topology
     wire = cluster.place.wire_device(device)
     samples = config.batch_size if method.scope == "sample" else 1
     mailboxes = {
-        j: Mailbox(j, method.target(j), plan.lanes.counts[j], samples, cluster.run, plan.step)
+        j: Mailbox(
+            j,
+            method.target(j),
+            plan.lanes.counts[j],
+            samples,
+            cluster.run,
+            plan.step,
+            window=plan.windows[j],
+            lost=config.feedback.lost,
+            metrics=metrics,
+        )
         for j in stages
         if method.waits(j)
     }
@@ -179,9 +193,11 @@ def _connect(plan: Plan, stages: dict[int, Stage], cluster: Cluster, device: tor
             topology,
             cluster.store,
             ledger,
-            interface=config.interface,
+            metrics,
+            address=Interface.find(config.interface, cluster.place.several_hosts).address,
             deadline=config.deadline,
             largest=(most, most * samples),
+            kept=plan.windows if config.feedback.lost == "retry" else [0] * method.blocks,
             deliver=inbox.deliver_feedback,
             fail=inbox.fail,
         )
@@ -207,6 +223,7 @@ def _receiver(plan: Plan, wire: torch.device) -> Receiver:
     return Receiver(
         first,
         plan.topology.rank_of(first - 1),
+        shape=(plan.config.batch_size, *plan.shapes[first]),
         lanes=plan.lanes.on_link(first - 1),
         held=plan.windows[first] if plan.method.keeps_graph(first) else 1,
         dtype=DTYPES[plan.config.dtype],

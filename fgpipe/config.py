@@ -70,6 +70,7 @@ class TargetConfig:
 @dataclass
 class FeedbackConfig:
     policy: str = MISSING
+    lost: str = MISSING
 
 
 @dataclass
@@ -190,6 +191,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         "0 (local), a whole number of at least 1 (intermediate), or null (global)",
     ),
     "feedback.policy": _one_of("in_order", "eager"),
+    "feedback.lost": _one_of("retry", "skip", "fail"),
     "optim.schedule": _one_of("step", "one_cycle", "constant"),
     "optim.lr": _above(0),
     "optim.momentum": (lambda value: 0 <= value < 1, "a number from 0 to below 1"),

@@ -23,10 +23,12 @@ from fgpipe.data import Batches, load
 from fgpipe.errors import UserError
 from fgpipe.models.net import Net
 from fgpipe.observe.ledger import Ledger, report
-from fgpipe.observe.metrics import Metrics, scores, staleness_report
+from fgpipe.observe.metrics import Metrics, incident_report, scores, staleness_report
 from fgpipe.observe.progress import Progress, closing_table
 from fgpipe.observe.record import RunFolder, folder_for, scores_of
 from fgpipe.runtime.feedback.messages import FeedbackError
+from fgpipe.runtime.finite import NotFiniteError
+from fgpipe.runtime.interface import Interface
 from fgpipe.runtime.links.distributed import LinkError
 from fgpipe.runtime.process import Cluster, Facts, Place, prefix
 from fgpipe.runtime.topology import Topology
@@ -37,7 +39,7 @@ PREEMPTED = 75
 """Exit code: `EX_TEMPFAIL` of sysexits.h, try again later."""
 
 REPORT_BY_FIRST = 10.0
-"""Seconds that other ranks leave rank 0 to report bad input, before they end too."""
+"""Seconds that other ranks leave the first one of their host to report bad input, before they end too."""
 
 
 def main(arguments: list[str]) -> int:
@@ -52,7 +54,7 @@ def main(arguments: list[str]) -> int:
         else:
             run(config)
     except UserError as error:
-        if Place.from_environment().rank == 0:
+        if Place.from_environment().local_rank == 0:
             print(f"fgpipe: {error}", file=sys.stderr, flush=True)
         else:
             time.sleep(REPORT_BY_FIRST)  # torchrun ends the others as soon as the first has ended
@@ -60,7 +62,7 @@ def main(arguments: list[str]) -> int:
     except CheckpointError as error:
         print(f"fgpipe: rank {Place.from_environment().rank}: {error}", file=sys.stderr, flush=True)
         os._exit(1)
-    except (LinkError, FeedbackError, Stalled):
+    except (LinkError, FeedbackError, NotFiniteError, Stalled):
         sys.stderr.flush()
         os._exit(1)  # threads may wait for peers that are gone
     except Preempted as preempted:
@@ -97,6 +99,7 @@ def run(config: Config, net: Net | None = None) -> dict[str, Any]:
         LinkError, FeedbackError, Stalled: another process is gone, silent or wrong; a line on stderr says which.
         CheckpointError: a checkpoint cannot be written or read.
         Preempted: SIGTERM came, and the run is saved.
+        NotFiniteError: training has diverged; a line on stderr says where.
     """
     place = Place.from_environment()
     if net is not None:
@@ -104,6 +107,7 @@ def run(config: Config, net: Net | None = None) -> dict[str, Any]:
     check_world(config, place.world_size)
     if (done := resume.check_run_dir(config)) is not None:
         return _already(done, config, place)
+    interface = Interface.find(config.interface, place.several_hosts)
     device = place.device(config.device)
     torch.set_num_threads(place.threads(config.threads))
     batches, found = _load(config) if place.rank == 0 else (None, None)
@@ -113,6 +117,7 @@ def run(config: Config, net: Net | None = None) -> dict[str, Any]:
     resumed = Checkpoints(source).manifest(step) if source is not None and step else None
     plan = Plan.make(config, DataFacts(*facts), net, place.rank, place.world_size, step)
     _prefix_warnings(plan.topology)
+    interface.confine_gloo()
     pipelined = config.guess == "end_to_end" and config.tangents == "forward"
     cluster.connect(plan.topology, place.wire_device(device), config.deadline, alone=pipelined)
     return _Run(plan, cluster, device, batches, Path(folder), resumed).execute()
@@ -146,6 +151,9 @@ class _Run:
             trainer.close()
         except (LinkError, FeedbackError, Stalled) as error:
             print(f"{prefix(self._plan.topology)} error: {error}", file=sys.stderr)
+            raise
+        except NotFiniteError as error:
+            print(f"[block {error.block}] error: {error}", file=sys.stderr)
             raise
         finally:
             self._cluster.restore_signals()
@@ -207,6 +215,7 @@ class _Run:
     def _figures(self, train_seconds: float) -> dict[str, Any]:
         plan, place, total = self._plan, self._cluster.place, self._cluster.sum
         traffic, staleness = total(self._ledger.as_tensor()), total(self._metrics.staleness())
+        incidents = total(self._metrics.incidents())
         memory = torch.zeros(place.world_size, dtype=torch.int64)
         memory[place.rank] = _peak_memory(self._device)
         images = plan.config.epochs * plan.facts.train_batches * plan.config.batch_size
@@ -222,6 +231,7 @@ class _Run:
             "resumed_at_step": plan.step,
             "extra_drains": self._saver.extra_drains,
             "staleness": staleness_report(staleness),
+            "scalars": incident_report(incidents),
             "bytes": report(traffic),
             "peak_memory_bytes": total(memory).tolist(),
         }

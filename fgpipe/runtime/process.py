@@ -36,6 +36,10 @@ class Place:
     local_rank: int
     local_world_size: int
 
+    @property
+    def several_hosts(self) -> bool:
+        return self.local_world_size < self.world_size
+
     @classmethod
     def from_environment(cls) -> "Place":
         names = {"rank": ("RANK", 0), "world_size": ("WORLD_SIZE", 1)}

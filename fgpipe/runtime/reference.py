@@ -15,6 +15,7 @@ from fgpipe.gradients.method import Method
 from fgpipe.gradients.oracle import estimate
 from fgpipe.observe.metrics import Metrics
 from fgpipe.optim import Optimizer, Trained, in_order, parts
+from fgpipe.runtime.finite import check_finite
 from fgpipe.runtime.worker import Source, never
 
 
@@ -63,6 +64,9 @@ class OracleTrainer:
         found = estimate(
             self._method, self.blocks, self.heads, self._guess_heads, images, labels, seed=self._seed, batch=batch
         )
+        for j, losses in enumerate(found.losses):
+            if losses is not None:
+                check_finite(losses, j, f"loss of batch {batch}")
         for j, (block, head) in enumerate(zip(self.blocks, self.heads, strict=True)):
             self._optimizers[j].step(in_order(block, found.blocks[j]), batch)
             if head is not None:

@@ -22,6 +22,7 @@ from fgpipe.gradients.probes import ExactLanes, read, restrict, widen
 from fgpipe.observe.metrics import Metrics
 from fgpipe.optim import Optimizer, Trained, parts
 from fgpipe.runtime.feedback.messages import Feedback
+from fgpipe.runtime.finite import check_finite
 from fgpipe.runtime.links.base import Batch
 
 Guess = dict[str, Tensor] | Tensor
@@ -100,12 +101,15 @@ class Stage:
         batch = batch.to(self._device)
         weights = self._weights_for(batch.id)
         y, push = self._primal(weights, batch)
+        check_finite(y, self.index, f"activation of {batch.name}")
         above = self._lanes.on_link(self.index)
         if not self._last and not above:
             send(replace(batch, x=y.detach(), tangent=None))
         losses, push_losses = self._own_loss(y, batch)
         guess, head_gradients = (None, None) if self._plain else self._guess(y, losses, weights, batch)
         dy = self._push(push, batch.tangent, guess)
+        if dy is not None:
+            check_finite(dy.value, self.index, f"tangent of {batch.name}")
         if above:  # all lanes of the plan, in its order: the receiver counts on it
             send(replace(batch, x=y.detach(), tangent=widen(restrict(dy, above), above, y.detach())))
         scalars = self._evaluate_targets(dy, push_losses, batch, reply)
@@ -149,6 +153,7 @@ class Stage:
         attached = self._plain or self._method.guess == "local"
         with torch.enable_grad():
             losses, logits, push = linearize_losses(self.head, y if attached else y.detach(), batch.labels)
+        check_finite(losses, self.index, f"loss of {batch.name}")
         self._metrics.record(self.index, True, losses, logits, batch.labels)
         return losses, push
 
@@ -191,6 +196,7 @@ class Stage:
         if evaluated is None or push_losses is None:
             return None
         readings = read(push_losses(evaluated), self._method.scope)
+        check_finite(readings, self.index, f"scalar of {batch.name}")
         for block in here:
             scalars = self._lanes.decode(block, evaluated.lanes, readings)
             probes = tuple(range(len(scalars)))
@@ -212,6 +218,11 @@ class Stage:
         parameter = self._optimizer.parameters[0]
         scalars = torch.tensor(feedback.scalars, dtype=parameter.dtype, device=parameter.device)
         self._update(entry, scalars.view(len(feedback.probes), -1))
+
+    def skip(self, batch: int) -> None:
+        """Forget the oldest batch in flight without an update: its scalars are lost."""
+        assert self._in_flight.popleft().batch == batch, "the mailbox keeps the order of the batches"
+        self._metrics.count(self.index, "skipped")
 
     def _update(self, entry: InFlight, scalars: Tensor) -> None:
         """Apply c g (eq. 4), or what c g gives when it is back-propagated through the block alone (eq. 5)."""
@@ -240,10 +251,12 @@ class Stage:
         self._mode(training=False)
         batch = batch.to(self._device)
         y = self.block(batch.x)
+        check_finite(y, self.index, f"activation of {batch.name}")
         if not self._last:
             send(replace(batch, x=y))
         if self.head is not None:
             losses, logits = self.head.losses(y, batch.labels)
+            check_finite(losses, self.index, f"loss of {batch.name}")
             self._metrics.record(self.index, False, losses, logits, batch.labels)
 
     def _mode(self, training: bool) -> None:

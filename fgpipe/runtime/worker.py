@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fgpipe.optim import Trained
 from fgpipe.runtime.feedback.base import FeedbackPlane
+from fgpipe.runtime.feedback.messages import Lost
 from fgpipe.runtime.inbox import Inbox
 from fgpipe.runtime.links.base import Batch, Link
 from fgpipe.runtime.schedule import Action, Apply, Forward, actions, drain
@@ -20,6 +21,8 @@ from fgpipe.runtime.stage import Stage
 
 Source = Callable[[int, int], tuple[Tensor, Tensor]]
 """From epoch and index of a batch to images and labels."""
+PATIENCE = 10
+"""A process that has had nothing to do for this fraction of the deadline asks for the scalars that it waits for."""
 
 
 def never() -> bool:
@@ -84,6 +87,7 @@ class Worker:
 
         Raises:
             Stalled, LinkError, FeedbackError: another process is gone, silent or wrong.
+            NotFiniteError: a number here is not finite.
         """
         indices, start = indices or range(batches), epoch * batches
         self._end = start + indices.stop
@@ -118,16 +122,31 @@ class Worker:
             if isinstance(action, Forward):
                 self._forward(node, action.batch, first)
             elif not node.stage.has_applied(action.batch):  # eager may have been there before
-                node.stage.apply(self._inbox.take_feedback(node.stage.index))
+                self._apply(node.stage)
+
+    def _apply(self, stage: Stage) -> None:
+        found = self._inbox.take_feedback(stage.index)
+        if isinstance(found, Lost):
+            stage.skip(found.batch)
+        else:
+            stage.apply(found)
 
     def _next(self) -> Node:
         """The highest stage that can go on, once there is one."""
         busy = [node for node in reversed(self._nodes) if node.pending]
-        try:
-            return self._inbox.wait(lambda: next(filter(self._can_go_on, busy), None), self._deadline)
-        except TimeoutError:
-            waits = "; ".join(f"block {node.stage.index} for {_waits_for(node)}" for node in busy)
-            raise Stalled(f"nothing arrived for {self._deadline:g} s; waiting: {waits}") from None
+        for _ in range(PATIENCE):
+            try:
+                return self._inbox.wait(lambda: next(filter(self._can_go_on, busy), None), self._deadline / PATIENCE)
+            except TimeoutError:
+                self._ask(busy)
+        waits = "; ".join(f"block {node.stage.index} for {_waits_for(node)}" for node in busy)
+        raise Stalled(f"nothing arrived for {self._deadline:g} s; waiting: {waits}")
+
+    def _ask(self, waiting: list[Node]) -> None:
+        """Ask for the scalars that are waited for: the message may be lost, with none after it to show that."""
+        for node in waiting:
+            if isinstance(node.pending[0], Apply) and (request := self._inbox.overdue_feedback(node.stage.index)):
+                self._feedback.ask(request)
 
     def _can_go_on(self, node: Node) -> bool:
         action, block = node.pending[0], node.stage.index
@@ -138,7 +157,7 @@ class Worker:
     def _forward(self, node: Node, expected: int, first: Callable[[int], Batch]) -> None:
         stage = node.stage
         while self._eager and self._inbox.has_feedback(stage.index):
-            stage.apply(self._inbox.take_feedback(stage.index))
+            self._apply(stage)
         batch = first(expected) if stage.index == 0 else self._inbox.take_batch(stage.index)
         if node.taken is not None:
             node.taken()

@@ -49,6 +49,8 @@ IN_PROCESS = {
     "run folder in use": (not_empty, "a folder that does not exist yet or is empty"),
     "scope of the other space": (lambda folder: ["space=activity", "scope=tensor"], "scope=tensor: allowed: sample | batch"),
     "negative depth": (lambda folder: ["target=intermediate", "target.depth=-1"], "target.depth=-1: allowed"),
+    "every interface": (lambda folder: ["interface=0.0.0.0"], "interface=0.0.0.0: allowed: lo (127.0.0.1)"),
+    "lost scalars": (lambda folder: ["feedback.lost=maybe"], "feedback.lost=maybe: allowed: retry | skip | fail"),
     "no such key": (lambda folder: ["model.widht=1"], "model.width"),
     "not a number": (lambda folder: ["epochs=many"], "epochs=many"),
     "no such file": (lambda folder: ["optim=sgdd"], "optim=sgdd: allowed: constant | one_cycle | step"),

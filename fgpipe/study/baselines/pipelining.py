@@ -107,6 +107,7 @@ class PipelinedBackpropagation:
     ) -> None:
         self._topology, self._heads, self._metrics, self._device = topology, heads, metrics, device
         self._receiver, self._link = receiver, link
+        self._placeholder = (batch_size, 0)
         self._classifier = heads[-1] if link is None else None
         self._observers = [None if head is self._classifier else head for head in heads]
         self._part = Part(blocks, self._classifier, device, host, keep_outputs=any(self._observers))
@@ -174,9 +175,9 @@ class PipelinedBackpropagation:
             assert source is not None, "the process of block 0 has the images"
             got = Batch(batch, epoch, training, *source(epoch, index), drain=stop())
         else:
-            got = self._receiver.receive()
+            got = self._receiver.receive(self._placeholder if training else None)
         if training and self._link is not None:
-            self._link.send(replace(got, x=got.x.new_empty(len(got.labels), 0)))
+            self._link.send(replace(got, x=got.x.new_empty(self._placeholder)))
         return got
 
     def _record(self, labels: Tensor) -> None:
