@@ -11,7 +11,7 @@ from torch import nn
 from fgpipe.config import Config
 from fgpipe.data import Batches, Dataset
 from fgpipe.gradients.method import Method
-from fgpipe.gradients.probes import ExactLanes
+from fgpipe.gradients.probes import Lanes, plan_lanes
 from fgpipe.models.net import Net, materialize, resnet
 from fgpipe.observe.ledger import Ledger
 from fgpipe.observe.metrics import Metrics
@@ -70,7 +70,7 @@ class Plan:
     facts: DataFacts
     net: Net
     method: Method
-    lanes: ExactLanes
+    lanes: Lanes
     windows: tuple[int, ...]
     topology: Topology
 
@@ -78,7 +78,8 @@ class Plan:
     def make(cls, config: Config, facts: DataFacts, net: Net | None, rank: int, world_size: int) -> "Plan":
         net = net or resnet(config.model, config.head, in_channels=facts.channels, classes=facts.classes)
         method = Method.of(config)
-        lanes = ExactLanes.build(method, [len(list(block.parameters())) for block in net.blocks])
+        tensors = [len(list(block.parameters())) for block in net.blocks]
+        lanes = plan_lanes(method, tensors, config.lanes, config.code, config.seed)
         if config.partition == "counted":
             forward = forward_flops(net, (2, facts.channels, facts.height, facts.width))
             sizes = balanced(block_costs(forward, method, lanes), world_size)
@@ -112,8 +113,9 @@ def build_trainer(plan: Plan, cluster: Cluster, device: torch.device, metrics: M
             [getattr(each, name) for each in modules.values()] for name in ("block", "head", "guess_head")
         )
         return OracleTrainer(
-            blocks, heads, guess_heads, method=plan.method, make_optimizer=make_optimizer, metrics=metrics, seed=config.seed
-        )
+            blocks, heads, guess_heads, method=plan.method, lanes=plan.lanes, make_optimizer=make_optimizer, metrics=metrics,
+            seed=config.seed,
+        )  # fmt: skip
     stages = {
         j: Stage(
             j,

@@ -4,7 +4,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from fgpipe.gradients.method import Method
-from fgpipe.gradients.probes import ExactLanes
+from fgpipe.gradients.probes import Lanes
 from fgpipe.models.net import Net
 
 
@@ -27,12 +27,11 @@ def forward_flops(net: Net, shape: tuple[int, ...], heads: bool = False) -> list
     return counts
 
 
-def block_costs(forward: list[int], method: Method, lanes: ExactLanes) -> list[int]:
+def block_costs(forward: list[int], method: Method, lanes: Lanes) -> list[int]:
     """FLOPs of a training step of each block: its forward pass, a backward one (twice that) if it makes one, and lanes."""
     costs = []
     for j, flops in enumerate(forward):
-        below = len(lanes.on_link(j - 1)) if j else 0
-        own = lanes.counts[j] if method.space == "weight" else 0
+        live = set(lanes.on_link(j - 1) if j else ()) | set(lanes.of(j) if method.space == "weight" else ())
         backward = method.is_plain(j) or not method.is_random or method.space == "activity"
-        costs.append(flops * (1 + below + own + (2 if backward else 0)))
+        costs.append(flops * (1 + len(live) + (2 if backward else 0)))
     return costs

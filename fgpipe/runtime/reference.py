@@ -1,18 +1,22 @@
 """`tangents=oracle`: the same training by two backward passes in one process, in lock-step (paper, A.3).
 
 It computes what forward mode computes, for accuracy studies at a fraction of the time, and the one thing that
-forward mode does not: the exact projection of every sample (activity space, scope sample).
+forward mode does not: the exact projection of every sample (activity space, scope sample). Tangents are linear, so
+the readings of coded lanes are the sums of the exact scalars with their signs: no lane is needed to know them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from fgpipe.gradients.estimator import StepRule
 from fgpipe.gradients.guess import redraw
 from fgpipe.gradients.method import Method
 from fgpipe.gradients.oracle import estimate
+from fgpipe.gradients.probes import Decoder, Lanes
 from fgpipe.observe.metrics import Metrics
 from fgpipe.optim import Optimizer, in_order
 from fgpipe.runtime.worker import Source
@@ -28,6 +32,7 @@ class OracleTrainer:
         guess_heads: list[Any],
         *,
         method: Method,
+        lanes: Lanes,
         make_optimizer: Callable[[list[nn.Module]], Optimizer],
         metrics: Metrics,
         seed: int,
@@ -36,7 +41,10 @@ class OracleTrainer:
         self._method, self._metrics, self._seed = method, metrics, seed
         self._optimizers = [make_optimizer([block]) for block in blocks]
         self._head_optimizers = [make_optimizer([head]) if head is not None else None for head in heads]
-        self._device = next(blocks[0].parameters()).device
+        like = next(blocks[0].parameters())
+        self._device = like.device
+        self.decoders = [Decoder.of(lanes, j, like) for j in range(method.blocks)]
+        self.step_rules = [StepRule.of(method, probes, like) for probes in lanes.counts]
 
     def train(self, epoch: int, batches: int, source: Source | None) -> None:
         """Train for one epoch, as `Worker.train`."""
@@ -51,13 +59,24 @@ class OracleTrainer:
             if head is not None:
                 redraw(head, self._method.guess, self._seed, j, batch)
         found = estimate(
-            self._method, self.blocks, self.heads, self._guess_heads, images, labels, seed=self._seed, batch=batch
-        )
+            self._method, self.blocks, self.heads, self._guess_heads, images, labels,
+            seed=self._seed, batch=batch, transmit=partial(self._transmit, batch),
+            step_size=lambda block, coefficients: self.step_rules[block].factors(coefficients),
+        )  # fmt: skip
         for j, (block, head) in enumerate(zip(self.blocks, self.heads, strict=True)):
             self._optimizers[j].step(in_order(block, found.blocks[j]), batch)
             if head is not None:
                 self._head_optimizers[j].step(in_order(head, found.heads[j]), batch)
                 self._metrics.record(j, True, found.losses[j], found.logits[j], labels)
+
+    def _transmit(self, batch: int, scalars: Mapping[int, Tensor]) -> dict[int, Tensor]:
+        """What the decoders make of the scalars when the lanes carry them."""
+        received: dict[int, Tensor] = {}
+        for decoder in self.decoders:
+            if asking := decoder.asking:
+                sent = torch.cat([scalars[j] for j in asking])
+                received |= decoder.decode(batch, decoder.lanes.encode(decoder.target, batch, sent))
+        return received
 
     @torch.no_grad()
     def evaluate(self, epoch: int, batches: int, source: Source | None) -> None:
