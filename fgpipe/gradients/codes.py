@@ -6,6 +6,8 @@ all probes that share the lanes. It is made on the CPU, so that ends on differen
 P probes, R lanes, S samples (1 unless every sample has signs of its own).
 """
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -39,6 +41,7 @@ def signs(code: str, probes: int, lanes: int, samples: int, *, seed: int, target
     return (hadamard(lanes)[rows].unsqueeze(2) * own).expand(-1, -1, samples)
 
 
+@cache
 def hadamard(order: int) -> Tensor:
     """Sylvester's Hadamard matrix, int8 `[order, order]`, for a power of two: orthogonal rows of signs."""
     matrix, double = torch.ones(1, 1, dtype=torch.int8), torch.tensor([[1, 1], [1, -1]], dtype=torch.int8)

@@ -27,6 +27,7 @@ RUNS = {
     f"{name}-{window}": [*COMMON, *overrides, f"window={window}"]
     for (name, overrides), window in itertools.product(METHODS.items(), WINDOWS)
 }
+RUNS["coded"] = [*COMMON, "lanes=2", "decode=predicted", "step=normalised", "target=intermediate", "target.depth=3"]
 RUNS["eager"] = [*COMMON, "feedback=eager"]
 SIXTEEN = {"plain": [*COMMON, "model=resnet18_16", "window=auto", "scope=block", "model.width=0.1"]}
 
