@@ -22,7 +22,7 @@ from fgpipe.models.net import Net
 from tests.test_transparency import SPACES, STEPS, Pipeline, Snapshot, assert_agrees, assert_close, configuration
 
 KEY = {"seed": 3, "target": 7, "batch": 11}
-CODES = 300
+CODES = 200
 """Codes that a mean or a variance is taken over."""
 TARGETS = ("global", "intermediate", "depth 3")
 
@@ -152,12 +152,13 @@ STATISTICS = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("space, scope, target, code, lanes", STATISTICS)
 def test_mean_and_variance(space: str, scope: str, target: str, code: str, lanes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Var d_p = share * (sum of the squares of all else in the lanes), share = 1 / R or P(same row).
 
     Means within 4.5 standard errors (some 1e2 values). Of the variance: the mean over the scalars, which are
-    correlated, of measured over formula; N = 300 gives it a standard error of some 5 %.
+    correlated, of measured over formula; N = 200 gives it a standard error of some 6 %.
     """
     more = (f"lanes={lanes}", f"code={code}", "optim.lr=1e-30")
     found, snapshot = decoded(pipeline_of_6(monkeypatch, "local", space, scope, target, *more), monkeypatch, CODES)
@@ -187,7 +188,7 @@ def test_mean_and_variance(space: str, scope: str, target: str, code: str, lanes
         else:
             assert values.std(dim=0).max() <= 1e-12 * wanted.abs().max()
     if ratios:
-        assert abs(torch.cat(ratios).mean() - 1) < 0.2
+        assert abs(torch.cat(ratios).mean() - 1) < 0.25
     else:
         assert (scope, target) == ("block", "intermediate")
 
@@ -200,7 +201,7 @@ def test_prediction_takes_the_noise_away_and_nothing_else() -> None:
     scalars = torch.randn(13, 1, generator=rng, dtype=torch.float64)
     expected = scalars[:, 0] + 0.3 * torch.randn(13, generator=rng, dtype=torch.float64)
     found = []
-    for batch in range(4 * CODES):
+    for batch in range(10 * CODES):
         decoder = Decoder.of(lanes, 5, scalars)
         assert decoder.prediction is not None
         decoder.prediction.total.copy_(expected), decoder.prediction.weight.fill_(1.0)
