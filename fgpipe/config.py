@@ -125,8 +125,8 @@ class Config:
     run_dir: str | None = None
 
 
-def _one_of(*allowed: str) -> tuple[Callable[[Any], bool], str]:
-    return (lambda value: value in allowed), " | ".join(allowed)
+def _one_of(*allowed: str | bool) -> tuple[Callable[[Any], bool], str]:
+    return (lambda value: value in allowed), " | ".join(str(each).lower() for each in allowed)
 
 
 def _at_least(least: float) -> tuple[Callable[[Any], bool], str]:
@@ -172,6 +172,10 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "head.name": _one_of("cnn", "mlp", "linear", "predsim"),
     "head.hidden": _optional(_at_least(1)),
     "target.name": _one_of("global", "intermediate", "local"),
+    "target.depth": (
+        lambda value: value is None or value >= 0,
+        "0 (local), a whole number of at least 1 (intermediate), or null (global)",
+    ),
     "feedback.policy": _one_of("in_order", "eager"),
     "optim.schedule": _one_of("step", "one_cycle", "constant"),
     "optim.lr": _above(0),
@@ -180,6 +184,8 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "optim.step_epochs": _at_least(1),
     "optim.gamma": _above(0),
     "optim.warmup": (lambda value: 0 < value < 1, "a fraction between 0 and 1"),
+    "observe.heads": _one_of(False, True),
+    "observe.tensorboard": _one_of(False, True),
     "guess": _one_of(*GUESSES),
     "space": _one_of(*SCOPES),
     "tangents": _one_of("forward", "oracle"),
@@ -287,7 +293,7 @@ def check(config: Config) -> None:
     _check_lanes(config)
     if config.tangents == "oracle" and config.window != 1:
         raise bad_value("window", config.window, "1 with tangents=oracle, which has no pipeline")
-    if config.guess == "end_to_end" and config.batch_size % config.microbatches:
+    if config.guess == "end_to_end" and config.tangents == "forward" and config.batch_size % config.microbatches:
         raise bad_value("microbatches", config.microbatches, f"a divisor of batch_size={config.batch_size}")
     if not isinstance(config.partition, str) and sum(config.partition) != config.model.blocks:
         raise bad_value("partition", list(config.partition), f"numbers that add up to model.blocks={config.model.blocks}")
@@ -304,8 +310,6 @@ def _check_data(data: DataConfig) -> None:
 
 def _check_target(config: Config) -> None:
     name, depth = config.target.name, config.target.depth
-    if depth is not None and depth < 0:
-        raise bad_value("target.depth", depth, "0 (local), 1 or more (intermediate), or null (global)")
     if name == "global" and depth is not None:
         raise bad_value("target.depth", depth, "null with target=global; use target=intermediate for a depth")
     if name == "local" and depth != 0:
@@ -341,6 +345,8 @@ def check_world(config: Config, world_size: int) -> None:
     blocks = config.model.blocks
     if world_size > blocks:
         raise bad_value("nproc_per_node", world_size, f"at most one process per block (model.blocks={blocks})")
+    if config.guess == "end_to_end" and config.schedule == "1f1b" and config.microbatches < world_size:
+        raise bad_value("microbatches", config.microbatches, f"at least the {world_size} processes with schedule=1f1b")
     if config.tangents == "oracle" and world_size > 1:
         raise bad_value("tangents", "oracle", f"forward with {world_size} processes; the oracle runs in one")
     if not isinstance(config.partition, str) and len(config.partition) != world_size:

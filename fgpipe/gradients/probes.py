@@ -74,8 +74,7 @@ def plan_lanes(method: Method, tensors: Sequence[int], lanes: int | str, code: s
         UserError: there are more lanes than probes could use.
     """
     per_tensor = method.space == "weight" and method.scope == "tensor"
-    asking = [not method.is_plain(j) and method.guess != "end_to_end" for j in range(method.blocks)]
-    counts = tuple((count if per_tensor else 1) if asks else 0 for count, asks in zip(tensors, asking, strict=True))
+    counts = tuple(0 if method.is_plain(j) else tensors[j] if per_tensor else 1 for j in range(method.blocks))
     if lanes == "exact":
         return ExactLanes(method, counts)
     coded = CodedLanes(method, counts, code, int(lanes), seed)

@@ -10,6 +10,7 @@ import pytest
 
 from tests.integration.launching import ROOT, launch
 
+pytestmark = pytest.mark.timeout(1200)
 STEPS, BATCH = 20, 32
 WINDOWS = ("1", "3", "auto")
 METHODS = {
@@ -28,6 +29,8 @@ RUNS = {
     for (name, overrides), window in itertools.product(METHODS.items(), WINDOWS)
 }
 RUNS["coded"] = [*COMMON, "lanes=2", "decode=predicted", "step=normalised", "target=intermediate", "target.depth=3"]
+RUNS["end_to_end"] = [*COMMON, "guess=end_to_end"]
+RUNS["end_to_end-1f1b"] = [*COMMON, "guess=end_to_end", "schedule=1f1b", "microbatches=8", "observe.heads=true"]
 RUNS["eager"] = [*COMMON, "feedback=eager"]
 SIXTEEN = {"plain": [*COMMON, "model=resnet18_16", "window=auto", "scope=block", "model.width=0.1"]}
 
