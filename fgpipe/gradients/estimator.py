@@ -31,7 +31,7 @@ class StepRule:
     mean: RunningMean | None
     """Of c (decode=smoothed), in place of c: calm, and biased, for c changes with the guess."""
     magnitude: RunningMean | None
-    """Of |c| (step=normalised), which c is divided by: its sign and how sure it is remain, the norms' ratio goes."""
+    """Of |c| (step=normalised), which c is divided by: its sign and its size among recent ones remain."""
 
     @classmethod
     def of(cls, method: Method, probes: int, like: Tensor) -> "StepRule":

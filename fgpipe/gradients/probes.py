@@ -199,7 +199,7 @@ def read(derivatives: Tensor, scope: str) -> Tensor:
     return derivatives / derivatives.shape[1] if scope == "sample" else derivatives.mean(dim=1, keepdim=True)
 
 
-def in_order(tangent: Tangent, lanes: tuple[int, ...], readings: Tensor) -> Tensor:
+def arrange(tangent: Tangent, lanes: tuple[int, ...], readings: Tensor) -> Tensor:
     """The readings `[R, ...]` of a tangent, in the order of `lanes`."""
     return readings if tangent.lanes == lanes else readings[[tangent.lanes.index(lane) for lane in lanes]]
 

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from fgpipe.gradients import Direction, Push, PushLosses, Tangent, linearize, linearize_losses
 from fgpipe.gradients.dual import insert
-from fgpipe.gradients.estimator import StepRule, activity_estimate, activity_squared_norms, coefficients, weight_estimate
+from fgpipe.gradients.estimator import StepRule, activity_estimate, activity_squared_norms, coefficients
+from fgpipe.gradients.estimator import weight_estimate
 from fgpipe.gradients.guess import noise_like, redraw, squared_norms
 from fgpipe.gradients.method import Method
-from fgpipe.gradients.probes import Decoder, Lanes, in_order, read, restrict, widen
+from fgpipe.gradients.probes import Decoder, Lanes, arrange, read, restrict, widen
 from fgpipe.observe.metrics import Metrics
 from fgpipe.optim import Optimizer
 from fgpipe.runtime.feedback.messages import Feedback
@@ -189,7 +190,7 @@ class Stage:
         evaluated = restrict(dy, wanted)
         if evaluated is None or push_losses is None:
             return None
-        readings = in_order(evaluated, wanted, read(push_losses(evaluated), self._method.scope))
+        readings = arrange(evaluated, wanted, read(push_losses(evaluated), self._method.scope))
         decoded = self.decoder.decode(batch.id, readings)
         own = decoded.pop(self.index, None)
         for block, scalars in decoded.items():

@@ -29,6 +29,7 @@ from fgpipe.train import run
 
 FAMILIES = (("weight", "tensor"), ("weight", "block"), ("activity", "sample"))
 LANES: tuple[int | str, ...] = ("exact", 1, 2, 4, 8)
+DECODES = ("plain", "predicted", "smoothed")
 SPEED_BATCHES = 10
 COMMON = ["model.width=0.25", "window=1", "observe.tensorboard=false"]
 
@@ -74,8 +75,9 @@ def cells() -> Iterator[Cell]:
     for space, scope in FAMILIES:
         for guess in ("local", "gaussian"):
             for lanes in LANES:
-                decodes = ["plain"] if guess == "gaussian" else ["plain", "smoothed"] if lanes == "exact" else ["plain", "predicted", "smoothed"]
-                for decode in decodes:
+                useless = {"predicted"} if lanes == "exact" else set()  # check() refuses these
+                useless |= {"predicted", "smoothed"} if guess == "gaussian" else set()
+                for decode in (each for each in DECODES if each not in useless):
                     for step in ("projection", "normalised"):
                         yield Cell(space, scope, guess, lanes=lanes, decode=decode, step=step)
 
@@ -90,8 +92,8 @@ class Study:
         """
         self._folder, self._arguments, self._seeds = folder, arguments, seeds
         note = folder / "arguments.json"
-        if note.exists() and json.loads(note.read_text()) != arguments:
-            raise UserError(f"{folder}: allowed: a new folder, or the arguments of its study: {json.loads(note.read_text())}")
+        if note.exists() and (had := json.loads(note.read_text())) != arguments:
+            raise UserError(f"{folder}: allowed: a new folder, or its study's arguments: {' '.join(had) or 'none'}")
         folder.mkdir(parents=True, exist_ok=True)
         note.write_text(json.dumps(arguments))
 
@@ -104,7 +106,8 @@ class Study:
     def milliseconds(self, cell: Cell) -> float:
         """Time per image of the pipeline in one process; of end to end, by the reference."""
         config = compose_config([*COMMON, *self._arguments])
-        short = ["epochs=1", f"data.train_samples={SPEED_BATCHES * config.batch_size}", f"data.test_samples={config.batch_size}"]
+        size = config.batch_size
+        short = ["epochs=1", f"data.train_samples={SPEED_BATCHES * size}", f"data.test_samples={size}"]
         overrides = Cell(cell.space, cell.scope, cell.guess, cell.target, cell.lanes).overrides(
             "oracle" if cell.guess == "end_to_end" else "forward"
         )
@@ -140,7 +143,8 @@ def table(rows: list[Row]) -> str:
     lines = ["| space | scope | guess | lanes | decode | step | accuracy | range | ms per image |", "|" + "---|" * 9]
     for row in rows:
         cell = row.cell
-        keys = [cell.ends, *[""] * 5] if cell.ends else [cell.space, cell.scope, cell.guess, cell.lanes, cell.decode, cell.step]
+        keys = (cell.space, cell.scope, cell.guess, cell.lanes, cell.decode, cell.step)
+        keys = (cell.ends, *[""] * 5) if cell.ends else keys
         spread = f"{min(row.accuracies):.1%} to {max(row.accuracies):.1%}"
         lines.append(f"| {' | '.join(map(str, keys))} | {row.accuracy:.1%} | {spread} | {row.milliseconds:.2f} |")
     return "\n".join(lines) + "\n"
@@ -154,7 +158,8 @@ def plot(rows: list[Row], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(9, 6), layout="constrained")
-    groups = list(dict.fromkeys(f"{row.cell.space} {row.cell.scope} {row.cell.guess}" for row in rows if not row.cell.ends))
+    families = (f"{row.cell.space} {row.cell.scope} {row.cell.guess}" for row in rows if not row.cell.ends)
+    groups = list(dict.fromkeys(families))
     markers = {"plain": "o", "predicted": "s", "smoothed": "^"}
     for row in rows:
         cell, at = row.cell, (row.milliseconds, 100 * row.accuracy)

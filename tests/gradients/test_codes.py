@@ -36,7 +36,9 @@ def net_of_6() -> Net:
     return Net(blocks, [Head(nn.Flatten(), nn.Linear(width, 5)) for width in (256, 256, 64, 64, 16, 8)])
 
 
-def pipeline_of_6(monkeypatch: pytest.MonkeyPatch, guess: str, space: str, scope: str, target: str, *more: str) -> Pipeline:
+def pipeline_of_6(
+    monkeypatch: pytest.MonkeyPatch, guess: str, space: str, scope: str, target: str, *more: str
+) -> Pipeline:
     config = configuration(guess, "linear", space, scope, target, 8, *more)
     net = net_of_6()
     config.model.blocks = len(net.blocks)
@@ -49,40 +51,48 @@ def test_hadamard_rows_are_orthogonal(order: int) -> None:
     assert torch.equal(matrix @ matrix.T, order * torch.eye(order, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("code, probes, lanes, samples", [("rademacher", 5, 3, 1), ("rademacher", 3, 1, 4), ("hadamard", 6, 4, 3), ("hadamard", 5, 8, 2)])
+SHAPES = [("rademacher", 5, 3, 1), ("rademacher", 3, 1, 4), ("hadamard", 6, 4, 3), ("hadamard", 5, 8, 2)]
+
+
+@pytest.mark.parametrize("code, probes, lanes, samples", SHAPES)
 def test_signs(code: str, probes: int, lanes: int, samples: int) -> None:
     """Signs; the same for the same key, others for another; orthogonal where they should be."""
     first = signs(code, probes, lanes, samples, **KEY)
     assert first.shape == (probes, lanes, samples) and set(first.unique().tolist()) == {-1, 1}
     assert torch.equal(first, signs(code, probes, lanes, samples, **KEY))
-    others = [torch.cat([signs(code, probes, lanes, samples, **{**KEY, name: n}).flatten() for n in range(20, 30)]) for name in KEY]
-    assert not any(torch.equal(a, b) for a, b in zip(others, [*others[1:], others[0]], strict=True))
+    for name in KEY:
+        others = [signs(code, probes, lanes, samples, **{**KEY, name: n}) for n in range(20, 30)]
+        assert not all(torch.equal(first, other) for other in others), f"another {name} gives other signs"
     if code == "hadamard" and probes <= lanes:
         rows = first.double().permute(2, 0, 1)
         assert torch.equal(rows @ rows.mT, lanes * torch.eye(probes, dtype=torch.float64).expand(samples, -1, -1))
 
 
 HADAMARD = {
-    ("tensor", "global"): 64, ("tensor", "intermediate"): 16, ("tensor", "depth 3"): 32,
-    ("block", "global"): 8, ("block", "intermediate"): 1, ("block", "depth 3"): 4,
+    ("tensor", "global"): 64, ("tensor", "intermediate"): 16, ("tensor", "depth 3"): 32, ("tensor", "local"): 16,
+    ("block", "global"): 8, ("block", "intermediate"): 1, ("block", "depth 3"): 4, ("block", "local"): 1,
 }  # fmt: skip
 """Rows for the probes of the busiest target of ResNet-18 in 8 blocks, whose blocks have 9 6 9 6 9 6 9 tensors."""
 
 
+GUESSES = [*(("local", target) for target in TARGETS), ("gaussian", "global"), ("ntk", "local")]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("guess, target", [*(("local", target) for target in TARGETS), ("gaussian", "global"), ("ntk", "local")])
+@pytest.mark.parametrize("guess, target", GUESSES)
 @pytest.mark.parametrize("space, scope", SPACES[:3])
-def test_hadamard_is_exact_where_it_fits(guess: str, target: str, space: str, scope: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hadamard_is_exact_where_it_fits(
+    guess: str, target: str, space: str, scope: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Every estimate of every block equals the oracle's."""
-    per_target = {"local": 16 if scope == "tensor" else 1}.get(target) or HADAMARD[scope if scope == "tensor" else "block", target]
-    more = (f"lanes={per_target}", "code=hadamard")
+    more = (f"lanes={HADAMARD['tensor' if scope == 'tensor' else 'block', target]}", "code=hadamard")
     pipeline = Pipeline(configuration(guess, "mlp", space, scope, target, 8, *more), monkeypatch)
     assert isinstance(pipeline.plan.lanes, CodedLanes)
     for batch in range(STEPS):
         assert_agrees(pipeline, *pipeline.step(batch), skip_samples=False)
 
 
-@pytest.mark.parametrize("guess, target", [*(("local", target) for target in TARGETS), ("gaussian", "global"), ("ntk", "local")])
+@pytest.mark.parametrize("guess, target", GUESSES)
 def test_hadamard_is_exact_per_sample(guess: str, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every estimate equals that of exact lanes, which read each sample's own loss along the guesses of all."""
     lanes = {"global": 8, "depth 3": 4}.get(target, 1)
@@ -134,7 +144,8 @@ def parts(snapshot: Snapshot) -> Iterator[tuple[int, int, Tensor]]:
         else:
             gradient = torch.autograd.grad(target.mean(), places, retain_graph=True)
             each = torch.stack([(a * b).sum() for a, b in zip(gradient, guess, strict=True)])
-            yield j, method.target(j), (each if method.scope == "tensor" else each.sum(0, keepdim=True)).reshape(-1, 1, 1)
+            each = each if method.scope == "tensor" else each.sum(0, keepdim=True)
+            yield j, method.target(j), each.reshape(-1, 1, 1)
 
 
 def chance_of_a_shared_row(probes: int, lanes: int) -> float:
@@ -154,7 +165,9 @@ STATISTICS = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize("space, scope, target, code, lanes", STATISTICS)
-def test_mean_and_variance(space: str, scope: str, target: str, code: str, lanes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mean_and_variance(
+    space: str, scope: str, target: str, code: str, lanes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Var d_p = share * (sum of the squares of all else in the lanes), share = 1 / R or P(same row).
 
     Means within 4.5 standard errors (some 1e2 values). Of the variance: the mean over the scalars, which are
@@ -309,11 +322,13 @@ def test_the_oracle_emulates_lanes(
     """Five batches of training: every estimate equals the pipeline's."""
     more = ("lanes=1", f"decode={decode}", f"step={step}")
     forward, oracle = (
-        pipeline_of_6(monkeypatch, guess, space, scope, target, *more, f"tangents={tangents}") for tangents in ("forward", "oracle")
+        pipeline_of_6(monkeypatch, guess, space, scope, target, *more, f"tangents={tangents}")
+        for tangents in ("forward", "oracle")
     )
     for batch in range(5):
         rng = torch.Generator().manual_seed(batch)
-        images, labels = torch.randn(8, 3, 16, 16, generator=rng, dtype=torch.float64), torch.randint(0, 5, (8,), generator=rng)
+        images = torch.randn(8, 3, 16, 16, generator=rng, dtype=torch.float64)
+        labels = torch.randint(0, 5, (8,), generator=rng)
         for pipeline in (forward, oracle):
             pipeline.trainer.train(batch, 1, lambda epoch, index: (images, labels))
         for j, stage in enumerate(forward.stages):

@@ -23,7 +23,8 @@ def test_every_cell_can_be_run() -> None:
             check(replace(base, **keys, tangents="forward" if cell.needs_tangents else "oracle"))
     for space, scope in (("weight", "tensor"), ("weight", "block"), ("activity", "sample")):
         for guess, decodes in (("local", {"plain", "predicted", "smoothed"}), ("gaussian", {"plain"})):
-            of_family = [cell for cell in found if (cell.space, cell.scope, cell.guess, cell.ends) == (space, scope, guess, None)]
+            key = (space, scope, guess, None)
+            of_family = [cell for cell in found if (cell.space, cell.scope, cell.guess, cell.ends) == key]
             assert {cell.lanes for cell in of_family} == {"exact", 1, 2, 4, 8}
             assert {cell.decode for cell in of_family} == decodes
             assert {cell.step for cell in of_family} == {"projection", "normalised"}
@@ -42,12 +43,14 @@ def test_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
         (Path(config.run_dir) / "summary.json").write_text(json.dumps(figures))
 
     monkeypatch.setattr(lanes, "run", run)
-    arguments = [str(tmp_path / "study"), "--seeds", "2", "--only", "weight block local (exact|1) plain projection", "epochs=1"]
+    folder, only = str(tmp_path / "study"), "weight block local (exact|1) plain projection"
+    arguments = [folder, "--seeds", "2", "--only", only, "epochs=1"]
     with pytest.raises(KeyboardInterrupt):
         lanes.main(arguments)
     assert lanes.main(arguments) == 0
     assert len(ran) == 4 * (2 + 1) + 1, "four cells of two seeds and a speed run, and the one that was interrupted"
     assert lanes.main(arguments) == 0 and len(ran) == 13
-    assert "| weight | block | local | 1 | plain | projection | 55.0% | 50.0% to 60.0% | 4.00 |" in capsys.readouterr().out
+    row = "| weight | block | local | 1 | plain | projection | 55.0% | 50.0% to 60.0% | 4.00 |"
+    assert row in capsys.readouterr().out
     assert (tmp_path / "study" / "lanes.png").stat().st_size > 1000
-    assert lanes.main([str(tmp_path / "study"), "epochs=2"]) == 2
+    assert lanes.main([folder, "epochs=2"]) == 2
