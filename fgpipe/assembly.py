@@ -12,7 +12,7 @@ from torch import nn
 from fgpipe.config import Config
 from fgpipe.data import Batches, Dataset
 from fgpipe.gradients.method import Method
-from fgpipe.gradients.probes import ExactLanes
+from fgpipe.gradients.probes import Lanes, plan_lanes
 from fgpipe.models.net import Net, materialize, resnet
 from fgpipe.observe.ledger import Ledger
 from fgpipe.observe.metrics import Metrics
@@ -78,7 +78,7 @@ class Plan:
     facts: DataFacts
     net: Net
     method: Method
-    lanes: ExactLanes
+    lanes: Lanes
     windows: tuple[int, ...]
     topology: Topology
     shapes: tuple[torch.Size, ...]
@@ -92,7 +92,8 @@ class Plan:
     ) -> "Plan":
         net = net or resnet(config.model, config.head, in_channels=facts.channels, classes=facts.classes)
         method = Method.of(config)
-        lanes = ExactLanes.build(method, [len(list(block.parameters())) for block in net.blocks])
+        tensors = [len(list(block.parameters())) for block in net.blocks]
+        lanes = plan_lanes(method, tensors, config.lanes, config.code, config.seed)
         images = (2, facts.channels, facts.height, facts.width)
         if config.partition == "counted":
             forward = forward_flops(net, images)
@@ -129,7 +130,14 @@ def build_trainer(plan: Plan, cluster: Cluster, device: torch.device, metrics: M
             [getattr(each, name) for each in modules.values()] for name in ("block", "head", "guess_head")
         )
         return OracleTrainer(
-            blocks, heads, guess_heads, method=plan.method, make_optimizer=make_optimizer, metrics=metrics, seed=config.seed
+            blocks,
+            heads,
+            guess_heads,
+            method=plan.method,
+            lanes=plan.lanes,
+            make_optimizer=make_optimizer,
+            metrics=metrics,
+            seed=config.seed,
         )
     if config.guess == "end_to_end":
         return _pipelined(plan, modules, cluster, device, make_optimizer, metrics, ledger)

@@ -222,7 +222,8 @@ def read_block(folder: Path, block: int, trained: Mapping[str, Trained]) -> dict
                 # in the very layout that it had: kernels choose by strides, and may round differently
                 momentum[name] = torch.empty_strided(value.shape, strides[f"{part}.momentum.{name}"], dtype=value.dtype)
                 momentum[name].copy_(value)
-            optimizer.restore([momentum.get(name) for name, _ in module.named_parameters()])
+            if optimizer is not None:
+                optimizer.restore([momentum.get(name) for name, _ in module.named_parameters()])
     except (OSError, RuntimeError, ValueError, KeyError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{folder / names_of(block)[0]} does not fit block {block}: {_first_line(error)}") from error
     return counters
@@ -237,7 +238,8 @@ def _state(trained: Mapping[str, Trained]) -> Iterator[tuple[str, Tensor]]:
     for part, (module, optimizer) in trained.items():
         for name, tensor in module.state_dict().items():
             yield f"{part}.module.{name}", tensor
-        for (name, _), momentum in zip(module.named_parameters(), optimizer.momentum(), strict=True):
+        buffers = optimizer.momentum() if optimizer is not None else []
+        for (name, _), momentum in zip(module.named_parameters(), buffers, strict=True):
             if momentum is not None:
                 yield f"{part}.momentum.{name}", momentum
 

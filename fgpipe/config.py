@@ -20,7 +20,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fgpipe.errors import UserError, bad_value
 
-GUESSES = ("local", "ntk", "fixed_ntk", "gaussian", "rademacher", "end_to_end")
+RANDOM = ("gaussian", "rademacher")
+GUESSES = ("local", "ntk", "fixed_ntk", *RANDOM, "end_to_end")
 SCOPES = {"weight": ("tensor", "block"), "activity": ("sample", "batch")}
 """Scopes of each space; the first is the paper's and the default."""
 _PACKAGE = Path(__file__).resolve().parent
@@ -122,7 +123,10 @@ class Config:
     space: str = MISSING
     scope: str | None = None
     tangents: str = MISSING
-    lanes: str = MISSING
+    lanes: Any = MISSING
+    code: str = MISSING
+    decode: str = MISSING
+    step: str = MISSING
     window: Any = MISSING
     schedule: str = MISSING
     microbatches: int = MISSING
@@ -204,7 +208,10 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "guess": _one_of(*GUESSES),
     "space": _one_of(*SCOPES),
     "tangents": _one_of("forward", "oracle"),
-    "lanes": _one_of("exact"),
+    "lanes": (lambda value: value == "exact" or _is_count(value), "exact, or a whole number of at least 1"),
+    "code": _one_of("hadamard", "rademacher"),
+    "decode": _one_of("plain", "predicted", "smoothed"),
+    "step": _one_of("projection", "normalised"),
     "window": (lambda value: value == "auto" or _is_count(value), "auto, or a whole number of at least 1"),
     "schedule": _one_of("gpipe", "1f1b"),
     "microbatches": _at_least(1),
@@ -305,6 +312,7 @@ def check(config: Config) -> None:
         config.scope = SCOPES[config.space][0]
     if config.scope not in SCOPES[config.space]:
         raise bad_value("scope", config.scope, f"{' | '.join(SCOPES[config.space])} with space={config.space}")
+    _check_lanes(config)
     if config.tangents == "oracle" and config.window != 1:
         raise bad_value("window", config.window, "1 with tangents=oracle, which has no pipeline")
     if config.guess == "end_to_end" and config.tangents == "forward" and config.batch_size % config.microbatches:
@@ -334,6 +342,22 @@ def _check_target(config: Config) -> None:
         raise bad_value("target.depth", depth, "a whole number of at least 1 with target=intermediate")
     if config.guess == "end_to_end" and name != "global":
         raise bad_value("target", name, "global with guess=end_to_end")
+
+
+def _check_lanes(config: Config) -> None:
+    coded, method = config.lanes != "exact", f"guess={config.guess} target={config.target.name}"
+    if config.guess == "end_to_end" or (config.guess == "local" and config.target.depth == 0):
+        for key, only in (("lanes", "exact"), ("decode", "plain"), ("step", "projection")):
+            if (value := getattr(config, key)) != only:
+                raise bad_value(key, value, f"{only} with {method}, which projects nothing")
+    if coded and config.code == "hadamard" and config.lanes & (config.lanes - 1):
+        raise bad_value("lanes", config.lanes, "a power of two with code=hadamard")
+    if coded and config.tangents == "oracle" and config.scope == "sample":
+        raise bad_value("lanes", config.lanes, "exact with tangents=oracle scope=sample, which projects each sample")
+    if config.decode == "predicted" and not coded:
+        raise bad_value("decode", config.decode, "plain | smoothed with lanes=exact, which has no noise")
+    if config.decode != "plain" and config.guess in RANDOM:
+        raise bad_value("decode", config.decode, f"plain with guess={config.guess}, whose coefficients have mean zero")
 
 
 def check_world(config: Config, world_size: int) -> None:

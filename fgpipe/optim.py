@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -59,18 +60,24 @@ class Optimizer:
 
 
 class Trained(NamedTuple):
-    """A module and the optimizer of its parameters."""
+    """A module and the optimizer of its parameters, if it has any."""
 
     module: nn.Module
-    optimizer: Optimizer
+    optimizer: Optimizer | None
 
 
-def parts(block: nn.Module, optimizer: Optimizer, head: nn.Module | None, head_optimizer: Optimizer | None) -> dict[str, Trained]:
-    """What one block has learnt, by name: `block`, and `head` if it trains one."""
+def parts(
+    block: nn.Module,
+    optimizer: Optimizer,
+    head: nn.Module | None,
+    head_optimizer: Optimizer | None,
+    means: Mapping[str, nn.Module | None] = MappingProxyType({}),
+) -> dict[str, Trained]:
+    """What one block has learnt, by name: `block`, `head` if it trains one, and running means if it keeps any."""
     trained = {"block": Trained(block, optimizer)}
     if head is not None and head_optimizer is not None:
         trained["head"] = Trained(head, head_optimizer)
-    return trained
+    return trained | {name: Trained(mean, None) for name, mean in means.items() if mean is not None}
 
 
 def in_order(module: nn.Module, estimates: Mapping[str, Tensor]) -> list[Tensor]:
