@@ -6,13 +6,15 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from fgpipe.assembly import DTYPES, DataFacts, Plan, build_trainer
 from fgpipe.config import Config
 from fgpipe.gradients.method import Method
+from fgpipe.models.net import Net
 from fgpipe.observe.ledger import Ledger
 from fgpipe.observe.metrics import Metrics
-from fgpipe.runtime.costs import block_costs, forward_flops
+from fgpipe.runtime.costs import block_costs
 from fgpipe.runtime.process import Cluster, Place
 from fgpipe.study.paper import DATASETS
 
@@ -37,39 +39,59 @@ class Cost:
 def cost(config: Config, dataset: str) -> Cost:
     """Count the convolutions and matrix products of a run on one of the paper's data sets; nothing is computed."""
     published, plan = DATASETS[dataset], _plan(config, dataset)
-    shape = (COUNTED, plan.facts.channels, plan.facts.height, plan.facts.width)
-    blocks = [flops / COUNTED for flops in forward_flops(plan.net, shape)]
-    heads = [flops / COUNTED for flops in forward_flops(plan.net, shape, heads=True)]
+    blocks, own, heads = count(plan.net, (plan.facts.channels, plan.facts.height, plan.facts.width))
     if config.tangents == "oracle":
-        step = oracle_flops(plan.method, blocks, heads)
+        step = oracle_flops(plan.method, blocks, own, heads)
     else:
         step = sum(block_costs(blocks, plan.method, plan.lanes))
         step += sum(3 * flops for j, flops in enumerate(heads) if plan.method.trains_head(j) or plan.method.has_untrained_guess)
     train = config.data.train_samples or published.train
     test = config.data.test_samples or published.test
     train -= train % config.batch_size
-    return Cost(step, config.epochs * (train * step + test * sum(blocks)))
+    judged = sum(blocks) + sum(flops for j, flops in enumerate(heads) if plan.method.trains_head(j))
+    return Cost(step, config.epochs * (train * step + test * judged))
 
 
-def oracle_flops(method: Method, blocks: Sequence[float], heads: Sequence[float]) -> float:
-    """FLOPs of one oracle step, from those of each block's and head's forward pass; a backward pass costs two of them."""
+def oracle_flops(method: Method, blocks: Sequence[float], own: Sequence[float], heads: Sequence[float]) -> float:
+    """FLOPs of one oracle step.
+
+    Args:
+        blocks, heads: of each one's forward pass; a gradient of its input costs as much again, and so does one of its
+            weights.
+        own: of each block's backward pass to its weights alone, which needs no gradient of its input.
+    """
+    through = [method.is_plain(j) or method.guess == "end_to_end" for j in range(method.blocks)]
+    to_weights = [plain or method.space == "weight" for plain in through]
     total = sum(blocks)
-    for j, (block, head) in enumerate(zip(blocks, heads, strict=True)):
+    for j, head in enumerate(heads):
         if method.trains_head(j):
-            total += 3 * head
-        if method.is_plain(j) and j != method.last:
-            total += 2 * block
-        elif not method.is_plain(j) and method.guess != "end_to_end":
-            guess = 0.0 if method.is_random else 2 * block * (method.space == "weight")
-            total += guess + 2 * block * (method.space == "activity") + 3 * head * method.has_untrained_guess
-    waited_for = {method.target(j) for j in range(method.last) if method.waits(j) or method.guess == "end_to_end"}
-    return total + 2 * blocks[method.last] + sum(_reach(method, target, blocks) for target in waited_for)
+            guessing = method.guess == "local" and not through[j]
+            asking = {lower for lower in range(j + 1) if method.target(lower) == j or (guessing and lower == j)}
+            lowest, *higher = range(min(asking), j + 1)
+            total += 3 * head + own[lowest] * to_weights[lowest]
+            total += sum(blocks[k] * (1 + (k in asking and to_weights[k])) for k in higher)
+        if not through[j]:
+            total += own[j] * (method.space == "activity")
+            total += (2 * head + own[j] * to_weights[j]) * method.has_untrained_guess
+    return total
 
 
-def _reach(method: Method, target: int, blocks: Sequence[float]) -> float:
-    """The backward pass of one target's loss, down to the lowest block that asks for it."""
-    lowest = min(j for j in range(target) if method.target(j) == target)
-    return 2 * sum(blocks[lowest : min(target + 1, method.last)])
+def count(net: Net, shape: tuple[int, int, int]) -> tuple[list[float], list[float], list[float]]:
+    """FLOPs for one image of `shape` `[C, H, W]`: each block's forward pass, its backward pass to its weights, and each
+    head's forward pass. The net must be on the meta device."""
+    x, labels = torch.zeros(COUNTED, *shape, device="meta"), torch.zeros(COUNTED, dtype=torch.int64, device="meta")
+    counts: tuple[list[float], list[float], list[float]] = ([], [], [])
+    for block, head in zip(net.blocks, net.heads, strict=True):
+        with FlopCounterMode(display=False) as forward:
+            y = block(x)
+        with FlopCounterMode(display=False) as backward:
+            torch.autograd.grad(y, list(block.parameters()), torch.empty_like(y))
+        x = y.detach()
+        with FlopCounterMode(display=False) as of_head:
+            head.losses(x, labels)
+        for numbers, counter in zip(counts, (forward, backward, of_head), strict=True):
+            numbers.append(counter.get_total_flops() / COUNTED)
+    return counts
 
 
 def seconds_per_flop(config: Config, dataset: str, cost: Cost) -> float:

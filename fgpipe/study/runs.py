@@ -3,6 +3,7 @@
 import fcntl
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,8 +66,8 @@ class Run:
 
 
 def quoted(text: str) -> str:
-    """A string as Hydra's command line reads it back, whatever characters it has."""
-    return json.dumps(text, ensure_ascii=False)
+    """A string as Hydra's command line reads it back; there, a backslash is special before a quote and at the end alone."""
+    return '"' + re.sub(r'(\\+)(?="|$)', r"\1\1", text).replace('"', '\\"') + '"'
 
 
 def read_summary(folder: Path) -> dict[str, Any] | None:
