@@ -48,20 +48,24 @@ class Driver:
         self._ended = 0
 
     def run(self, runs: Sequence[Run]) -> list[Run]:
-        """Run them all, and return those that failed.
+        """Run them all, and return those that failed. For the main thread; others may call `work`.
 
         Raises:
             KeyboardInterrupt: after SIGINT or SIGTERM, when the processes under way have ended.
         """
-        waiting, failed, self._total = list(runs), [], len(runs)
         with _terminable():
-            try:
-                while waiting or self._jobs:
-                    failed += self._reap()
-                    self._start(waiting)
-                    time.sleep(POLL)
-            finally:
-                self._stop()
+            return self.work(runs)
+
+    def work(self, runs: Sequence[Run]) -> list[Run]:
+        """`run` without a hand on SIGTERM."""
+        waiting, failed, self._total = list(runs), [], len(runs)
+        try:
+            while waiting or self._jobs:
+                failed += self._reap()
+                self._start(waiting)
+                time.sleep(POLL)
+        finally:
+            self._stop()
         return failed
 
     def _start(self, waiting: list[Run]) -> None:
