@@ -1,9 +1,29 @@
-"""The paper's published accuracies (tables 2 to 12) as data, in our names, and what the report has to know of its data sets."""
+"""The paper's published accuracies (tables 2 to 12) as data, in our names, and the sizes of its data sets."""
 
 import csv
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from typing import NamedTuple
+
+
+class Key(NamedTuple):
+    """What is trained, whatever table it is in; the fields are those of `Cell`."""
+
+    dataset: str
+    blocks: int
+    width: str
+    target: str
+    guess: str
+    aux: str | None
+    space: str | None
+
+    @property
+    def words(self) -> str:
+        """For names of files and folders: the standard width and what is None are left out."""
+        dataset, blocks, width, *rest = self
+        words = [dataset, blocks, *rest, None if width == "1" else width]
+        return "-".join(str(word) for word in words if word is not None)
 
 
 @dataclass(frozen=True)
@@ -29,6 +49,10 @@ class Cell:
     """Published test accuracy in percent; None for a cell that the paper does not have."""
     std: float | None
     """The published plus-minus in percentage points; None where the paper has none."""
+
+    @property
+    def key(self) -> Key:
+        return Key(self.dataset, self.blocks, self.width, self.target, self.guess, self.aux, self.space)
 
 
 @dataclass(frozen=True)

@@ -30,11 +30,8 @@ class Run:
 
         The hash is of the settings as the grid states them, so that a new key of `fgpipe.train` changes no name.
         """
-        cell = self.cells[0]
-        words = [cell.dataset, cell.blocks, cell.target, cell.guess, cell.aux, cell.space]
-        words += [None if cell.width == "1" else cell.width, f"s{self.seed}"]
         stated = json.dumps([sorted(self.settings.items()), self.seed])
-        return "-".join(str(word) for word in (*words, hashlib.sha256(stated.encode()).hexdigest()[:8]) if word is not None)
+        return f"{self.cells[0].key.words}-s{self.seed}-{hashlib.sha256(stated.encode()).hexdigest()[:8]}"
 
     def folder(self, out: Path) -> Path:
         return out / self.name
