@@ -1,6 +1,7 @@
 """Puts a run together: the only file, with `train.py`, that chooses concrete classes."""
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -17,7 +18,7 @@ from fgpipe.observe.ledger import Ledger
 from fgpipe.observe.metrics import Metrics
 from fgpipe.optim import Optimizer, learning_rate
 from fgpipe.rng import generator
-from fgpipe.runtime.costs import block_costs, forward_flops
+from fgpipe.runtime.costs import block_costs, forward_flops, input_shapes
 from fgpipe.runtime.feedback.base import FeedbackPlane, Mailbox
 from fgpipe.runtime.feedback.memory import MemoryFeedback
 from fgpipe.runtime.feedback.zmq import ZmqFeedback
@@ -31,6 +32,7 @@ from fgpipe.runtime.schedule import windows
 from fgpipe.runtime.stage import Stage
 from fgpipe.runtime.topology import Topology, balanced
 from fgpipe.runtime.worker import Node, Source, Worker
+from fgpipe.study.baselines.pipelining import PipelinedBackpropagation
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -73,18 +75,22 @@ class Plan:
     lanes: ExactLanes
     windows: tuple[int, ...]
     topology: Topology
+    shapes: tuple[torch.Size, ...]
+    """Of each block's input, and of the last one's output, without the batch."""
 
     @classmethod
     def make(cls, config: Config, facts: DataFacts, net: Net | None, rank: int, world_size: int) -> "Plan":
         net = net or resnet(config.model, config.head, in_channels=facts.channels, classes=facts.classes)
         method = Method.of(config)
         lanes = ExactLanes.build(method, [len(list(block.parameters())) for block in net.blocks])
+        images = (2, facts.channels, facts.height, facts.width)
         if config.partition == "counted":
-            forward = forward_flops(net, (2, facts.channels, facts.height, facts.width))
+            forward = forward_flops(net, images)
             sizes = balanced(block_costs(forward, method, lanes), world_size)
         else:
             sizes = tuple(config.partition)
-        return cls(config, facts, net, method, lanes, windows(method, config.window), Topology(sizes, rank))
+        topology, shapes = Topology(sizes, rank), tuple(input_shapes(net, images))
+        return cls(config, facts, net, method, lanes, windows(method, config.window), topology, shapes)
 
     @property
     def batches(self) -> int:
@@ -114,6 +120,8 @@ def build_trainer(plan: Plan, cluster: Cluster, device: torch.device, metrics: M
         return OracleTrainer(
             blocks, heads, guess_heads, method=plan.method, make_optimizer=make_optimizer, metrics=metrics, seed=config.seed
         )
+    if config.guess == "end_to_end":
+        return _pipelined(plan, modules, cluster, device, make_optimizer, metrics, ledger)
     stages = {
         j: Stage(
             j,
@@ -166,36 +174,33 @@ def _connect(plan: Plan, stages: dict[int, Stage], cluster: Cluster, device: tor
             deliver=inbox.deliver_feedback,
             fail=inbox.fail,
         )
-    receiver = _receiver(plan, inbox, wire)
+    first = topology.local[0]
+    receiver = _receiver(plan, wire) if first else None
+    if receiver is not None:
+        receiver.start(plan.batches, partial(inbox.deliver_batch, first), inbox.fail)
     nodes = [
         Node(
             stage,
             plan.windows[j],
             waits=j in mailboxes,
             link=_link(plan, j, inbox, wire, ledger),
-            taken=receiver.taken if receiver is not None and j == topology.local[0] else None,
+            taken=receiver.taken if receiver is not None and j == first else None,
         )
         for j, stage in stages.items()
     ]
     return Worker(nodes, inbox, feedback, eager=config.feedback.policy == "eager", deadline=config.deadline)
 
 
-def _receiver(plan: Plan, inbox: Inbox, wire: torch.device) -> Receiver | None:
+def _receiver(plan: Plan, wire: torch.device) -> Receiver:
     first = plan.topology.local[0]
-    if first == 0:
-        return None
-    receiver = Receiver(
+    return Receiver(
         first,
         plan.topology.rank_of(first - 1),
         lanes=plan.lanes.on_link(first - 1),
         held=plan.windows[first] if plan.method.keeps_graph(first) else 1,
         dtype=DTYPES[plan.config.dtype],
         device=wire,
-        deliver=partial(inbox.deliver_batch, first),
-        fail=inbox.fail,
     )
-    receiver.start(plan.batches)
-    return receiver
 
 
 def _link(plan: Plan, j: int, inbox: Inbox, wire: torch.device, ledger: Ledger) -> Link | None:
@@ -204,3 +209,35 @@ def _link(plan: Plan, j: int, inbox: Inbox, wire: torch.device, ledger: Ledger) 
     if j + 1 in plan.topology.local:
         return MemoryLink(partial(inbox.deliver_batch, j + 1))
     return DistributedLink(j, plan.topology.rank_of(j + 1), ledger, wire)
+
+
+def _pipelined(
+    plan: Plan,
+    modules: dict[int, Modules],
+    cluster: Cluster,
+    device: torch.device,
+    make_optimizer: Callable[[list[nn.Module]], Optimizer],
+    metrics: Metrics,
+    ledger: Ledger,
+) -> PipelinedBackpropagation:
+    config, topology = plan.config, plan.topology
+    host = cluster.place.wire_device(device)
+    first, last = topology.local[0], topology.local[-1]
+    above = DistributedLink(last, topology.rank_of(last + 1), ledger, host) if last < plan.method.last else None
+    return PipelinedBackpropagation(
+        topology,
+        [each.block for each in modules.values()],
+        [each.head for each in modules.values()],
+        shapes=(plan.shapes[first], plan.shapes[last + 1]),
+        schedule=config.schedule,
+        microbatches=config.microbatches,
+        batch_size=config.batch_size,
+        dtype=DTYPES[config.dtype],
+        device=device,
+        host=host,
+        receiver=_receiver(plan, host) if first else None,
+        link=above,
+        make_optimizer=make_optimizer,
+        metrics=metrics,
+        ledger=ledger,
+    )

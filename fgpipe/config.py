@@ -279,7 +279,7 @@ def check(config: Config) -> None:
         raise bad_value("scope", config.scope, f"{' | '.join(SCOPES[config.space])} with space={config.space}")
     if config.tangents == "oracle" and config.window != 1:
         raise bad_value("window", config.window, "1 with tangents=oracle, which has no pipeline")
-    if config.guess == "end_to_end" and config.batch_size % config.microbatches:
+    if config.guess == "end_to_end" and config.tangents == "forward" and config.batch_size % config.microbatches:
         raise bad_value("microbatches", config.microbatches, f"a divisor of batch_size={config.batch_size}")
     if not isinstance(config.partition, str) and sum(config.partition) != config.model.blocks:
         raise bad_value("partition", list(config.partition), f"numbers that add up to model.blocks={config.model.blocks}")
@@ -317,6 +317,8 @@ def check_world(config: Config, world_size: int) -> None:
     blocks = config.model.blocks
     if world_size > blocks:
         raise bad_value("nproc_per_node", world_size, f"at most one process per block (model.blocks={blocks})")
+    if config.guess == "end_to_end" and config.schedule == "1f1b" and config.microbatches < world_size:
+        raise bad_value("microbatches", config.microbatches, f"at least the {world_size} processes with schedule=1f1b")
     if config.tangents == "oracle" and world_size > 1:
         raise bad_value("tangents", "oracle", f"forward with {world_size} processes; the oracle runs in one")
     if not isinstance(config.partition, str) and len(config.partition) != world_size:

@@ -92,7 +92,8 @@ def run(config: Config, net: Net | None = None) -> dict[str, Any]:
     facts = DataFacts(*cluster.share(facts and astuple(facts)))
     plan = Plan.make(config, facts, net, place.rank, place.world_size)
     _prefix_warnings(plan.topology)
-    cluster.connect(plan.topology, place.wire_device(device), config.deadline)
+    pipelined = config.guess == "end_to_end" and config.tangents == "forward"
+    cluster.connect(plan.topology, place.wire_device(device), config.deadline, alone=pipelined)
     return _Run(plan, cluster, device, batches).execute()
 
 

@@ -46,8 +46,9 @@ class Method:
         return self.last if self.depth is None else min(block + self.depth, self.last)
 
     def is_plain(self, block: int) -> bool:
-        """The guess is the target's own gradient, or no guess is made: plain gradient descent on the block's loss."""
-        return block == self.last or (self.guess == "local" and self.target(block) == block)
+        """Nothing is projected: the block descends the gradient of its target itself."""
+        own = self.guess == "end_to_end" or (self.guess == "local" and self.target(block) == block)
+        return own or block == self.last
 
     def waits(self, block: int) -> bool:
         """The block needs scalars from a higher one before it can update."""
@@ -59,10 +60,7 @@ class Method:
 
     def trains_head(self, block: int) -> bool:
         """The guess or a target uses the trained head of `block`."""
-        if self.guess == "end_to_end":
-            return block == self.last
-        is_target = any(self.target(lower) == block for lower in range(block + 1))
-        return block == self.last or self.guess == "local" or is_target
+        return self.guess == "local" or any(self.target(lower) == block for lower in range(block + 1))
 
     def keeps_graph(self, block: int) -> bool:
         """The block holds its autograd graph from its forward pass until its scalars arrive."""

@@ -59,10 +59,9 @@ def estimate(
     evaluated = [head.losses(y, labels) if head is not None else (None, None) for head, y in zip(heads, outputs, strict=True)]
     losses = [loss for loss, _ in evaluated]
     result = Estimates([], [], [], losses, [logits for _, logits in evaluated])
-    through = [method.is_plain(j) or method.guess == "end_to_end" for j in range(method.blocks)]
     places = [
-        tuple(block.parameters()) if plain or method.space == "weight" else (y,)
-        for block, plain, y in zip(blocks, through, outputs, strict=True)
+        tuple(block.parameters()) if method.is_plain(j) or method.space == "weight" else (y,)
+        for j, (block, y) in enumerate(zip(blocks, outputs, strict=True))
     ]
     gradients: dict[int, Sequence[Tensor]] = {}
     guesses: dict[int, Sequence[Tensor]] = {}
@@ -71,14 +70,14 @@ def estimate(
             result.heads.append({})
             continue
         asking = [j for j in range(method.blocks) if method.target(j) == t]
-        guessing = [t] if method.guess == "local" and not through[t] else []
+        guessing = [t] if method.guess == "local" and not method.is_plain(t) else []
         wanted = [*(places[j] for j in (*asking, *guessing)), tuple(head.parameters())]
         *found, of_head = _backward(loss, wanted)
         gradients.update(zip(asking, found))
         guesses.update(zip(guessing, found[len(asking) :]))
         result.heads.append(_named(head, of_head))
     for j, block in enumerate(blocks):
-        if through[j]:
+        if method.is_plain(j):
             result.blocks.append(_named(block, gradients[j]))
             result.scalars.append(None)
             continue

@@ -53,9 +53,18 @@ def _residual_blocks(widths: list[int]) -> Iterator[nn.Module]:
             stride = 2 if position == 0 and stage > 0 else 1
             body = nn.Sequential(*_conv_bn(previous, channels, stride=stride), nn.ReLU(), *_conv_bn(channels, channels))
             straight = stride == 1 and previous == channels
-            shortcut = nn.Identity() if straight else nn.Sequential(*_conv_bn(previous, channels, kernel=1, stride=stride))
+            shortcut = nn.Identity() if straight else nn.Sequential(*_downsample(previous, channels, stride))
             yield Residual(body, shortcut)
             previous = channels
+
+
+def _downsample(in_channels: int, channels: int, stride: int) -> tuple[nn.Module, ...]:
+    """The strided 1x1 convolution of a shortcut, as subsampling and a 1x1 convolution, which is the same map.
+
+    oneDNN's AVX2 kernel for the weight gradient of a strided 1x1 convolution in channels last writes out of bounds
+    where the channels are few and no multiple of 8 (torch 2.14.1: 4 to 4 channels end in a corrupted heap).
+    """
+    return nn.AvgPool2d(1, stride), *_conv_bn(in_channels, channels, kernel=1)
 
 
 def _plain_blocks(widths: list[int]) -> Iterator[nn.Module]:

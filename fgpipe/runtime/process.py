@@ -83,9 +83,14 @@ class Cluster:
         self.store.wait(["facts"], DATA_DEADLINE)
         return tuple(int(fact) for fact in self.store.get("facts").decode().split(","))
 
-    def connect(self, topology: Topology, wire: torch.device, deadline: float) -> None:
-        """Make the process group, agree on the run's id, and say who is gone when the job is ended."""
+    def connect(self, topology: Topology, wire: torch.device, deadline: float, *, alone: bool = False) -> None:
+        """Make the process group, agree on the run's id, and say who is gone when the job is ended.
+
+        Args: alone: make a group even if this is the only process.
+        """
         if self.store is None:
+            if alone:
+                dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
             return
         rank = self.place.rank
         dist.init_process_group(

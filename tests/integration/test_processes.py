@@ -27,6 +27,8 @@ RUNS = {
     f"{name}-{window}": [*COMMON, *overrides, f"window={window}"]
     for (name, overrides), window in itertools.product(METHODS.items(), WINDOWS)
 }
+RUNS["end_to_end"] = [*COMMON, "guess=end_to_end"]
+RUNS["end_to_end-1f1b"] = [*COMMON, "guess=end_to_end", "schedule=1f1b", "microbatches=8", "observe.heads=true"]
 RUNS["eager"] = [*COMMON, "feedback=eager"]
 SIXTEEN = {"plain": [*COMMON, "model=resnet18_16", "window=auto", "scope=block", "model.width=0.1"]}
 

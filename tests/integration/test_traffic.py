@@ -18,6 +18,7 @@ RUNS = {
     "block": [*COMMON, "target=intermediate", "scope=block"],
     "sample": [*COMMON, "target=global", "space=activity", "guess=rademacher"],
     "local": [*COMMON, "target=local"],
+    "control": [*COMMON, "guess=end_to_end"],
 }
 TENSORS = [9, 6, 9, 6, 9, 6, 9]
 """Parameter tensors of each block that asks."""
@@ -88,6 +89,17 @@ def test_local(folder: Path) -> None:
     links = ledger(folder, "local")
     assert not downward(links)
     assert all("tangents" not in kinds for kinds in links.values())
+
+
+@pytest.mark.slow
+def test_backpropagation_is_the_control(folder: Path) -> None:
+    """The same counters show a gradient as large as the activation on every link: 32 samples, 8 channels, 16 x 16."""
+    links = downward(ledger(folder, "control"))
+    assert set(links) == {(j + 1, j) for j in range(7)}
+    assert links[1, 0]["gradients"]["bytes"] == BATCHES * 32 * 8 * 16 * 16 * 4
+    seen = downward(kernel(folder, "control"))
+    for link, kinds in links.items():
+        assert kinds["gradients"]["bytes"] <= seen[link] <= kinds["gradients"]["bytes"] + TRANSPORT
 
 
 @pytest.mark.slow

@@ -29,11 +29,13 @@ class LinkError(RuntimeError):
     """The other end went away, stayed silent past the deadline, or sent something that is not a batch of ours."""
 
 
-def _wire(x: Tensor) -> Tensor:
+def wire(x: Tensor) -> Tensor:
+    """The NHWC view of an activation `[B, C, H, W]`, contiguous if it is channels last; other shapes as they are."""
     return x.permute(0, 2, 3, 1) if x.dim() == 4 else x
 
 
-def _unwire(x: Tensor) -> Tensor:
+def unwire(x: Tensor) -> Tensor:
+    """The inverse of `wire`."""
     return x.permute(0, 3, 1, 2) if x.dim() == 4 else x
 
 
@@ -46,7 +48,7 @@ class DistributedLink(Link):
         self._pending: deque[tuple[list[dist.Work], list[Tensor]]] = deque()
 
     def send(self, batch: Batch) -> None:
-        parts = [_wire(batch.x)] + ([_wire(batch.tangent.value)] if batch.tangent else [])
+        parts = [wire(batch.x)] + ([wire(batch.tangent.value)] if batch.tangent else [])
         payload = torch.cat(parts).to(self._device)
         lanes = len(batch.tangent.lanes) if batch.tangent else 0
         fields = [MAGIC, batch.id, batch.epoch, int(batch.training), lanes, batch.x.dim(), *batch.x.shape]
@@ -83,7 +85,7 @@ class DistributedLink(Link):
 
 
 class Receiver:
-    """Receives the batches of the block below, in a thread, into a ring of buffers, up to two batches ahead."""
+    """Receives the batches of the block below into a ring of buffers; in a thread, up to two batches ahead."""
 
     def __init__(
         self,
@@ -94,8 +96,6 @@ class Receiver:
         held: int,
         dtype: torch.dtype,
         device: torch.device,
-        deliver: Callable[[Batch], None],
-        fail: Callable[[Exception], None],
     ) -> None:
         """
         Args:
@@ -103,45 +103,53 @@ class Receiver:
             lanes: the lanes that training batches arrive with.
             held: batches whose input the block may need at one time, the one that it works on included.
             dtype, device: of the wire's tensors.
-            deliver: called in the thread with each batch; its tensors live until `held` later ones are taken.
-            fail: called in the thread with the `LinkError` that ended it.
         """
         self._block, self._peer, self._lanes = block, peer, lanes
-        self._deliver, self._fail = deliver, fail
         self._ring = [torch.empty(0, dtype=dtype, device=device) for _ in range(held + IN_FLIGHT)]
         self._room = threading.Semaphore(IN_FLIGHT)
         self._received = 0
 
-    def start(self, batches: int) -> None:
-        """Start to receive that many batches, and no more."""
-        threading.Thread(target=self._run, args=(batches,), daemon=True, name=f"receive-{self._block}").start()
+    def start(self, batches: int, deliver: Callable[[Batch], None], fail: Callable[[Exception], None]) -> None:
+        """Start to receive that many batches, and no more, in a thread.
+
+        Args:
+            deliver: called with each batch; its tensors live until `held` later ones are taken.
+            fail: called with the `LinkError` that ended the thread.
+        """
+        arguments = (batches, deliver, fail)
+        threading.Thread(target=self._run, args=arguments, daemon=True, name=f"receive-{self._block}").start()
 
     def taken(self) -> None:
         """The block has taken a batch that was delivered, and needs none but the last `held`."""
         self._room.release()
 
-    def _run(self, batches: int) -> None:
+    def _run(self, batches: int, deliver: Callable[[Batch], None], fail: Callable[[Exception], None]) -> None:
         try:
             for _ in range(batches):
                 self._room.acquire()
-                self._deliver(self._receive())
+                deliver(self.receive())
         except Exception as error:
             lost = LinkError(f"lost block {self._block - 1} (rank {self._peer}): {_first_line(error)}")
-            self._fail(error if isinstance(error, LinkError) else lost)
+            fail(error if isinstance(error, LinkError) else lost)
 
-    def _receive(self) -> Batch:
+    def receive(self) -> Batch:
+        """The next batch, received in this thread.
+
+        Raises:
+            LinkError: what came is not a batch.
+        """
         header = torch.empty(HEADER, dtype=torch.int64)
         self._wait(header)
         magic, batch, epoch, training, lanes, dimensions, *sizes = header.tolist()
         if magic != MAGIC or not 2 <= dimensions <= MAX_DIMENSIONS or lanes != (len(self._lanes) if training else 0):
             raise LinkError(f"block {self._block - 1} (rank {self._peer}) sent a header that is not a batch's: {header.tolist()}")
         shape = torch.empty(sizes[:dimensions], device="meta")
-        wire_shape = ((lanes + 1) * shape.shape[0], *_wire(shape).shape[1:])
+        wire_shape = ((lanes + 1) * shape.shape[0], *wire(shape).shape[1:])
         payload = self._buffer(torch.Size(wire_shape))
         labels = torch.empty(shape.shape[0], dtype=torch.int64)
         self._wait(payload)
         self._wait(labels)
-        stacked = _unwire(payload)
+        stacked = unwire(payload)
         tangent = Tangent(self._lanes, stacked[shape.shape[0] :]) if lanes else None
         return Batch(batch, epoch, bool(training), stacked[: shape.shape[0]], labels, tangent)
 

@@ -1,0 +1,206 @@
+"""`guess=end_to_end`: backpropagation with `torch.distributed.pipelining`, on the same split, in the same processes.
+
+Every process is one stage of the pipeline. Activations go up and gradients come back, one microbatch at a time; batch
+norm sees one microbatch. Shapes are given in advance, so PyTorch never infers them by sending pickled objects.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
+
+from fgpipe.observe.ledger import Ledger
+from fgpipe.observe.metrics import Metrics
+from fgpipe.optim import Optimizer
+from fgpipe.runtime.links.base import Batch
+from fgpipe.runtime.links.distributed import DistributedLink, Receiver, unwire, wire
+from fgpipe.runtime.topology import Topology
+from fgpipe.runtime.worker import Source
+
+SCHEDULES = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B}
+
+
+class Part(nn.Module):
+    """The blocks of one process, from and to what crosses a link: NHWC views, which are contiguous, on `host`."""
+
+    def __init__(
+        self,
+        blocks: Sequence[nn.Module],
+        classifier: nn.Module | None,
+        device: torch.device,
+        host: torch.device,
+        keep_outputs: bool,
+    ) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.classifier = classifier
+        """Of the last process; used by its loss, and here so that its gradients are scaled with the others."""
+        self._device, self._host, self._keep = device, host, keep_outputs
+        self.outputs: list[list[Tensor]] = []
+        """Of each microbatch, each block's output, detached, if they are to be kept."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = unwire(x.to(self._device))
+        outputs = []
+        for block in self.blocks:
+            x = block(x)
+            outputs.append(x.detach())
+        if self._keep:
+            self.outputs.append(outputs)
+        return wire(x).contiguous().to(self._host)
+
+
+class CountedStage(PipelineStage):
+    """Counts what it sends: activations upwards, gradients downwards."""
+
+    def __init__(self, *arguments: Any, topology: Topology, ledger: Ledger, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._local, self._ledger = topology.local, ledger
+
+    def get_fwd_send_ops(self, fwd_chunk_id: int) -> list[dist.P2POp]:
+        operations = super().get_fwd_send_ops(fwd_chunk_id)
+        for each in operations:
+            self._ledger.count(self._local[-1], self._local[-1] + 1, "activations", each.tensor.nbytes)
+        return operations
+
+    def get_bwd_send_ops(self, bwd_chunk_id: int) -> list[dist.P2POp]:
+        operations = super().get_bwd_send_ops(bwd_chunk_id)
+        for each in operations:
+            self._ledger.count(self._local[0], self._local[0] - 1, "gradients", each.tensor.nbytes)
+        return operations
+
+
+class PipelinedBackpropagation:
+    """Trains the blocks of this process on the last block's loss.
+
+    Args:
+        blocks, heads: of this process; a head is the classifier (last block), an observer, or None.
+        shapes: of what enters and what leaves this process, without the batch.
+        schedule: `gpipe` or `1f1b`.
+        microbatches: per batch, a divisor of `batch_size`.
+        receiver, link: bring test batches and labels from the process below, and take them to the one above.
+        host: where what crosses a link lives.
+    """
+
+    def __init__(
+        self,
+        topology: Topology,
+        blocks: list[nn.Module],
+        heads: list[Any],
+        *,
+        shapes: tuple[torch.Size, torch.Size],
+        schedule: str,
+        microbatches: int,
+        batch_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        host: torch.device,
+        receiver: Receiver | None,
+        link: DistributedLink | None,
+        make_optimizer: Callable[[list[nn.Module]], Optimizer],
+        metrics: Metrics,
+        ledger: Ledger,
+    ) -> None:
+        self._topology, self._heads, self._metrics, self._device = topology, heads, metrics, device
+        self._receiver, self._link = receiver, link
+        self._classifier = heads[-1] if link is None else None
+        self._observers = [None if head is self._classifier else head for head in heads]
+        self._part = Part(blocks, self._classifier, device, host, keep_outputs=any(self._observers))
+        trained = [*blocks] if link is not None else [*blocks, self._classifier]
+        self._optimizers = [make_optimizer([module]) for module in trained]
+        self._observer_optimizers = [head and make_optimizer([head]) for head in self._observers]
+        sizes = [(batch_size // microbatches, *shape) for shape in shapes]
+        examples = [wire(torch.empty(size, dtype=dtype, device=host)).contiguous().requires_grad_() for size in sizes]
+        if receiver is None:
+            examples[0].requires_grad_(False)
+        stage = CountedStage(
+            self._part, topology.rank, topology.world_size, host, *examples, topology=topology, ledger=ledger
+        )
+        loss = self._loss if link is None else _no_loss
+        self._schedule = SCHEDULES[schedule](stage, n_microbatches=microbatches, loss_fn=loss)
+        self._judged: list[tuple[Tensor, Tensor]] = []
+
+    def _loss(self, y: Tensor, labels: Tensor) -> Tensor:
+        losses, logits = self._classifier.losses(unwire(y).to(self._device), labels.to(self._device))
+        self._judged.append((losses.detach(), logits.detach()))
+        return losses.mean()
+
+    def train(self, epoch: int, batches: int, source: Source | None) -> None:
+        """Train for one epoch, as `Worker.train`."""
+        self._mode(training=True)
+        for index in range(batches):
+            batch = self._next(epoch * batches + index, epoch, index, True, source)
+            self._schedule.step(
+                *([wire(batch.x)] if self._receiver is None else []),
+                target=batch.labels if self._link is None else None,
+                return_outputs=False,
+            )
+            for optimizer in self._optimizers:
+                optimizer.step([parameter.grad for parameter in optimizer.parameters], batch.id)
+            self._record(batch.labels)
+            self._observe(batch.labels, batch.id)
+
+    def _next(self, batch: int, epoch: int, index: int, training: bool, source: Source | None) -> Batch:
+        """The batch: from the data, or its labels from the process below, already on their way to the one above.
+
+        In training x is a placeholder everywhere but in the first process: `torch.distributed.pipelining` carries it.
+        """
+        if self._receiver is None:
+            assert source is not None, "the process of block 0 has the images"
+            got = Batch(batch, epoch, training, *source(epoch, index))
+        else:
+            got = self._receiver.receive()
+        if training and self._link is not None:
+            self._link.send(replace(got, x=got.x.new_empty(len(got.labels), 0)))
+        return got
+
+    def _record(self, labels: Tensor) -> None:
+        if self._judged:
+            losses, logits = (torch.cat(parts) for parts in zip(*self._judged, strict=True))
+            self._metrics.record(self._topology.local[-1], True, losses, logits, labels.to(self._device))
+            self._judged.clear()
+
+    def _observe(self, labels: Tensor, batch: int) -> None:
+        """Train the observing heads on the detached outputs of the whole batch."""
+        if not self._part.outputs:
+            return
+        labels = labels.to(self._device)
+        outputs = [torch.cat(parts) for parts in zip(*self._part.outputs, strict=True)]
+        self._part.outputs.clear()
+        for j, y, head, optimizer in zip(self._topology.local, outputs, self._observers, self._observer_optimizers, strict=True):
+            if head is not None:
+                losses, logits = head.losses(y, labels)
+                optimizer.step(torch.autograd.grad(losses.mean(), optimizer.parameters), batch)
+                self._metrics.record(j, True, losses, logits, labels)
+
+    @torch.no_grad()
+    def evaluate(self, epoch: int, batches: int, source: Source | None) -> None:
+        """Send the test set through, as `Worker.evaluate`."""
+        self._mode(training=False)
+        for index in range(batches):
+            batch = self._next(index, epoch, index, False, source)
+            x, labels = batch.x.to(self._device), batch.labels.to(self._device)
+            for j, block, head in zip(self._topology.local, self._part.blocks, self._heads, strict=True):
+                x = block(x)
+                if head is not None:
+                    self._metrics.record(j, False, *head.losses(x, labels), labels)
+            if self._link is not None:
+                self._link.send(replace(batch, x=x))
+
+    def _mode(self, training: bool) -> None:
+        for module in (self._part, *self._heads):
+            if module is not None:
+                module.train(training)
+
+    def close(self) -> None:
+        """Wait until everything that was sent has left."""
+        if self._link is not None:
+            self._link.close()
+
+
+def _no_loss(y: Tensor, labels: Tensor) -> Tensor:
+    raise AssertionError("only the last stage has a loss")

@@ -1,0 +1,64 @@
+"""The end-to-end baseline against a plain PyTorch loop that accumulates microbatches."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from fgpipe.config import compose_config
+from fgpipe.data import Batches
+from fgpipe.models.heads import Head
+from fgpipe.models.net import Net
+from fgpipe.train import run
+from tests.integration.launching import launch
+
+OVERRIDES = [
+    "guess=end_to_end", "epochs=2", "data.train_samples=320", "data.test_samples=70", "batch_size=32", "dtype=float64",
+    "threads=1", "device=cpu", "observe.tensorboard=false", "optim=constant", "optim.lr=0.02",
+]  # fmt: skip
+
+
+def small_net() -> Net:
+    torch.manual_seed(3)
+    blocks = [
+        nn.Sequential(nn.Conv2d(1, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU()),
+        nn.Sequential(nn.Conv2d(6, 8, 3, stride=2), nn.BatchNorm2d(8), nn.Tanh()),
+        nn.Sequential(nn.Flatten(), nn.Linear(392, 12), nn.ReLU()),
+    ]
+    return Net(blocks, [Head(nn.Flatten(), nn.LazyLinear(10)), Head(nn.Flatten(), nn.LazyLinear(10)), Head(nn.Linear(12, 10))])
+
+
+@pytest.mark.parametrize("schedule", ["gpipe", "1f1b"])
+@pytest.mark.parametrize("microbatches", [1, 4])
+def test_equals_a_plain_loop(schedule: str, microbatches: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Final weights and running statistics, to float64 rounding of a few additions."""
+    batches: list[tuple[torch.Tensor, torch.Tensor]] = []
+    draw = Batches.train
+
+    def recorded(self, epoch, index):
+        batches.append(draw(self, epoch, index))
+        return batches[-1]
+
+    monkeypatch.setattr("fgpipe.data.Batches.train", recorded)
+    net = small_net()
+    overrides = [*OVERRIDES, f"schedule={schedule}", f"microbatches={microbatches}", f"run_dir={tmp_path / 'run'}"]
+    run(compose_config(overrides), net)
+
+    reference = small_net()
+    whole = nn.Sequential(*reference.blocks, reference.heads[-1]).double()
+    optimizer = torch.optim.SGD(whole.parameters(), lr=0.02, momentum=0.9, weight_decay=5e-4)
+    assert len(batches) == 20
+    for images, labels in batches:
+        optimizer.zero_grad()
+        for x, y in zip(images.chunk(microbatches), labels.chunk(microbatches), strict=True):
+            (nn.functional.cross_entropy(whole(x), y) / microbatches).backward()
+        optimizer.step()
+    for got, want in zip((*net.blocks, net.heads[-1]), (*reference.blocks, reference.heads[-1]), strict=True):
+        for name, tensor in want.state_dict().items():
+            torch.testing.assert_close(got.state_dict()[name], tensor, rtol=1e-9, atol=1e-11)
+
+
+def test_too_few_microbatches(tmp_path: Path) -> None:
+    done = launch(2, "-m", "fgpipe.train", *OVERRIDES, "schedule=1f1b", "microbatches=1", f"run_dir={tmp_path / 'run'}")
+    assert "microbatches=1: allowed: at least the 2 processes with schedule=1f1b" in done.stderr
