@@ -118,7 +118,14 @@ def build_trainer(plan: Plan, cluster: Cluster, device: torch.device, metrics: M
             [getattr(each, name) for each in modules.values()] for name in ("block", "head", "guess_head")
         )
         return OracleTrainer(
-            blocks, heads, guess_heads, method=plan.method, make_optimizer=make_optimizer, metrics=metrics, seed=config.seed
+            blocks,
+            heads,
+            guess_heads,
+            method=plan.method,
+            make_optimizer=make_optimizer,
+            metrics=metrics,
+            seed=config.seed,
+            cosine=config.observe.cosine,
         )
     if config.guess == "end_to_end":
         return _pipelined(plan, modules, cluster, device, make_optimizer, metrics, ledger)

@@ -107,7 +107,8 @@ class _Run:
         if cluster.place.rank == plan.topology.reporter:
             self._progress = Progress(config.epochs, facts.train_batches, config.batch_size)
             self._folder = RunFolder(config)
-        self._metrics = Metrics(plan.method.blocks, self._progress and self._progress.batch)
+        on_batch, on_cosines = self._progress and self._progress.batch, self._folder and self._folder.cosines
+        self._metrics = Metrics(plan.method.blocks, on_batch, on_cosines)
         self._ledger = Ledger(plan.method.blocks)
 
     def execute(self) -> dict[str, Any]:

@@ -31,9 +31,11 @@ class OracleTrainer:
         make_optimizer: Callable[[list[nn.Module]], Optimizer],
         metrics: Metrics,
         seed: int,
+        cosine: int | None = None,
     ) -> None:
+        """Args: cosine: every how many steps the alignment of guesses and global target is measured; None: never."""
         self.blocks, self.heads, self._guess_heads = blocks, heads, guess_heads
-        self._method, self._metrics, self._seed = method, metrics, seed
+        self._method, self._metrics, self._seed, self._cosine = method, metrics, seed, cosine
         self._optimizers = [make_optimizer([block]) for block in blocks]
         self._head_optimizers = [make_optimizer([head]) if head is not None else None for head in heads]
         self._device = next(blocks[0].parameters()).device
@@ -51,8 +53,18 @@ class OracleTrainer:
             if head is not None:
                 redraw(head, self._method.guess, self._seed, j, batch)
         found = estimate(
-            self._method, self.blocks, self.heads, self._guess_heads, images, labels, seed=self._seed, batch=batch
+            self._method,
+            self.blocks,
+            self.heads,
+            self._guess_heads,
+            images,
+            labels,
+            seed=self._seed,
+            batch=batch,
+            cosine=self._cosine is not None and batch % self._cosine == 0,
         )
+        if found.cosines is not None:
+            self._metrics.record_cosines(batch, torch.stack(found.cosines).tolist())
         for j, (block, head) in enumerate(zip(self.blocks, self.heads, strict=True)):
             self._optimizers[j].step(in_order(block, found.blocks[j]), batch)
             if head is not None:
