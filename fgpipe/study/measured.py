@@ -56,10 +56,14 @@ class Measurement:
 
     @cached_property
     def cosine(self) -> list[tuple[int, dict[int, float]]]:
-        """Training step, and block -> cosine of guess and global target there; empty if it was not observed."""
+        """Training step, and block -> cosine of guess and global target there; empty if it was not observed.
+
+        A run that was resumed may have written a step twice; the later line stands.
+        """
         path = self.folder / "cosine.jsonl"
         lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-        return [(line["step"], {int(block): value for block, value in line["cosine"].items()}) for line in lines]
+        by_step = {line["step"]: {int(block): value for block, value in line["cosine"].items()} for line in lines}
+        return sorted(by_step.items())
 
     def curve(self, phase: str, block: int, figure: str = "loss") -> list[float]:
         """Of a block's head, by epoch; empty if it has none."""

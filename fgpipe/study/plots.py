@@ -12,6 +12,7 @@ matplotlib.use("svg")
 from matplotlib import pyplot as plt  # noqa: E402  the backend must be chosen first
 from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.ticker import MaxNLocator  # noqa: E402
 
 from fgpipe.study.claims import Ranks  # noqa: E402
 from fgpipe.study.measured import Measurement, Values  # noqa: E402
@@ -165,6 +166,7 @@ def _draw_losses(axes: Axes, runs: Sequence[Measurement], block: int) -> None:
             curve = each.curve(phase, block)
             axes.plot(range(1, len(curve) + 1), curve, style, color=color, label=name if phase == "train" else None)
     axes.set(xlabel="epoch", ylabel="loss")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(fontsize=7, frameon=False)
 
 
@@ -196,6 +198,7 @@ def _draw_depth(axes: Axes, runs: Sequence[Measurement], blocks: int) -> None:
         name = f"{each.key.guess.replace('_', '-')}, {each.key.target}"
         axes.plot(range(blocks), losses, style, color=GUESS_COLORS[each.key.guess], marker="o", markersize=3, label=name)
     axes.set(xlabel="block", ylabel="training loss of its head")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(fontsize=7, frameon=False)
 
 
@@ -208,16 +211,16 @@ def _cosines(measurements: Sequence[Measurement]) -> Iterator[Plot]:
                 yield Plot(
                     f"cosine-{blocks}-blocks-{space}",
                     f"Alignment, {blocks} blocks, {space} space",
-                    "Cosine of guess and global target over training steps, by block (figures 4 and 5).",
+                    "Cosine of guess and global target over training steps, by block (figures 4 and 5): each batch, and a running mean.",
                     lambda figure, runs=runs, blocks=blocks: _draw_cosines(figure, runs, blocks),
-                    size=(7.6, 0.75 * blocks) if blocks == 8 else (7.6, 8.0),
+                    size=(8.0, 4.4 if blocks == 8 else 8.0),
                 )
                 yield Plot(
                     f"heads-{blocks}-blocks-{space}",
                     f"Losses of the heads, {blocks} blocks, {space} space",
                     "Loss of each block's head over epochs, in the same runs. Solid: training, dashed: test.",
                     lambda figure, runs=runs, blocks=blocks: _draw_heads(figure, runs, blocks),
-                    size=(7.6, 0.75 * blocks) if blocks == 8 else (7.6, 8.0),
+                    size=(8.0, 4.4 if blocks == 8 else 8.0),
                 )
 
 
@@ -236,10 +239,25 @@ def _draw_cosines(figure: Figure, runs: Sequence[Measurement], blocks: int) -> N
         panel.axhline(0, color=INK, linewidth=0.6)
         for each in runs:
             steps = [step for step, _ in each.cosine]
-            panel.plot(steps, [line[block] for _, line in each.cosine], color=_color(each.key), linewidth=0.9, label=label(each.key))
-    panels[0].legend(fontsize=6.5, frameon=False)
-    figure.supxlabel("training step", fontsize=9)
+            cosines = [line[block] for _, line in each.cosine]
+            panel.plot(steps, cosines, color=_color(each.key), linewidth=0.6, alpha=0.35)
+            panel.plot(steps, smooth(cosines), color=_color(each.key), linewidth=1.3, label=label(each.key))
+    _finish(figure, panels, "training step")
     figure.supylabel("cosine", fontsize=9)
+
+
+def _finish(figure: Figure, panels: Sequence[Axes], x: str) -> None:
+    """One legend, in the place of the block that has no panel."""
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="lower right", bbox_to_anchor=(0.97, 0.12), fontsize=8, frameon=False)
+    figure.supxlabel(x, fontsize=9)
+    for panel in panels:
+        panel.tick_params(labelsize=7)
+        panel.xaxis.set_major_locator(MaxNLocator(3, integer=True))
+
+
+def smooth(values: Sequence[float], reach: int = 5) -> list[float]:
+    """The mean of each value and up to `reach` neighbours on either side."""
+    return [mean(values[max(0, i - reach) : i + reach + 1]) for i in range(len(values))]
 
 
 def _draw_heads(figure: Figure, runs: Sequence[Measurement], blocks: int) -> None:
@@ -250,8 +268,7 @@ def _draw_heads(figure: Figure, runs: Sequence[Measurement], blocks: int) -> Non
                 curve = each.curve(phase, block)
                 name = label(each.key) if phase == "train" else None
                 panel.plot(range(1, len(curve) + 1), curve, style, color=_color(each.key), linewidth=0.9, label=name)
-    panels[0].legend(fontsize=6.5, frameon=False)
-    figure.supxlabel("epoch", fontsize=9)
+    _finish(figure, panels, "epoch")
     figure.supylabel("loss", fontsize=9)
 
 

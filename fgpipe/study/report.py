@@ -97,9 +97,10 @@ class Part:
     """The cells of one table that share data set, blocks, width and target."""
 
     title: str
-    spaces: list[str]
-    """Columns; "" is for cells without a space."""
+    columns: list[str]
+    """Spaces, or one for the accuracy."""
     rows: list[tuple[str, list[Entry | None]]]
+    """Name and one entry for each column, None where the table has no cell; a single entry spans all columns."""
 
 
 def card(collection: Collection) -> Iterator[tuple[str, str, list[Part]]]:
@@ -120,12 +121,14 @@ def card(collection: Collection) -> Iterator[tuple[str, str, list[Part]]]:
 def _part(cells: Sequence[Cell], runs: Mapping[Key, list[Measurement]]) -> Part:
     first = cells[0]
     width = "" if first.width == "1" else f", width {first.width}"
-    spaces = [space for space in ("", "activity", "weight") if any((cell.space or "") == space for cell in cells)]
+    spaces = [space for space in ("activity", "weight") if any(cell.space == space for cell in cells)]
     rows: dict[str, dict[str, Entry]] = defaultdict(dict)
     for cell in cells:
-        rows[label(cell.key)][cell.space or ""] = _entry(cell, runs.get(cell.key, []))
+        name = label(cell.key) + " (plain)" * (cell.space is None and cell.target == "local")
+        rows[name][cell.space or ""] = _entry(cell, runs.get(cell.key, []))
     title = f"{first.dataset.replace('_', '-')}, {first.blocks} blocks{width}, {first.target} target"
-    return Part(title, spaces, [(name, [by_space.get(space) for space in spaces]) for name, by_space in rows.items()])
+    entries = [(name, [by_space[""]] if "" in by_space else [by_space.get(space) for space in spaces]) for name, by_space in rows.items()]
+    return Part(title, spaces or ["accuracy"], entries)
 
 
 def _entry(cell: Cell, runs: Sequence[Measurement]) -> Entry:
@@ -134,9 +137,9 @@ def _entry(cell: Cell, runs: Sequence[Measurement]) -> Entry:
         return Entry("missing", paper, "", 0.0)
     average, deviation = spread(each.accuracy for each in runs)
     measured = f"{average:.1f}" + (f" ± {deviation:.1f}" if deviation is not None else "")
-    seeds = ", ".join(str(each.seed) for each in runs)
+    seeds = ",".join(str(each.seed) for each in runs)
     rates = " and ".join(sorted({f"{each.config['optim']['lr']:g}" for each in runs}))
-    return Entry(measured, paper, f"seed {seeds}; lr {rates}", average / 100)
+    return Entry(measured, paper, f"seed {seeds} · lr {rates}", average / 100)
 
 
 def facts(collection: Collection) -> list[tuple[str, str]]:
