@@ -122,15 +122,17 @@ def _heat_map(blocks: int, table: int, keys: Sequence[Key], values: Values, publ
         for axes, source, title in zip(figure.subplots(1, 2, sharey=True), (values, published), ("measured", "published"), strict=True):
             cells = [[by_place.get((*row, space)) for space in ("activity", "weight")] for row in rows]
             numbers = [[mean(source[key].values()) if key in source else float("nan") for key in line] for line in cells]
-            axes.imshow(numbers, cmap="viridis", vmin=10, aspect="auto")
-            top = max(10.1, *(number for line in numbers for number in line if number == number), 10.1)
+            top = max([10.1, *(number for line in numbers for number in line if number == number)])
+            axes.pcolormesh(range(-1, 2), range(len(rows) + 1), numbers, cmap="viridis", vmin=10, vmax=top)
             for i, line in enumerate(numbers):
                 for k, number in enumerate(line):
                     missing = number != number
                     color = INK if missing else "white" if number < 10 + 0.65 * (top - 10) else "black"
-                    axes.text(k, i, "–" if missing else f"{number:.1f}", ha="center", va="center", color=color, fontsize=8)
-            axes.set_xticks((0, 1), ("activity", "weight"))
-            axes.set_yticks(range(len(rows)), [label(by_place.get((*row, "weight")) or by_place[(*row, "activity")]) for row in rows])
+                    axes.text(k - 0.5, i + 0.5, "–" if missing else f"{number:.1f}", ha="center", va="center", color=color, fontsize=8)
+            axes.set_xticks((-0.5, 0.5), ("activity", "weight"))
+            names = [label(by_place.get((*row, "weight")) or by_place[(*row, "activity")]) for row in rows]
+            axes.set_yticks([i + 0.5 for i in range(len(rows))], names)
+            axes.set_ylim(len(rows), 0)
             axes.set_title(title, fontsize=9)
             axes.tick_params(length=0)
             axes.spines[:].set_visible(False)
