@@ -123,8 +123,8 @@ class Config:
     run_dir: str | None = None
 
 
-def _one_of(*allowed: str) -> tuple[Callable[[Any], bool], str]:
-    return (lambda value: value in allowed), " | ".join(allowed)
+def _one_of(*allowed: str | bool) -> tuple[Callable[[Any], bool], str]:
+    return (lambda value: value in allowed), " | ".join(str(each).lower() for each in allowed)
 
 
 def _at_least(least: float) -> tuple[Callable[[Any], bool], str]:
@@ -170,6 +170,10 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "head.name": _one_of("cnn", "mlp", "linear", "predsim"),
     "head.hidden": _optional(_at_least(1)),
     "target.name": _one_of("global", "intermediate", "local"),
+    "target.depth": (
+        lambda value: value is None or value >= 0,
+        "0 (local), a whole number of at least 1 (intermediate), or null (global)",
+    ),
     "feedback.policy": _one_of("in_order", "eager"),
     "optim.schedule": _one_of("step", "one_cycle", "constant"),
     "optim.lr": _above(0),
@@ -178,6 +182,8 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "optim.step_epochs": _at_least(1),
     "optim.gamma": _above(0),
     "optim.warmup": (lambda value: 0 < value < 1, "a fraction between 0 and 1"),
+    "observe.heads": _one_of(False, True),
+    "observe.tensorboard": _one_of(False, True),
     "guess": _one_of(*GUESSES),
     "space": _one_of(*SCOPES),
     "tangents": _one_of("forward", "oracle"),
@@ -301,8 +307,6 @@ def _check_data(data: DataConfig) -> None:
 
 def _check_target(config: Config) -> None:
     name, depth = config.target.name, config.target.depth
-    if depth is not None and depth < 0:
-        raise bad_value("target.depth", depth, "0 (local), 1 or more (intermediate), or null (global)")
     if name == "global" and depth is not None:
         raise bad_value("target.depth", depth, "null with target=global; use target=intermediate for a depth")
     if name == "local" and depth != 0:

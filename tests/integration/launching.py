@@ -22,7 +22,7 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
-def launch(processes: int, *arguments: str, timeout: float = 240, **options) -> subprocess.CompletedProcess[str]:
+def launch(processes: int, *arguments: str, timeout: float = 900, **options) -> subprocess.CompletedProcess[str]:
     """Run to the end, and return exit code, stdout and stderr."""
     return subprocess.run(
         command(processes, *arguments), env=environment(), capture_output=True, text=True, timeout=timeout, **options

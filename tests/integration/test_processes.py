@@ -10,6 +10,7 @@ import pytest
 
 from tests.integration.launching import ROOT, launch
 
+pytestmark = pytest.mark.timeout(1200)
 STEPS, BATCH = 20, 32
 WINDOWS = ("1", "3", "auto")
 METHODS = {

@@ -1,0 +1,113 @@
+"""The nets against torchvision's ResNet-18 and the paper's figures; the heads' share of the compute."""
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from fgpipe.config import compose_config
+from fgpipe.models.init import initialize
+from fgpipe.models.net import resnet
+from fgpipe.models.resnet import resnet18
+from fgpipe.runtime.costs import forward_flops, input_shapes
+
+
+def torchvisions(stem: str) -> nn.Module:
+    """torchvision's ResNet-18, with the stem of the CIFAR variant if wanted, up to its last feature map."""
+    net = torchvision.models.resnet18()
+    if stem == "cifar":
+        net.conv1, net.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
+    net.avgpool, net.fc = nn.Identity(), nn.Identity()
+    return net
+
+
+@pytest.mark.parametrize("stem, side", [("cifar", 32), ("imagenet", 64)])
+def test_eight_blocks_are_torchvisions_resnet18(stem: str, side: int) -> None:
+    """The same parameters in the same order give the same features."""
+    torch.manual_seed(0)
+    reference = torchvisions(stem)
+    ours = nn.Sequential(*resnet18(8, stem=stem)[0])
+    tensors = list(reference.parameters())
+    assert [p.shape for p in ours.parameters()] == [p.shape for p in tensors]
+    with torch.no_grad():
+        for mine, theirs in zip(ours.parameters(), tensors, strict=True):
+            mine.copy_(theirs)
+        x = torch.randn(4, 3, side, side)
+        torch.testing.assert_close(ours(x).flatten(1), reference(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("blocks, layers", [(8, [3, *[2] * 7]), (16, [2, *[1] * 15])])
+def test_layers_and_shapes(blocks: int, layers: list[int]) -> None:
+    """3x3 convolutions of each block, and channels and sides of what enters it (paper, 4.1 and A.1)."""
+    net = configured(blocks, "mlp")
+    kernels = [[m.kernel_size for m in block.modules() if isinstance(m, nn.Conv2d)] for block in net.blocks]
+    assert [each.count((3, 3)) for each in kernels] == layers
+    per_stage = blocks // 4
+    leaving = [shape for side, c in ((32, 64), (16, 128), (8, 256), (4, 512)) for shape in [(c, side, side)] * per_stage]
+    assert [tuple(shape) for shape in input_shapes(net, (2, 3, 32, 32))] == [(3, 32, 32), *leaving]
+
+
+def configured(blocks: int, head: str, width: float = 1):
+    config = compose_config([f"model=resnet18_{blocks}", f"model.width={width}", f"head={head}"])
+    return resnet(config.model, config.head, in_channels=3, classes=10)
+
+
+@pytest.mark.parametrize("blocks", [8, 16])
+@pytest.mark.parametrize("head", ["cnn", "mlp", "linear"])
+def test_heads_cost_less_than_a_tenth(blocks: int, head: str) -> None:
+    """At width 1, in FLOPs of a forward pass (paper, A.2). predsim is beyond: docs/algorithm.md says by how much."""
+    net = configured(blocks, head)
+    of_blocks, of_heads = (forward_flops(net, (2, 3, 32, 32), heads=heads) for heads in (False, True))
+    shares = [a / b for a, b in zip(of_heads[:-1], of_blocks, strict=False)]
+    assert max(shares) < 0.1, shares
+
+
+def test_flops_are_counted_by_hand() -> None:
+    """Block 0 at width 1: 2 * 9 * 64 * 32 * 32 * (3 + 64 + 64) for each sample."""
+    assert forward_flops(configured(8, "mlp"), (2, 3, 32, 32))[0] == 2 * 2 * 9 * 64 * 32 * 32 * (3 + 64 + 64)
+
+
+def test_counting_leaves_a_net_alone() -> None:
+    """Nothing is computed on a user's own modules, so that no running statistic moves."""
+    net = configured(8, "mlp", 0.1)
+    net.blocks = [nn.BatchNorm2d(3), nn.ReLU()]
+    forward_flops(net, (2, 3, 8, 8))
+    assert net.blocks[0].num_batches_tracked == 0
+
+
+@pytest.mark.parametrize("head, layers", [("cnn", 5), ("mlp", 4), ("linear", 1), ("predsim", 2)])
+def test_hidden_sizes(head: str, layers: int) -> None:
+    """32 channels or 1024 features for 8 blocks, 16 or 512 for 16, times the width (paper, A.2)."""
+    for blocks, width, sizes in ((8, 1, {"cnn": 32, "mlp": 1024}), (16, 0.5, {"cnn": 8, "mlp": 256})):
+        weights = [m.weight for m in configured(blocks, head, width).heads[0].modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+        assert len(weights) == layers
+        if head in sizes:
+            assert weights[0].shape[0] == weights[-2].shape[0] == sizes[head]
+
+
+def test_initialisation() -> None:
+    """Kaiming uniform: within sqrt(6 / fan_in), of variance 2 / fan_in; biases 0.01."""
+    layer = nn.Linear(400, 500)
+    initialize(layer, torch.Generator().manual_seed(0))
+    assert layer.weight.abs().max() <= (6 / 400) ** 0.5
+    assert layer.weight.var().item() == pytest.approx(2 / 400, rel=0.02)
+    assert torch.equal(layer.bias, torch.full((500,), 0.01))
+
+
+def test_predsim_loss_by_loops() -> None:
+    """0.99 of the mean squared difference of similarity matrices, 0.01 of cross-entropy (Nokland and Eidnes, 2019)."""
+    torch.manual_seed(0)
+    head = configured(8, "predsim", 0.1).heads[0].to_empty(device="cpu")
+    initialize(head, torch.Generator().manual_seed(1))
+    x, labels = torch.randn(5, 6, 4, 4), torch.tensor([1, 1, 0, 3, 9])
+    losses, logits = head.losses(x, labels)
+
+    def cosine(a: Tensor, b: Tensor) -> Tensor:
+        a, b = a - a.mean(), b - b.mean()
+        return a @ b / (a.norm() * b.norm())
+
+    features = head.similarity(x).flatten(2).std(dim=2)
+    onehot = nn.functional.one_hot(labels, 10).float()
+    mismatch = [(cosine(f, g) - cosine(y, z)) ** 2 for f, y in zip(features, onehot) for g, z in zip(features, onehot)]
+    wanted = 0.99 * torch.stack(mismatch).mean() + 0.01 * nn.functional.cross_entropy(logits, labels)
+    torch.testing.assert_close(losses.mean(), wanted, rtol=1e-5, atol=1e-6)

@@ -1,0 +1,67 @@
+"""The schedule and the split against literal tables and exhaustive search."""
+
+import itertools
+
+import pytest
+
+from fgpipe.gradients.method import Method
+from fgpipe.runtime.schedule import Apply, actions, windows
+from fgpipe.runtime.topology import Topology, balanced
+
+
+def method(guess: str = "local", depth: int | None = None) -> Method:
+    return Method(4, guess, "weight", "tensor", depth)
+
+
+def text(batches: int, window: int, waits: bool = True) -> str:
+    """As `a0 f4`: apply the scalars of batch 0, forward batch 4."""
+    return " ".join(f"{'a' if isinstance(a, Apply) else 'f'}{a.batch}" for a in actions(range(batches), window, waits))
+
+
+def test_actions() -> None:
+    assert text(3, 1) == "f0 a0 f1 a1 f2 a2"
+    assert text(4, 2) == "f0 f1 a0 f2 a1 f3 a2 a3"
+    assert text(6, 4) == "f0 f1 f2 f3 a0 f4 a1 f5 a2 a3 a4 a5"
+    assert text(2, 4) == "f0 f1 a0 a1", "fewer batches than the window: all in flight, then drained"
+    assert text(3, 1, waits=False) == "f0 f1 f2"
+
+
+@pytest.mark.parametrize(
+    "guess, depth, auto, three",
+    [
+        ("local", None, (4, 3, 2, 1), (3, 3, 3, 1)),
+        ("local", 0, (1, 1, 1, 1), (1, 1, 1, 1)),
+        ("local", 1, (2, 2, 2, 1), (3, 3, 3, 1)),
+        ("gaussian", 2, (3, 3, 2, 1), (3, 3, 3, 1)),
+        ("end_to_end", None, (1, 1, 1, 1), (1, 1, 1, 1)),
+    ],
+)
+def test_windows(guess: str, depth: int | None, auto: tuple[int, ...], three: tuple[int, ...]) -> None:
+    assert windows(method(guess, depth), "auto") == auto
+    assert windows(method(guess, depth), 3) == three
+    assert windows(method(guess, depth), 1) == (1, 1, 1, 1)
+
+
+def test_targets() -> None:
+    assert [method(depth=1).target(j) for j in range(4)] == [1, 2, 3, 3]
+    assert [method(depth=None).asked_by(j) for j in range(4)] == [(), (), (), (0, 1, 2)]
+    assert [method("gaussian", 0).trains_head(j) for j in range(4)] == [True] * 4
+    assert [method("gaussian", None).trains_head(j) for j in range(4)] == [False, False, False, True]
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 4, 7])
+def test_balanced_is_the_best_split(parts: int) -> None:
+    """Against every split of 7 blocks."""
+    costs = (5, 1, 4, 4, 9, 2, 6)
+    splits = [(0, *cuts, 7) for cuts in itertools.combinations(range(1, 7), parts - 1)]
+    best = min(max(sum(costs[a:b]) for a, b in itertools.pairwise(cuts)) for cuts in splits)
+    sizes = balanced(costs, parts)
+    bounds = list(itertools.accumulate(sizes, initial=0))
+    assert len(sizes) == parts and bounds[-1] == 7
+    assert max(sum(costs[a:b]) for a, b in itertools.pairwise(bounds)) == best
+
+
+def test_topology() -> None:
+    topology = Topology((3, 1, 4), 1)
+    assert (topology.world_size, topology.blocks, list(topology.local), topology.reporter) == (3, 8, [3], 2)
+    assert [topology.rank_of(block) for block in range(8)] == [0, 0, 0, 1, 2, 2, 2, 2]

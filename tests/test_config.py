@@ -1,0 +1,91 @@
+"""The schema: a wrong value of any key is one line that names key, value and what is allowed."""
+
+import re
+
+import pytest
+
+from fgpipe.config import CONFIGS, RULES, compose_config, known_keys
+from fgpipe.errors import UserError
+
+WRONG = {
+    "data.size": ["0", "huge"],
+    "data.stored_size": ["1"],
+    "data.padding": ["-1"],
+    "data.mean": ["[]", "[.nan]", "grey"],
+    "data.std": ["[0.0]", "[-1]"],
+    "data.train_samples": ["0", "all"],
+    "data.test_samples": ["0"],
+    "model.blocks": ["9", "-8"],
+    "model.width": ["0", "-1", "inf", "wide"],
+    "head.hidden": ["0", "big"],
+    "target.depth": ["-1", "deep"],
+    "optim.lr": ["0", "-0.1", "nan", "fast"],
+    "optim.momentum": ["1", "-0.1"],
+    "optim.weight_decay": ["-1"],
+    "optim.step_epochs": ["0"],
+    "optim.gamma": ["0"],
+    "optim.warmup": ["0", "1"],
+    "observe.heads": ["maybe"],
+    "observe.tensorboard": ["2.5"],
+    "window": ["0", "-2", "1.5", "wide"],
+    "microbatches": ["0"],
+    "epochs": ["0", "1.5"],
+    "batch_size": ["1", "many"],
+    "seed": ["-1", "x"],
+    "threads": ["0", "all"],
+    "partition": ["[0,8]", "even", "[3,3]"],
+    "deadline": ["0", "-5", "soon"],
+}
+"""Values that are wrong by type, range or combination."""
+CHOICES = set(RULES) - set(WRONG)
+"""Keys with a list of names."""
+FREE = {"data.root", "run_dir", "interface", "scope"}
+"""Any text may be one of these; `load`, `run` and the sockets judge it, and the space judges the scope."""
+
+
+def test_every_key_is_covered() -> None:
+    assert set(known_keys()) == set(WRONG) | CHOICES | FREE
+
+
+@pytest.mark.parametrize("key, value", [(key, value) for key, values in WRONG.items() for value in values])
+def test_wrong_value(key: str, value: str) -> None:
+    refuse(key, value)
+
+
+@pytest.mark.parametrize("key", sorted(CHOICES))
+def test_wrong_choice(key: str) -> None:
+    message = refuse(key, "psychic")
+    assert RULES[key][1] in message
+
+
+def refuse(key: str, value: str) -> str:
+    with pytest.raises(UserError) as caught:
+        compose_config([f"{key}={value}"])
+    message = str(caught.value)
+    assert "\n" not in message and key in message and "allowed" in message, message
+    assert value.strip("[]-.") in message.replace(" ", ""), message
+    return message
+
+
+@pytest.mark.parametrize("overrides, expected", [
+    (["space=activity", "scope=tensor"], "scope=tensor: allowed: sample | batch with space=activity"),
+    (["space=weight", "scope=sample"], "scope=sample: allowed: tensor | block with space=weight"),
+    (["target=local", "target.depth=2"], "target.depth=2: allowed: 0 with target=local"),
+    (["target=intermediate", "target.depth=0"], "target.depth=0: allowed: a whole number of at least 1"),
+    (["guess=end_to_end", "target=local"], "target=local: allowed: global with guess=end_to_end"),
+    (["guess=end_to_end", "microbatches=7"], "microbatches=7: allowed: a divisor of batch_size=64"),
+    (["tangents=oracle", "window=3"], "window=3: allowed: 1 with tangents=oracle"),
+    (["data.std=[1,1,1]"], "data.std=[1.0, 1.0, 1.0]: allowed: as many numbers as data.mean has (1)"),
+    (["epochs"], "epochs: allowed: key=value"),
+    (["model.widht=1"], "model.widht=1: no such key; did you mean model.width"),
+])  # fmt: skip
+def test_combinations(overrides: list[str], expected: str) -> None:
+    with pytest.raises(UserError, match="^" + re.escape(expected)):
+        compose_config(overrides)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("experiment/*.yaml")), ids=lambda path: path.stem)
+def test_every_experiment_composes(path) -> None:
+    """And it starts with the command that runs it."""
+    compose_config([f"experiment={path.stem}"])
+    assert f"experiment={path.stem}" in path.read_text().split("defaults:")[0]
