@@ -26,6 +26,7 @@ WRONG = {
     "optim.gamma": ["0"],
     "optim.warmup": ["0", "1"],
     "observe.heads": ["maybe"],
+    "observe.cosine": ["0", "often"],
     "observe.tensorboard": ["2.5"],
     "window": ["0", "-2", "1.5", "wide"],
     "microbatches": ["0"],

@@ -1,6 +1,8 @@
 """Every published cell is a valid configuration, and the grid's selection, names and costs are what they should be."""
 
 import csv
+import os
+import subprocess
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +24,7 @@ from fgpipe.study.options import Plan, parse_options
 from fgpipe.study.paper import published
 from fgpipe.study.profile import Profile
 from fgpipe.study.runs import Run, quoted
+from tests.integration.launching import ROOT
 
 COUNTS = {2: 34, 3: 26, 4: 30, 5: 48, 6: 6, 7: 102, 8: 51, 9: 90, 10: 45, 11: 12, 12: 18}
 """Cells of each table, counted in the paper."""
@@ -160,3 +163,20 @@ def test_flops_are_those_of_a_real_step(guess: str, target: str, space: str, blo
     counted = cost(config, "cifar10")
     assert counted.step * images == pytest.approx(step.get_total_flops())
     assert counted.total * images == pytest.approx(3 * (8 * step.get_total_flops() + 5 * test.get_total_flops()))
+
+
+def test_slurm_tasks_share_the_runs(tmp_path: Path) -> None:
+    """The array's tasks, started as Slurm would, list disjoint runs that are all runs together."""
+    stub = tmp_path / "python"
+    stub.write_text('#!/usr/bin/env bash\necho "$@"\n')
+    stub.chmod(0o755)
+    shards = []
+    for task in (3, 4, 5):
+        variables = {"SLURM_ARRAY_TASK_ID": task, "SLURM_ARRAY_TASK_COUNT": 3, "SLURM_ARRAY_TASK_MIN": 3, "SLURM_SUBMIT_DIR": tmp_path}
+        environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", **{key: str(value) for key, value in variables.items()}}
+        done = subprocess.run(
+            ["bash", str(ROOT / "launch" / "grid.sbatch"), "table=2"], env=environment, capture_output=True, text=True, check=True
+        )
+        assert done.stdout.split()[:3] == ["-m", "fgpipe.grid", "table=2"]
+        shards.append([run.name for run in plan(*done.stdout.split()[2:]).runs])
+    assert sorted(sum(shards, [])) == sorted(run.name for run in plan("table=2").runs)
