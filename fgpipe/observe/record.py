@@ -83,7 +83,8 @@ def machine() -> str:
             lines = Path("/proc/cpuinfo").read_text().splitlines()
         except OSError:
             lines = []
-        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+        name = names[0] if names else platform.machine()
     return f"{name}, {os.cpu_count()} cores, {platform.system()}, torch {torch.__version__}"
 
 

@@ -80,7 +80,9 @@ def alignment_verdicts(measurements: Sequence[Measurement]) -> list[Verdict]:
     rise = [mean(by_block[len(by_block) // 2 :]) - mean(by_block[: len(by_block) // 2]) for by_block in runs]
     return [
         Verdict("Alignment rises with depth (upper half of the blocks less lower half, of each run)", "cosine", rise),
-        Verdict("Alignment stays positive (lowest block mean of each run)", "cosine", [min(by_block) for by_block in runs]),
+        Verdict(
+            "Alignment stays positive (lowest block mean of each run)", "cosine", [min(by_block) for by_block in runs]
+        ),
     ]
 
 
@@ -115,7 +117,9 @@ def _global_over(target: str) -> Pairs:
 
 def _widest_narrowest(guesses: Sequence[str], sign: int) -> Pairs:
     def pairs(values: Values) -> Iterator[tuple[Key, Key]]:
-        for base in sorted({key._replace(width="") for key in values if key.guess in guesses and key.target == "global"}, key=str):
+        for base in sorted(
+            {key._replace(width="") for key in values if key.guess in guesses and key.target == "global"}, key=str
+        ):
             present = [base._replace(width=width) for width in WIDTHS if base._replace(width=width) in values]
             if len(present) > 1:
                 yield (present[-1], present[0])[::sign]
@@ -165,4 +169,10 @@ class Ranks:
 
 def _in_tables_2_and_3(key: Key) -> bool:
     guesses = ("end_to_end", "local", "ntk", *RANDOM)
-    return key.dataset == "cifar10" and key.target == "global" and key.width == "1" and key.guess in guesses and key.aux != "predsim"
+    return (
+        key.dataset == "cifar10"
+        and key.target == "global"
+        and key.width == "1"
+        and key.guess in guesses
+        and key.aux != "predsim"
+    )

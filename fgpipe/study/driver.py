@@ -6,18 +6,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import IO, Iterator
+from typing import IO
 
 from fgpipe.study.runs import Run, read_summary
 
 POLL = 0.2
 """Seconds between looks at the processes."""
-GRACE = 10.0
+GRACE = 30.0
 """Seconds that a run has to end after SIGTERM, before SIGKILL."""
 
 
@@ -30,12 +30,14 @@ class _Job:
 
 
 class Driver:
-    """Runs everything that is not done, in order; done runs are kept, interrupted ones made again, failed ones reported.
+    """Runs everything that is not done, in order; done runs are kept, interrupted ones made again, failures reported.
 
     A run that another driver has under way, or one that was killed and left its process behind, is waited for.
     """
 
-    def __init__(self, out: Path, roots: dict[str, str], launcher: Sequence[str], jobs: int, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, out: Path, roots: dict[str, str], launcher: Sequence[str], jobs: int, say: Callable[[str], None]
+    ) -> None:
         """Args:
         out: the grid's folder.
         roots: data set of the paper to folder.
@@ -89,7 +91,12 @@ class Driver:
         command = [*self._launcher, *run.overrides(self._out, self._roots.get(run.cells[0].dataset))]
         with run.log(self._out).open("ab") as log:
             process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, pass_fds=[lock.fileno()]
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                pass_fds=[lock.fileno()],
             )
         return _Job(run, process, lock, time.monotonic())
 
@@ -110,7 +117,10 @@ class Driver:
     def _line(self, state: str, run: Run, text: str) -> None:
         self._ended += 1
         published = " and ".join(sorted({f"{cell.accuracy:g} %" for cell in run.cells if cell.accuracy is not None}))
-        self._say(f"[{self._ended}/{self._total}] {state}: {run.name}: {text}" + f" (published: {published})" * bool(published))
+        self._say(
+            f"[{self._ended}/{self._total}] {state}: {run.name}: {text}"
+            + f" (published: {published})" * bool(published)
+        )
 
     def _stop(self) -> None:
         """End the processes under way; nothing to do after a normal end."""
@@ -153,4 +163,12 @@ def launcher(kind: str, processes: int) -> list[str]:
     """The command of one run: in one process, or in several under torchrun."""
     if kind == "python":
         return [sys.executable, "-m", "fgpipe.train"]
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m", "fgpipe.train"]
+    return [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc_per_node={processes}",
+        "-m",
+        "fgpipe.train",
+    ]

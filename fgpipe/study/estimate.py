@@ -44,7 +44,9 @@ def cost(config: Config, dataset: str) -> Cost:
         step = oracle_flops(plan.method, blocks, own, heads)
     else:
         step = sum(block_costs(blocks, plan.method, plan.lanes))
-        step += sum(3 * flops for j, flops in enumerate(heads) if plan.method.trains_head(j) or plan.method.has_untrained_guess)
+        step += sum(
+            3 * flops for j, flops in enumerate(heads) if plan.method.trains_head(j) or plan.method.has_untrained_guess
+        )
     train = config.data.train_samples or published.train
     test = config.data.test_samples or published.test
     train -= train % config.batch_size

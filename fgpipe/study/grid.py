@@ -43,9 +43,17 @@ def run(options: Options, plan: Plan) -> int:
         return 0
     config = _compose(plan.runs[0])  # a wrong override shows here, not once for each run
     if options.launcher == "torchrun" and config.tangents == "oracle":
-        raise bad_value("launcher", "torchrun", "python with tangents=oracle; overrides=[tangents=forward] for several processes")
+        raise bad_value(
+            "launcher", "torchrun", "python with tangents=oracle; overrides=[tangents=forward] for several processes"
+        )
     out = out_folder(options)
-    driver = Driver(out, options.roots, launcher(options.launcher, options.nproc), options.jobs, lambda line: print(line, flush=True))
+    driver = Driver(
+        out,
+        options.roots,
+        launcher(options.launcher, options.nproc),
+        options.jobs,
+        lambda line: print(line, flush=True),
+    )
     failed = driver.run(plan.runs)
     print(f"{len(plan.runs) - len(failed)} of {len(plan.runs)} runs are done in {out}; {_not_served(options, plan)}")
     return 1 if failed else 0
@@ -57,7 +65,9 @@ def dry_run(options: Options, plan: Plan) -> list[str]:
     costs = {name: cost(config, run.cells[0].dataset) for name, (run, config) in configs.items()}
     seconds = _expected_seconds(configs, costs)
     done = {name for name, (run, _) in configs.items() if read_summary(run.folder(out_folder(options))) is not None}
-    lines = ["table dataset       blocks width target       guess          aux     space    published  PFLOPs  expected  run"]
+    lines = [
+        "table dataset       blocks width target       guess          aux     space    published  PFLOPs  expected  run"
+    ]
     for run in plan.runs:
         for cell in run.cells:
             state = "done" if run.name in done else _clock(seconds[run.name])
@@ -66,7 +76,10 @@ def dry_run(options: Options, plan: Plan) -> list[str]:
     left = [name for name in configs if name not in done]
     total = sum(seconds[name] for name in left) / options.jobs
     lines.append(f"{len(plan.cells)} cells, {len(plan.runs)} runs of {len(options.seeds)} seed(s), {len(done)} done")
-    lines.append(f"left: {sum(costs[name].total for name in left) / 1e15:.2f} PFLOPs, about {_clock(total)} with jobs={options.jobs}")
+    lines.append(
+        f"left: {sum(costs[name].total for name in left) / 1e15:.2f} PFLOPs, "
+        f"about {_clock(total)} with jobs={options.jobs}"
+    )
     return [*lines, _not_served(options, plan)]
 
 

@@ -42,7 +42,7 @@ class Measurement:
 
     @property
     def protocol(self) -> str:
-        """What must be equal for accuracies of a data set to be compared; widths are those of the cells, times a factor."""
+        """What must be equal for accuracies of a data set to be compared."""
         config, data = self.config, self.config["data"]
         parts = {
             "training images": data["train_samples"] or "all",
@@ -65,6 +65,11 @@ class Measurement:
         by_step = {line["step"]: {int(block): value for block, value in line["cosine"].items()} for line in lines}
         return sorted(by_step.items())
 
+    @property
+    def observed(self) -> tuple[int, int]:
+        """How much there is to plot: steps with cosines, and heads with curves."""
+        return len(self.cosine), sum(len(epoch["test"]) for epoch in self.summary["epochs"])
+
     def curve(self, phase: str, block: int, figure: str = "loss") -> list[float]:
         """Of a block's head, by epoch; empty if it has none."""
         epochs = [epoch[phase].get(str(block)) for epoch in self.summary["epochs"]]
@@ -76,7 +81,7 @@ class Collection:
     """All measurements below a folder: of each data set those of one protocol, and the rest."""
 
     kept: list[Measurement]
-    """One for each key and seed; of each data set the protocol with the most."""
+    """One for each key and seed, the one that observed most; of each data set the protocol with the most."""
     others: list[tuple[Measurement, str]]
     """Not compared, and why."""
 
@@ -89,10 +94,13 @@ class Collection:
         sizes: dict[tuple[str, str], int] = defaultdict(int)
         for each in found:
             sizes[each.key.dataset, each.protocol] += 1
-        main = {name: max((size, protocol) for (other, protocol), size in sizes.items() if other == name)[1] for name, _ in sizes}
+        main = {
+            name: max((size, protocol) for (other, protocol), size in sizes.items() if other == name)[1]
+            for name, _ in sizes
+        }
         kept: dict[tuple[Key, int], Measurement] = {}
         others = []
-        for each in found:
+        for each in sorted(found, key=lambda each: each.observed, reverse=True):
             if each.protocol != main[each.key.dataset]:
                 others.append((each, "another protocol than most"))
             elif (each.key, each.seed) in kept:

@@ -97,7 +97,7 @@ def _cell(row: dict[str, str]) -> Cell:
 
 
 def unpublished() -> tuple[Cell, ...]:
-    """Cells that table 3 lacks and its claims need: random guesses on CIFAR-10 in 8 blocks, as table 2 has them in 16."""
+    """Cells that table 3 lacks and its claims need: random guesses on CIFAR-10 in 8 blocks."""
     return tuple(
         Cell(3, "cifar10", 8, "1", "global", guess, None, space, None, None)
         for guess in ("gaussian", "rademacher")

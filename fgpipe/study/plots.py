@@ -49,7 +49,12 @@ class Plot:
     """One figure: its name for files, its title and caption, and how it is drawn."""
 
     def __init__(
-        self, name: str, title: str, caption: str, draw: Callable[[Figure], None], size: tuple[float, float] = (3.7, 3.1)
+        self,
+        name: str,
+        title: str,
+        caption: str,
+        draw: Callable[[Figure], None],
+        size: tuple[float, float] = (3.7, 3.1),
     ) -> None:
         """Args: size: in inches; a page of 390 pixels shows 3.7 inches at their natural size."""
         self.name, self.title, self.caption, self._draw, self._size = name, title, caption, draw, size
@@ -62,7 +67,9 @@ class Plot:
             self._draw(figure)
             figure.savefig(folder / f"{self.name}.png", dpi=200, facecolor="white")
             svg = io.StringIO()
-            figure.savefig(svg, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+            figure.savefig(
+                svg, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
+            )
             plt.close(figure)
         return self._inline(svg.getvalue())
 
@@ -106,7 +113,9 @@ def _scatter(ranks: Ranks) -> Plot:
                     if (key.guess, key.blocks) == (guess, blocks)
                 ]
                 if points:
-                    axes.scatter(*zip(*points), color=color, marker=marker, s=26, label=f"{guess.replace('_', '-')}, {blocks}")
+                    axes.scatter(
+                        *zip(*points), color=color, marker=marker, s=26, label=f"{guess.replace('_', '-')}, {blocks}"
+                    )
         axes.set(xlabel="published accuracy, %", ylabel="measured accuracy, %")
         axes.legend(fontsize=6.5, frameon=False)
 
@@ -119,16 +128,28 @@ def _heat_map(blocks: int, table: int, keys: Sequence[Key], values: Values, publ
     by_place = {(key.guess, key.aux, key.space): key for key in keys}
 
     def draw(figure: Figure) -> None:
-        for axes, source, title in zip(figure.subplots(1, 2, sharey=True), (values, published), ("measured", "published"), strict=True):
+        for axes, source, title in zip(
+            figure.subplots(1, 2, sharey=True), (values, published), ("measured", "published"), strict=True
+        ):
             cells = [[by_place.get((*row, space)) for space in ("activity", "weight")] for row in rows]
-            numbers = [[mean(source[key].values()) if key in source else float("nan") for key in line] for line in cells]
+            numbers = [
+                [mean(source[key].values()) if key in source else float("nan") for key in line] for line in cells
+            ]
             top = max([10.1, *(number for line in numbers for number in line if number == number)])
             axes.pcolormesh(range(-1, 2), range(len(rows) + 1), numbers, cmap="viridis", vmin=10, vmax=top)
             for i, line in enumerate(numbers):
                 for k, number in enumerate(line):
                     missing = number != number
                     color = INK if missing else "white" if number < 10 + 0.65 * (top - 10) else "black"
-                    axes.text(k - 0.5, i + 0.5, "–" if missing else f"{number:.1f}", ha="center", va="center", color=color, fontsize=8)
+                    axes.text(
+                        k - 0.5,
+                        i + 0.5,
+                        "–" if missing else f"{number:.1f}",
+                        ha="center",
+                        va="center",
+                        color=color,
+                        fontsize=8,
+                    )
             axes.set_xticks((-0.5, 0.5), ("activity", "weight"))
             names = [label(by_place.get((*row, "weight")) or by_place[(*row, "activity")]) for row in rows]
             axes.set_yticks([i + 0.5 for i in range(len(rows))], names)
@@ -150,13 +171,16 @@ def _losses(measurements: Sequence[Measurement]) -> Iterator[Plot]:
     for blocks in (8, 16):
         runs = _first_seed(
             each for each in measurements
-            if each.key[:4] == ("cifar10", blocks, "1", "global") and each.key.aux in (None, "mlp") and each.key.space in (None, "weight")
+            if each.key[:4] == ("cifar10", blocks, "1", "global")
+            and each.key.aux in (None, "mlp")
+            and each.key.space in (None, "weight")
         )  # fmt: skip
         if len(runs) > 1:
             yield Plot(
                 f"loss-{blocks}-blocks",
                 f"Loss over time, {blocks} blocks",
-                "The net's own loss, global target, weight space, MLP heads, CIFAR-10 (figure 3). Solid: training, dashed: test.",
+                "The net's own loss, global target, weight space, MLP heads, CIFAR-10 (figure 3). "
+                "Solid: training, dashed: test.",
                 lambda figure, runs=runs, blocks=blocks: _draw_losses(figure.subplots(), runs, blocks - 1),
             )
 
@@ -177,20 +201,27 @@ def _by_depth(measurements: Sequence[Measurement]) -> Iterator[Plot]:
     for blocks in (8, 16):
         runs = _first_seed(
             each for each in measurements
-            if each.key[:3] == ("cifar10", blocks, "1") and all(each.curve("train", j) for j in range(blocks)) and _plotted(each.key)
+            if each.key[:3] == ("cifar10", blocks, "1")
+            and all(each.curve("train", j) for j in range(blocks))
+            and _plotted(each.key)
         )  # fmt: skip
         if runs:
             yield Plot(
                 f"depth-{blocks}-blocks",
                 f"Loss by depth, {blocks} blocks",
-                "Training loss of each block's head in the last epoch, CIFAR-10 (figure 2); heads that the method does not "
-                "use are trained beside the net without touching it. Solid: global target, dashed: local.",
+                "Training loss of each block's head in the last epoch, CIFAR-10 (figure 2); heads that the method does "
+                "not use are trained beside the net without touching it. Solid: global target, dashed: local.",
                 lambda figure, runs=runs, blocks=blocks: _draw_depth(figure.subplots(), runs, blocks),
             )
 
 
 def _plotted(key: Key) -> bool:
-    return key.guess in GUESS_COLORS and key.space in (None, "weight") and key.aux in (None, "cnn") and key.target != "intermediate"
+    return (
+        key.guess in GUESS_COLORS
+        and key.space in (None, "weight")
+        and key.aux in (None, "cnn")
+        and key.target != "intermediate"
+    )
 
 
 def _draw_depth(axes: Axes, runs: Sequence[Measurement], blocks: int) -> None:
@@ -198,7 +229,9 @@ def _draw_depth(axes: Axes, runs: Sequence[Measurement], blocks: int) -> None:
         losses = [each.curve("train", block)[-1] for block in range(blocks)]
         style = "-" if each.key.target == "global" else "--"
         name = f"{each.key.guess.replace('_', '-')}, {each.key.target}"
-        axes.plot(range(blocks), losses, style, color=GUESS_COLORS[each.key.guess], marker="o", markersize=3, label=name)
+        axes.plot(
+            range(blocks), losses, style, color=GUESS_COLORS[each.key.guess], marker="o", markersize=3, label=name
+        )
     axes.set(xlabel="block", ylabel="training loss of its head")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(fontsize=7, frameon=False)
@@ -208,12 +241,15 @@ def _cosines(measurements: Sequence[Measurement]) -> Iterator[Plot]:
     """Figures 4 and 5: per block, the cosine over time, and the loss of its head."""
     for blocks in (8, 16):
         for space in ("weight", "activity"):
-            runs = _first_seed(each for each in measurements if each.cosine and each.key.blocks == blocks and each.key.space == space)
+            runs = _first_seed(
+                each for each in measurements if each.cosine and each.key.blocks == blocks and each.key.space == space
+            )
             if runs:
                 yield Plot(
                     f"cosine-{blocks}-blocks-{space}",
                     f"Alignment, {blocks} blocks, {space} space",
-                    "Cosine of guess and global target over training steps, by block (figures 4 and 5): each batch, and a running mean.",
+                    "Cosine of guess and global target over training steps, by block (figures 4 and 5): each batch, "
+                    "and a running mean.",
                     lambda figure, runs=runs, blocks=blocks: _draw_cosines(figure, runs, blocks),
                     size=(8.0, 4.4 if blocks == 8 else 8.0),
                 )
@@ -250,7 +286,13 @@ def _draw_cosines(figure: Figure, runs: Sequence[Measurement], blocks: int) -> N
 
 def _finish(figure: Figure, panels: Sequence[Axes], x: str) -> None:
     """One legend, in the place of the block that has no panel."""
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="lower right", bbox_to_anchor=(0.97, 0.12), fontsize=8, frameon=False)
+    figure.legend(
+        *panels[0].get_legend_handles_labels(),
+        loc="lower right",
+        bbox_to_anchor=(0.97, 0.12),
+        fontsize=8,
+        frameon=False,
+    )
     figure.supxlabel(x, fontsize=9)
     for panel in panels:
         panel.tick_params(labelsize=7)

@@ -16,7 +16,7 @@ SCOPES = {"activity": "sample", "weight": "tensor"}
 
 @dataclass
 class Profile:
-    """What every cell of a grid shares, and how cells differ in data, width and learning rate; see `configs/profile`."""
+    """What the cells of a grid share, and how they differ in data, width and learning rate; see `configs/profile`."""
 
     datasets: dict[str, str] = field(default_factory=dict)
     """The paper's data set to the data group that serves it."""
@@ -52,7 +52,7 @@ class Profile:
         return cell.dataset in self.datasets
 
     def settings(self, cell: Cell) -> dict[str, str]:
-        """The configuration of a cell that the profile serves: key to value, for `compose_config`; without data root, seed and folder.
+        """The configuration of a cell that the profile serves, key to value; without data root, seed and folder.
 
         Where a cell leaves head or space open nothing depends on them, and they get one fixed value, so that cells
         that mean the same training have the same settings.

@@ -1,4 +1,4 @@
-"""`python -m fgpipe.report FOLDER`: the reproduction card, one page that sets every measured cell beside the published one.
+"""`python -m fgpipe.report FOLDER`: the reproduction card, a page that sets every measured cell beside the published.
 
 Writes `FOLDER/report/`: index.html (with everything in it, no network), cells.csv, and a PNG of each figure.
 Exit codes: 0, written; 2, bad input.
@@ -48,6 +48,7 @@ def report(folder: Path) -> list[str]:
     """
     collection = Collection.read(folder)
     values, paper = collection.values, published_values()
+    measured = sum(cell.key in values for cell in published())
     ranks = Ranks.of(values, paper)
     claims = [*zip(verdicts(values), verdicts(paper), strict=True)]
     alignment = alignment_verdicts(collection.kept)
@@ -57,7 +58,7 @@ def report(folder: Path) -> list[str]:
     write_csv(out / "cells.csv", collection)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     page = environment.from_string((files("fgpipe.study") / "report.html.j2").read_text()).render(
-        measured=sum(cell.key in values for cell in published()),
+        measured=measured,
         cells=len(published()),
         ranks=ranks,
         spearman=_spearman(ranks),
@@ -69,9 +70,13 @@ def report(folder: Path) -> list[str]:
         others=[(each.folder.name, f"{each.accuracy:.1f}", reason) for each, reason in collection.others],
     )
     (out / "index.html").write_text(page)
-    lines = [f"{len(collection.kept)} runs, {sum(cell.key in values for cell in published())} of {len(published())} published cells"]
+    lines = [
+        f"{len(collection.kept)} runs, {measured} of {len(published())} published cells"
+    ]
     lines.append(f"Spearman correlation, CIFAR-10, tables 2 and 3: {_spearman(ranks)} over {len(ranks.keys)} cells")
-    lines += [f"{verdict.word}: {verdict.claim}: {verdict.numbers}" for verdict in [*(ours for ours, _ in claims), *alignment]]
+    lines += [
+        f"{verdict.word}: {verdict.claim}: {verdict.numbers}" for verdict in [*(ours for ours, _ in claims), *alignment]
+    ]
     return [*lines, f"see {out / 'index.html'}"]
 
 
@@ -127,12 +132,19 @@ def _part(cells: Sequence[Cell], runs: Mapping[Key, list[Measurement]]) -> Part:
         name = label(cell.key) + " (plain)" * (cell.space is None and cell.target == "local")
         rows[name][cell.space or ""] = _entry(cell, runs.get(cell.key, []))
     title = f"{first.dataset.replace('_', '-')}, {first.blocks} blocks{width}, {first.target} target"
-    entries = [(name, [by_space[""]] if "" in by_space else [by_space.get(space) for space in spaces]) for name, by_space in rows.items()]
+    entries = [
+        (name, [by_space[""]] if "" in by_space else [by_space.get(space) for space in spaces])
+        for name, by_space in rows.items()
+    ]
     return Part(title, spaces or ["accuracy"], entries)
 
 
 def _entry(cell: Cell, runs: Sequence[Measurement]) -> Entry:
-    paper = "–" if cell.accuracy is None else f"{cell.accuracy:.1f}" + (f" ± {cell.std:.1f}" if cell.std is not None else "")
+    paper = (
+        "–"
+        if cell.accuracy is None
+        else f"{cell.accuracy:.1f}" + (f" ± {cell.std:.1f}" if cell.std is not None else "")
+    )
     if not runs:
         return Entry("missing", paper, "", 0.0)
     average, deviation = spread(each.accuracy for each in runs)
@@ -160,7 +172,7 @@ def facts(collection: Collection) -> list[tuple[str, str]]:
 
 
 def write_csv(path: Path, collection: Collection) -> None:
-    """One line for each published cell and each cell of ours: measured mean, deviation and seeds, published mean and deviation."""
+    """One line for each published cell and each cell of ours: measured mean, deviation and seeds, and the published."""
     values = collection.values
     with path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -169,7 +181,12 @@ def write_csv(path: Path, collection: Collection) -> None:
             seeds = values.get(cell.key, {})
             average, deviation = spread(seeds.values()) if seeds else (None, None)
             numbers = ["" if number is None else f"{number:.2f}" for number in (average, deviation)]
-            own: list[Any] = [cell.table, *cell.key, *numbers, " ".join(map(str, sorted(seeds))), cell.accuracy, cell.std]
+            own: list[Any] = [
+                cell.table,
+                *cell.key,
+                *numbers,
+                " ".join(map(str, sorted(seeds))),
+                cell.accuracy,
+                cell.std,
+            ]
             writer.writerow(own)
-
-

@@ -41,7 +41,7 @@ class Run:
         return out / LOGS / f"{self.name}.log"
 
     def lock(self, out: Path) -> IO[str] | None:
-        """Take the run's lock, which lasts as long as any process has the file open; None if another driver's run has it.
+        """Take the run's lock, which lasts while any process has the file open; None if another driver's run has it.
 
         A child that inherits the file keeps the lock when its driver is killed.
         """
@@ -57,13 +57,16 @@ class Run:
 
     def overrides(self, out: Path, root: str | None) -> list[str]:
         """The command line of `fgpipe.train` for this run."""
-        overrides = [f"run_dir={quoted(str(self.folder(out)))}", *(f"{key}={value}" for key, value in self.settings.items())]
+        overrides = [
+            f"run_dir={quoted(str(self.folder(out)))}",
+            *(f"{key}={value}" for key, value in self.settings.items()),
+        ]
         overrides.append(f"seed={self.seed}")
         return overrides + ([f"data.root={quoted(root)}"] if root is not None else [])
 
 
 def quoted(text: str) -> str:
-    """A string as Hydra's command line reads it back; there, a backslash is special before a quote and at the end alone."""
+    """A string as Hydra's command line reads it back; a backslash is special there before a quote and at the end."""
     return '"' + re.sub(r'(\\+)(?="|$)', r"\1\1", text).replace('"', '\\"') + '"'
 
 

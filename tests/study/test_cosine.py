@@ -15,16 +15,20 @@ from fgpipe.rng import generator
 from fgpipe.train import main
 
 SMALL = [
-    "data.train_samples=64", "data.test_samples=16", "epochs=1", "batch_size=16", "model.width=0.0625", "threads=1", "device=cpu",
-    "tangents=oracle", "window=1", "observe.tensorboard=false",
+    "data.train_samples=64", "data.test_samples=16", "epochs=1", "batch_size=16", "model.width=0.0625", "threads=1",
+    "device=cpu", "tangents=oracle", "window=1", "observe.tensorboard=false",
 ]  # fmt: skip
 
 
 def nets(config):
     net = resnet(config.model, config.head, in_channels=1, classes=10)
     double, cpu = torch.float64, torch.device("cpu")
-    blocks = [materialize(block, generator(3, "block", j), dtype=double, device=cpu) for j, block in enumerate(net.blocks)]
-    return blocks, [materialize(head, generator(3, "head", j), dtype=double, device=cpu) for j, head in enumerate(net.heads)]
+    blocks = [
+        materialize(block, generator(3, "block", j), dtype=double, device=cpu) for j, block in enumerate(net.blocks)
+    ]
+    return blocks, [
+        materialize(head, generator(3, "head", j), dtype=double, device=cpu) for j, head in enumerate(net.heads)
+    ]
 
 
 @pytest.mark.parametrize("target", ["global", "intermediate", "local"])
@@ -36,7 +40,9 @@ def test_cosines_are_those_of_plain_backward_passes(space: str, target: str) -> 
     method = Method.of(config)
     found = estimate(method, blocks, heads, [None] * 8, x, labels, seed=0, batch=0, cosine=True)
     assert found.cosines is not None and len(found.cosines) == 7
-    in_weights = space == "weight" or target == "local"  # a block that learns from its own loss alone has no activity guess
+    in_weights = (
+        space == "weight" or target == "local"
+    )  # a block that learns from its own loss alone has no activity guess
     for j in range(7):
         gradients = []
         for loss_at in (7, j):

@@ -1,4 +1,4 @@
-"""The driver: what is done stays done, a failure stops nothing else, and no death of the driver loses or doubles a run."""
+"""The driver: what is done stays done, a failure stops nothing else, and no death of the driver loses a run."""
 
 import os
 import signal
@@ -32,7 +32,7 @@ if seed == 2:
     sys.exit(0)
 json.dump({"test_accuracy": 0.5}, open(os.path.join(folder, "summary.json"), "w"))
 """
-"""Stands for `fgpipe.train`: seed 1 fails, seed 2 claims success without a whole summary, all wait while HOLD exists."""
+"""Stands for `fgpipe.train`: seed 1 fails, seed 2 succeeds with half a summary; they wait while HOLD exists."""
 
 
 class Bench:
@@ -90,9 +90,20 @@ def test_two_drivers_never_run_the_same(tmp_path: Path) -> None:
 def grid(out: Path) -> Iterator[subprocess.Popen[str]]:
     """Two short trainings on digits, several seconds each, by a driver in a process of its own."""
     overrides = "data=digits,data.train_samples=640,data.test_samples=64,epochs=6,batch_size=32,model.width=0.125"
-    command = [sys.executable, "-m", "fgpipe.grid", "table=3", "profile=scaled", "dataset=cifar10", "guess=local", "aux=linear"]
+    command = [
+        sys.executable,
+        "-m",
+        "fgpipe.grid",
+        "table=3",
+        "profile=scaled",
+        "dataset=cifar10",
+        "guess=local",
+        "aux=linear",
+    ]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    with subprocess.Popen([*command, f"out={out}", f"overrides=[{overrides}]", "jobs=2"], env=environment(), **pipes) as process:
+    with subprocess.Popen(
+        [*command, f"out={out}", f"overrides=[{overrides}]", "jobs=2"], env=environment(), **pipes
+    ) as process:
         yield process
 
 
@@ -142,5 +153,7 @@ def test_signals_end_the_children(tmp_path: Path, number: signal.Signals) -> Non
         assert wait_until(lambda: begun(tmp_path), 240)
         driver.send_signal(number)
         output, _ = driver.communicate(timeout=60)
-    assert driver.returncode == 130 and "the same command goes on from here" in output and "Traceback" not in output, output
+    assert driver.returncode == 130 and "the same command goes on from here" in output and "Traceback" not in output, (
+        output
+    )
     assert not processes_with(f'run_dir="{tmp_path}')

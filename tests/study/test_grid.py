@@ -47,12 +47,16 @@ def plan(*arguments: str) -> Plan:
 def test_every_cell_composes(profile: str) -> None:
     made = plan("table=all", "unpublished=true", f"profile={profile}")
     assert len(made.cells) == 466 and sum(len(run.cells) for run in made.runs) + len(made.unserved) == 466
-    assert {cell.dataset for cell in made.unserved} == ({"cifar100", "imagenette", "imagenet32"} if profile == "scaled" else set())
+    assert {cell.dataset for cell in made.unserved} == (
+        {"cifar100", "imagenette", "imagenet32"} if profile == "scaled" else set()
+    )
     widths = {"1": 1.0, "w1": 0.5, "w2": 2.0, "w3": 4.0}
     for run in made.runs:
         config = compose_config([f"{key}={value}" for key, value in run.settings.items()])
         for cell in run.cells:
-            assert config.model.blocks == cell.blocks and config.target.name == cell.target and config.guess == cell.guess
+            assert (
+                config.model.blocks == cell.blocks and config.target.name == cell.target and config.guess == cell.guess
+            )
             assert config.target.depth == {"global": None, "intermediate": 1, "local": 0}[cell.target]
             assert config.model.width == widths[cell.width] * (1 if profile == "full" else 0.25)
             assert config.model.stem == ("imagenet" if cell.dataset == "imagenette" else "cifar")
@@ -61,7 +65,9 @@ def test_every_cell_composes(profile: str) -> None:
             if cell.space is not None:
                 assert (config.space, config.scope) in (("weight", "tensor"), ("activity", "sample"))
                 assert config.space == cell.space
-            assert config.data.name == (cell.dataset if (profile, cell.dataset) != ("scaled", "cifar10") else "image_folder")
+            assert config.data.name == (
+                cell.dataset if (profile, cell.dataset) != ("scaled", "cifar10") else "image_folder"
+            )
 
 
 def test_learning_rates_take_the_first_rule_that_fits() -> None:
@@ -103,7 +109,9 @@ def test_names_depend_on_the_stated_settings_and_the_seed_alone(tmp_path: Path) 
     assert f"data.root={quoted(str(tmp_path))}" in run.overrides(tmp_path, str(tmp_path))
 
 
-@pytest.mark.parametrize("text", ["plain", "with space", "a=b,c", 'quo"te', "ünï/[x]{y}", "back\\slash", 'end\\', 'a\\"b', "$HOME", "it's"])
+@pytest.mark.parametrize(
+    "text", ["plain", "with space", "a=b,c", 'quo"te', "ünï/[x]{y}", "back\\slash", "end\\", 'a\\"b', "$HOME", "it's"]
+)
 def test_quoted_paths_come_back(text: str) -> None:
     assert compose_config([f"data.root={quoted(text)}"]).data.root == text
 
@@ -148,7 +156,14 @@ METHODS = [
 def test_flops_are_those_of_a_real_step(guess: str, target: str, space: str, blocks: int) -> None:
     images = 4
     config = compose_config(
-        ["data=cifar10", f"model=resnet18_{blocks}", "model.width=0.125", "head=cnn", f"batch_size={images}", "epochs=3"]
+        [
+            "data=cifar10",
+            f"model=resnet18_{blocks}",
+            "model.width=0.125",
+            "head=cnn",
+            f"batch_size={images}",
+            "epochs=3",
+        ]
         + ["tangents=oracle", "window=1", f"guess={guess}", f"target={target}", f"space={space}", "device=cpu"]
         + ["data.train_samples=9", "data.test_samples=5"]
     )
@@ -172,10 +187,23 @@ def test_slurm_tasks_share_the_runs(tmp_path: Path) -> None:
     stub.chmod(0o755)
     shards = []
     for task in (3, 4, 5):
-        variables = {"SLURM_ARRAY_TASK_ID": task, "SLURM_ARRAY_TASK_COUNT": 3, "SLURM_ARRAY_TASK_MIN": 3, "SLURM_SUBMIT_DIR": tmp_path}
-        environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", **{key: str(value) for key, value in variables.items()}}
+        variables = {
+            "SLURM_ARRAY_TASK_ID": task,
+            "SLURM_ARRAY_TASK_COUNT": 3,
+            "SLURM_ARRAY_TASK_MIN": 3,
+            "SLURM_SUBMIT_DIR": tmp_path,
+        }
+        environment = {
+            **os.environ,
+            "PATH": f"{tmp_path}:{os.environ['PATH']}",
+            **{key: str(value) for key, value in variables.items()},
+        }
         done = subprocess.run(
-            ["bash", str(ROOT / "launch" / "grid.sbatch"), "table=2"], env=environment, capture_output=True, text=True, check=True
+            ["bash", str(ROOT / "launch" / "grid.sbatch"), "table=2"],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
         )
         assert done.stdout.split()[:3] == ["-m", "fgpipe.grid", "table=2"]
         shards.append([run.name for run in plan(*done.stdout.split()[2:]).runs])

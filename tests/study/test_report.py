@@ -22,23 +22,40 @@ from fgpipe.study.report import main
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
-def key(guess: str, aux: str | None, space: str | None, blocks: int = 8, target: str = "global", width: str = "1") -> Key:
+def key(
+    guess: str, aux: str | None, space: str | None, blocks: int = 8, target: str = "global", width: str = "1"
+) -> Key:
     return Key("cifar10", blocks, width, target, guess, aux, space)
 
 
 def write_run(
-    out: Path, what: Key, accuracy: float, seed: int = 0, epochs: int = 2, cosine: Mapping[int, list[float]] | None = None
+    out: Path,
+    what: Key,
+    accuracy: float,
+    seed: int = 0,
+    epochs: int = 2,
+    cosine: Mapping[int, list[float]] | None = None,
 ) -> Path:
     """A run folder as `python -m fgpipe.grid` leaves it; accuracy in percent. All heads have curves."""
     folder = out / f"{what.words}-s{seed}-{abs(hash((what, seed, epochs))) % 16**8:08x}"
     folder.mkdir(parents=True)
-    scores = {str(block): {"loss": 2.0 - block / 10, "accuracy": accuracy / 100, "samples": 10} for block in range(what.blocks)}
+    scores = {
+        str(block): {"loss": 2.0 - block / 10, "accuracy": accuracy / 100, "samples": 10}
+        for block in range(what.blocks)
+    }
     config = {
-        "seed": seed, "epochs": epochs, "batch_size": 64, "tangents": "oracle", "data": {"train_samples": 6400, "test_samples": None},
+        "seed": seed, "epochs": epochs, "batch_size": 64, "tangents": "oracle",
+        "data": {"train_samples": 6400, "test_samples": None},
         "optim": {"schedule": "one_cycle", "lr": 0.05}, "model": {"width": 0.25},
     }  # fmt: skip
     lines = [{"epoch": epoch, "train_seconds": 1.0, "train": scores, "test": scores} for epoch in range(epochs)]
-    summary = {"config": config, "commit": "abc", "epochs": lines, "test_accuracy": accuracy / 100, "train_seconds": 60.0}
+    summary = {
+        "config": config,
+        "commit": "abc",
+        "epochs": lines,
+        "test_accuracy": accuracy / 100,
+        "train_seconds": 60.0,
+    }
     (folder / "summary.json").write_text(json.dumps(summary))
     if cosine is not None:
         text = [json.dumps({"step": step, "cosine": dict(enumerate(values))}) for step, values in cosine.items()]
@@ -51,7 +68,7 @@ def verdict_on(claim: str, values: Mapping[Key, Mapping[int, float]]) -> Verdict
 
 
 def test_interval_and_words_by_hand() -> None:
-    """Differences 1, 2, 3, 6: mean 3, deviation sqrt(14/3); Student's t for 3 degrees of freedom at 97.5 % is 3.1824."""
+    """Differences 1, 2, 3, 6: mean 3, deviation sqrt(14/3); Student's t, 3 degrees of freedom, 97.5 %: 3.1824."""
     verdict = Verdict("", "points", [1.0, 2.0, 3.0, 6.0])
     assert verdict.mean == 3 and verdict.half_width == pytest.approx(3.18245 * math.sqrt(14 / 3) / 2, rel=1e-5)
     assert verdict.word == "too little data", "3 - 3.44 is below zero"
@@ -99,7 +116,7 @@ def test_widths() -> None:
 
 
 def test_spearman_by_hand_and_disagreements() -> None:
-    """Published order of five cells against a measured order with ranks 1 2 3 5 4: 1 - 6 (1 + 1) / (5 (25 - 1)) = 0.9."""
+    """Five cells in their published order have measured ranks 1 2 3 5 4: 1 - 6 (1 + 1) / (5 (25 - 1)) = 0.9."""
     keys = [key("local", aux, space) for aux, space in (("cnn", "weight"), ("mlp", "weight"), ("cnn", "activity"))]
     keys += [key("ntk", "mlp", "weight"), key("ntk", "cnn", "activity")]  # published 92.0 91.6 90.4 63.1 55.2
     values = {what: {0: number} for what, number in zip(keys, [70.0, 60.0, 50.0, 30.0, 40.0], strict=True)}
@@ -135,14 +152,16 @@ def test_alignment(tmp_path: Path) -> None:
 def test_one_protocol_is_compared_and_the_rest_is_listed(tmp_path: Path) -> None:
     what = key("local", "mlp", "weight")
     write_run(tmp_path / "a", what, 70, seed=0)
-    write_run(tmp_path / "a", what, 72, seed=1)
+    unwatched = write_run(tmp_path / "a", what, 72, seed=1)
     other = write_run(tmp_path / "b", what, 99, seed=2, epochs=5)
     again = write_run(tmp_path / "b", what, 10, seed=0)
+    watched = write_run(tmp_path / "c", what, 72, seed=1, cosine={0: [0.1] * 7})
     unfinished = write_run(tmp_path / "a", key("ntk", "mlp", "weight"), 50)
     (unfinished / "summary.json").write_text('{"test_accuracy": 0.')
     collection = Collection.read(tmp_path)
     assert collection.values == {what: {0: 70.0, 1: 72.0}}
-    assert {each.folder for each, _ in collection.others} == {other, again}
+    assert {each.folder for each, _ in collection.others} == {other, again, unwatched}
+    assert watched in {each.folder for each in collection.kept}
 
 
 @pytest.fixture
@@ -187,13 +206,24 @@ def test_the_page_has_every_cell_and_needs_no_network(results: Path, capsys: pyt
     assert all(address.startswith(("#", "data:")) for address in page.addresses) and "@import" not in html
     assert html.count(">missing<") == 462 - 5, "the Gaussian cell is not a published one"
     assert "71.0 ± 1.0" in html and "seed 0,1,2 · lr 0.05" in html
-    for name in ("scatter", "heat-8-blocks", "heat-16-blocks", "loss-8-blocks", "depth-8-blocks", "cosine-8-blocks-weight"):
+    for name in (
+        "scatter",
+        "heat-8-blocks",
+        "heat-16-blocks",
+        "loss-8-blocks",
+        "depth-8-blocks",
+        "cosine-8-blocks-weight",
+    ):
         assert (results / "report" / f"{name}.png").read_bytes().startswith(b"\x89PNG") and f'id="{name}"' in html
     with (results / "report" / "cells.csv").open() as file:
         lines = list(csv.DictReader(file))
     assert len(lines) == 463 and sum(line["measured"] != "" for line in lines) == 6
     assert [float(line["published"]) for line in lines if line["published"]] == [cell.accuracy for cell in published()]
-    line = next(line for line in lines if line["table"] == "3" and line["aux"] == "mlp" and line["guess"] == "local" and line["measured"])
+    line = next(
+        line
+        for line in lines
+        if line["table"] == "3" and line["aux"] == "mlp" and line["guess"] == "local" and line["measured"]
+    )
     assert (line["measured"], line["seeds"]) == ("65.00", "0")
 
 
@@ -229,10 +259,26 @@ def browse(page: Path, folder: Path, width: int) -> tuple[list[str], int]:
     copy, frame = folder / "copy.html", folder / "frame.html"
     copy.write_text(page.read_text().replace("</html>", measuring))
     listening = "<script>onmessage = event => { document.title = 'width ' + event.data }</script>"
-    frame.write_text(f'<!doctype html>{listening}<iframe src="copy.html" style="border: 0; width: {width}px; height: 900px">')
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync", "--no-first-run"]
-    flags += [f"--user-data-dir={folder / 'profile'}", "--enable-logging=stderr", "--virtual-time-budget=10000", "--dump-dom"]
-    done = subprocess.run([str(CHROMIUM), *flags, frame.as_uri()], capture_output=True, text=True, timeout=200, check=True)
+    frame.write_text(
+        f'<!doctype html>{listening}<iframe src="copy.html" style="border: 0; width: {width}px; height: 900px">'
+    )
+    flags = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-background-networking",
+        "--disable-sync",
+        "--no-first-run",
+    ]
+    flags += [
+        f"--user-data-dir={folder / 'profile'}",
+        "--enable-logging=stderr",
+        "--virtual-time-budget=10000",
+        "--dump-dom",
+    ]
+    done = subprocess.run(
+        [str(CHROMIUM), *flags, frame.as_uri()], capture_output=True, text=True, timeout=200, check=True
+    )
     found = re.search(r"<title>width (\d+)</title>", done.stdout)
     assert found is not None, done.stdout[:500]
     return [line for line in done.stderr.splitlines() if "CONSOLE" in line], int(found[1])
