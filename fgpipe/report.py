@@ -2,7 +2,14 @@
 
 import sys
 
-from fgpipe.study.report import main
+EXTRA = ("matplotlib", "scipy", "jinja2")
 
 if __name__ == "__main__":
+    try:
+        from fgpipe.study.report import main
+    except ModuleNotFoundError as error:
+        if error.name not in EXTRA:
+            raise
+        print(f"fgpipe: {error.name} is not installed; the report wants pip install 'fgpipe[report]'", file=sys.stderr)
+        sys.exit(2)
     sys.exit(main(sys.argv[1:]))
