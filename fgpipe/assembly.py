@@ -12,17 +12,19 @@ from torch import nn
 from fgpipe.config import Config
 from fgpipe.data import Batches, Dataset
 from fgpipe.gradients.method import Method
-from fgpipe.gradients.probes import ExactLanes
+from fgpipe.gradients.probes import Lanes, plan_lanes
 from fgpipe.models.net import Net, materialize, resnet
 from fgpipe.observe.ledger import Ledger
 from fgpipe.observe.metrics import Metrics
-from fgpipe.optim import Optimizer, learning_rate
+from fgpipe.optim import Optimizer, Trained, learning_rate
 from fgpipe.rng import generator
 from fgpipe.runtime.costs import block_costs, forward_flops, input_shapes
-from fgpipe.runtime.feedback.base import FeedbackPlane, Mailbox
+from fgpipe.runtime.feedback.base import FeedbackPlane
+from fgpipe.runtime.feedback.mailbox import Mailbox
 from fgpipe.runtime.feedback.memory import MemoryFeedback
 from fgpipe.runtime.feedback.zmq import ZmqFeedback
 from fgpipe.runtime.inbox import Inbox
+from fgpipe.runtime.interface import Interface
 from fgpipe.runtime.links.base import Link
 from fgpipe.runtime.links.distributed import DistributedLink, Receiver
 from fgpipe.runtime.links.memory import MemoryLink
@@ -31,7 +33,7 @@ from fgpipe.runtime.reference import OracleTrainer
 from fgpipe.runtime.schedule import windows
 from fgpipe.runtime.stage import Stage
 from fgpipe.runtime.topology import Topology, balanced
-from fgpipe.runtime.worker import Node, Source, Worker
+from fgpipe.runtime.worker import Node, Source, Worker, never
 from fgpipe.study.baselines.pipelining import PipelinedBackpropagation
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -40,9 +42,13 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 class Trainer(Protocol):
     """What `fgpipe.train` drives: a pipeline's worker, or a reference."""
 
-    def train(self, epoch: int, batches: int, source: Source | None) -> None: ...
+    def train(
+        self, epoch: int, batches: int, source: Source | None, indices: range | None = None, stop: Callable[[], bool] = never
+    ) -> int: ...
 
     def evaluate(self, epoch: int, batches: int, source: Source | None) -> None: ...
+
+    def trained(self) -> dict[int, dict[str, Trained]]: ...
 
     def close(self) -> None: ...
 
@@ -72,17 +78,22 @@ class Plan:
     facts: DataFacts
     net: Net
     method: Method
-    lanes: ExactLanes
+    lanes: Lanes
     windows: tuple[int, ...]
     topology: Topology
     shapes: tuple[torch.Size, ...]
     """Of each block's input, and of the last one's output, without the batch."""
+    step: int = 0
+    """Training batches that were done before this process began."""
 
     @classmethod
-    def make(cls, config: Config, facts: DataFacts, net: Net | None, rank: int, world_size: int) -> "Plan":
+    def make(
+        cls, config: Config, facts: DataFacts, net: Net | None, rank: int, world_size: int, step: int = 0
+    ) -> "Plan":
         net = net or resnet(config.model, config.head, in_channels=facts.channels, classes=facts.classes)
         method = Method.of(config)
-        lanes = ExactLanes.build(method, [len(list(block.parameters())) for block in net.blocks])
+        tensors = [len(list(block.parameters())) for block in net.blocks]
+        lanes = plan_lanes(method, tensors, config.lanes, config.code, config.seed)
         images = (2, facts.channels, facts.height, facts.width)
         if config.partition == "counted":
             forward = forward_flops(net, images)
@@ -90,12 +101,13 @@ class Plan:
         else:
             sizes = tuple(config.partition)
         topology, shapes = Topology(sizes, rank), tuple(input_shapes(net, images))
-        return cls(config, facts, net, method, lanes, windows(method, config.window), topology, shapes)
+        return cls(config, facts, net, method, lanes, windows(method, config.window), topology, shapes, step)
 
     @property
     def batches(self) -> int:
-        """Batches of the whole run, test ones included."""
-        return self.config.epochs * (self.facts.train_batches + self.facts.test_batches)
+        """Batches that are still to come, test ones included."""
+        tests = self.config.epochs - self.step // self.facts.train_batches
+        return self.config.epochs * self.facts.train_batches - self.step + tests * self.facts.test_batches
 
 
 @dataclass(frozen=True)
@@ -122,6 +134,7 @@ def build_trainer(plan: Plan, cluster: Cluster, device: torch.device, metrics: M
             heads,
             guess_heads,
             method=plan.method,
+            lanes=plan.lanes,
             make_optimizer=make_optimizer,
             metrics=metrics,
             seed=config.seed,
@@ -145,7 +158,7 @@ def build_trainer(plan: Plan, cluster: Cluster, device: torch.device, metrics: M
         )
         for j, each in modules.items()
     }
-    return _connect(plan, stages, cluster, device, ledger)
+    return _connect(plan, stages, cluster, device, metrics, ledger)
 
 
 def _modules(plan: Plan, j: int, device: torch.device) -> Modules:
@@ -160,12 +173,26 @@ def _modules(plan: Plan, j: int, device: torch.device) -> Modules:
     return Modules(make(net.blocks[j], "block"), head, guess_head)
 
 
-def _connect(plan: Plan, stages: dict[int, Stage], cluster: Cluster, device: torch.device, ledger: Ledger) -> Worker:
+def _connect(
+    plan: Plan, stages: dict[int, Stage], cluster: Cluster, device: torch.device, metrics: Metrics, ledger: Ledger
+) -> Worker:
     config, method, topology = plan.config, plan.method, plan.topology
     wire = cluster.place.wire_device(device)
     samples = config.batch_size if method.scope == "sample" else 1
     mailboxes = {
-        j: Mailbox(j, method.target(j), plan.lanes.counts[j], samples, cluster.run) for j in stages if method.waits(j)
+        j: Mailbox(
+            j,
+            method.target(j),
+            plan.lanes.counts[j],
+            samples,
+            cluster.run,
+            plan.step,
+            window=plan.windows[j],
+            lost=config.feedback.lost,
+            metrics=metrics,
+        )
+        for j in stages
+        if method.waits(j)
     }
     inbox = Inbox(stages, mailboxes)
     feedback: FeedbackPlane = MemoryFeedback(inbox.deliver_feedback)
@@ -175,9 +202,11 @@ def _connect(plan: Plan, stages: dict[int, Stage], cluster: Cluster, device: tor
             topology,
             cluster.store,
             ledger,
-            interface=config.interface,
+            metrics,
+            address=Interface.find(config.interface, cluster.place.several_hosts).address,
             deadline=config.deadline,
             largest=(most, most * samples),
+            kept=plan.windows if config.feedback.lost == "retry" else [0] * method.blocks,
             deliver=inbox.deliver_feedback,
             fail=inbox.fail,
         )
@@ -203,6 +232,7 @@ def _receiver(plan: Plan, wire: torch.device) -> Receiver:
     return Receiver(
         first,
         plan.topology.rank_of(first - 1),
+        shape=(plan.config.batch_size, *plan.shapes[first]),
         lanes=plan.lanes.on_link(first - 1),
         held=plan.windows[first] if plan.method.keeps_graph(first) else 1,
         dtype=DTYPES[plan.config.dtype],

@@ -20,7 +20,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fgpipe.errors import UserError, bad_value
 
-GUESSES = ("local", "ntk", "fixed_ntk", "gaussian", "rademacher", "end_to_end")
+RANDOM = ("gaussian", "rademacher")
+GUESSES = ("local", "ntk", "fixed_ntk", *RANDOM, "end_to_end")
 SCOPES = {"weight": ("tensor", "block"), "activity": ("sample", "batch")}
 """Scopes of each space; the first is the paper's and the default."""
 _PACKAGE = Path(__file__).resolve().parent
@@ -70,6 +71,7 @@ class TargetConfig:
 @dataclass
 class FeedbackConfig:
     policy: str = MISSING
+    lost: str = MISSING
 
 
 @dataclass
@@ -93,6 +95,21 @@ class ObserveConfig:
 
 
 @dataclass
+class CheckpointConfig:
+    """When the state of a run is saved; off while both intervals are null."""
+
+    every_steps: int | None = None
+    """Training batches, counted over the whole run."""
+    every_minutes: float | None = None
+    keep: int = 2
+    """The newest ones that are kept, beside the one with the best test accuracy."""
+
+    @property
+    def on(self) -> bool:
+        return self.every_steps is not None or self.every_minutes is not None
+
+
+@dataclass
 class Config:
     """One run. See `configs/train.yaml` for what each key means."""
 
@@ -103,11 +120,15 @@ class Config:
     feedback: FeedbackConfig = field(default_factory=FeedbackConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     observe: ObserveConfig = field(default_factory=ObserveConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     guess: str = MISSING
     space: str = MISSING
     scope: str | None = None
     tangents: str = MISSING
-    lanes: str = MISSING
+    lanes: Any = MISSING
+    code: str = MISSING
+    decode: str = MISSING
+    step: str = MISSING
     window: Any = MISSING
     schedule: str = MISSING
     microbatches: int = MISSING
@@ -121,6 +142,7 @@ class Config:
     interface: str = MISSING
     deadline: float = MISSING
     run_dir: str | None = None
+    resume: str | None = None
 
 
 def _one_of(*allowed: str | bool) -> tuple[Callable[[Any], bool], str]:
@@ -175,6 +197,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         "0 (local), a whole number of at least 1 (intermediate), or null (global)",
     ),
     "feedback.policy": _one_of("in_order", "eager"),
+    "feedback.lost": _one_of("retry", "skip", "fail"),
     "optim.schedule": _one_of("step", "one_cycle", "constant"),
     "optim.lr": _above(0),
     "optim.momentum": (lambda value: 0 <= value < 1, "a number from 0 to below 1"),
@@ -187,7 +210,10 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "guess": _one_of(*GUESSES),
     "space": _one_of(*SCOPES),
     "tangents": _one_of("forward", "oracle"),
-    "lanes": _one_of("exact"),
+    "lanes": (lambda value: value == "exact" or _is_count(value), "exact, or a whole number of at least 1"),
+    "code": _one_of("hadamard", "rademacher"),
+    "decode": _one_of("plain", "predicted", "smoothed"),
+    "step": _one_of("projection", "normalised"),
     "window": (lambda value: value == "auto" or _is_count(value), "auto, or a whole number of at least 1"),
     "schedule": _one_of("gpipe", "1f1b"),
     "microbatches": _at_least(1),
@@ -200,6 +226,9 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "partition": (_is_partition, "counted, or a list of blocks per process such as [4,4]"),
     "deadline": _above(0),
     "observe.cosine": _optional(_at_least(1)),
+    "checkpoint.every_steps": _optional(_at_least(1)),
+    "checkpoint.every_minutes": _optional(_above(0)),
+    "checkpoint.keep": _at_least(1),
 }
 """What each key accepts by itself, and how to say so."""
 
@@ -288,10 +317,13 @@ def check(config: Config) -> None:
         raise bad_value("scope", config.scope, f"{' | '.join(SCOPES[config.space])} with space={config.space}")
     if config.observe.cosine is not None and (config.tangents != "oracle" or config.guess == "end_to_end"):
         raise bad_value("observe.cosine", config.observe.cosine, "null unless tangents=oracle, with a guess to compare")
+    _check_lanes(config)
     if config.tangents == "oracle" and config.window != 1:
         raise bad_value("window", config.window, "1 with tangents=oracle, which has no pipeline")
     if config.guess == "end_to_end" and config.tangents == "forward" and config.batch_size % config.microbatches:
         raise bad_value("microbatches", config.microbatches, f"a divisor of batch_size={config.batch_size}")
+    if config.resume == "auto" and config.run_dir is None:
+        raise bad_value("resume", "auto", "with run_dir=FOLDER, the folder to continue in; or a run's folder")
     if not isinstance(config.partition, str) and sum(config.partition) != config.model.blocks:
         raise bad_value("partition", list(config.partition), f"numbers that add up to model.blocks={config.model.blocks}")
 
@@ -315,6 +347,22 @@ def _check_target(config: Config) -> None:
         raise bad_value("target.depth", depth, "a whole number of at least 1 with target=intermediate")
     if config.guess == "end_to_end" and name != "global":
         raise bad_value("target", name, "global with guess=end_to_end")
+
+
+def _check_lanes(config: Config) -> None:
+    coded, method = config.lanes != "exact", f"guess={config.guess} target={config.target.name}"
+    if config.guess == "end_to_end" or (config.guess == "local" and config.target.depth == 0):
+        for key, only in (("lanes", "exact"), ("decode", "plain"), ("step", "projection")):
+            if (value := getattr(config, key)) != only:
+                raise bad_value(key, value, f"{only} with {method}, which projects nothing")
+    if coded and config.code == "hadamard" and config.lanes & (config.lanes - 1):
+        raise bad_value("lanes", config.lanes, "a power of two with code=hadamard")
+    if coded and config.tangents == "oracle" and config.scope == "sample":
+        raise bad_value("lanes", config.lanes, "exact with tangents=oracle scope=sample, which projects each sample")
+    if config.decode == "predicted" and not coded:
+        raise bad_value("decode", config.decode, "plain | smoothed with lanes=exact, which has no noise")
+    if config.decode != "plain" and config.guess in RANDOM:
+        raise bad_value("decode", config.decode, f"plain with guess={config.guess}, whose coefficients have mean zero")
 
 
 def check_world(config: Config, world_size: int) -> None:

@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +48,36 @@ class Optimizer:
             group["lr"] = self._rate(batch)
         self._sgd.step()
         self._sgd.zero_grad(set_to_none=True)
+
+    def momentum(self) -> list[Tensor | None]:
+        """The momentum of each parameter; None where there was no step yet, or no momentum is used."""
+        return [self._sgd.state[parameter].get("momentum_buffer") for parameter in self.parameters]
+
+    def restore(self, momentum: Iterable[Tensor | None]) -> None:
+        """Take what `momentum` gave before; tensors are moved to their parameter's device."""
+        for parameter, value in zip(self.parameters, momentum, strict=True):
+            self._sgd.state[parameter] = {} if value is None else {"momentum_buffer": value.to(parameter.device)}
+
+
+class Trained(NamedTuple):
+    """A module and the optimizer of its parameters, if it has any."""
+
+    module: nn.Module
+    optimizer: Optimizer | None
+
+
+def parts(
+    block: nn.Module,
+    optimizer: Optimizer,
+    head: nn.Module | None,
+    head_optimizer: Optimizer | None,
+    means: Mapping[str, nn.Module | None] = MappingProxyType({}),
+) -> dict[str, Trained]:
+    """What one block has learnt, by name: `block`, `head` if it trains one, and running means if it keeps any."""
+    trained = {"block": Trained(block, optimizer)}
+    if head is not None and head_optimizer is not None:
+        trained["head"] = Trained(head, head_optimizer)
+    return trained | {name: Trained(mean, None) for name, mean in means.items() if mean is not None}
 
 
 def in_order(module: nn.Module, estimates: Mapping[str, Tensor]) -> list[Tensor]:

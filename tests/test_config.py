@@ -28,6 +28,9 @@ WRONG = {
     "observe.heads": ["maybe"],
     "observe.cosine": ["0", "often"],
     "observe.tensorboard": ["2.5"],
+    "checkpoint.every_steps": ["0", "often"],
+    "checkpoint.every_minutes": ["0"],
+    "checkpoint.keep": ["0"],
     "window": ["0", "-2", "1.5", "wide"],
     "microbatches": ["0"],
     "epochs": ["0", "1.5"],
@@ -40,8 +43,8 @@ WRONG = {
 """Values that are wrong by type, range or combination."""
 CHOICES = set(RULES) - set(WRONG)
 """Keys with a list of names."""
-FREE = {"data.root", "run_dir", "interface", "scope"}
-"""Any text may be one of these; `load`, `run` and the sockets judge it, and the space judges the scope."""
+FREE = {"data.root", "run_dir", "resume", "interface", "scope"}
+"""Any text may be one of these; `load`, `resume`, `run` and the sockets judge it, and the space judges the scope."""
 
 
 def test_every_key_is_covered() -> None:

@@ -7,13 +7,13 @@ import fgpipe
 
 PACKAGE = Path(fgpipe.__file__).parent
 LAYERS = {
-    "errors": 0, "rng": 0,
+    "errors": 0, "rng": 0, "durable": 0,
     "config": 1,
-    "models": 2, "data": 2, "optim": 2, "gradients": 3, "observe": 3,
-    "runtime": 4,
+    "models": 2, "data": 2, "optim": 2, "gradients": 3, "observe": 3, "checkpoint": 3,
+    "runtime": 4, "resume": 4, "export": 4,
     "study.baselines": 5,
     "assembly": 6,
-    "study": 7,
+    "study": 7, "saver": 7,
     "train": 8, "grid": 8, "report": 8,
 }  # fmt: skip
 """A module imports from its own package, and from lower layers; the longest prefix of its name counts."""

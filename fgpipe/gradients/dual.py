@@ -53,6 +53,8 @@ class Direction:
     """Lane -> factor."""
 
 
+Factor = float | Tensor
+"""Of a direction in a lane: a number, or one for each sample, `[B, 1, ...]`."""
 Directions = Mapping[str, Direction]
 Push = Callable[[Tangent | None, Directions], Tangent | None]
 """Maps the input's tangent and directions of the parameters, by qualified name, to the output's tangent."""
@@ -174,21 +176,27 @@ def _push_by_torch_func(
     return push
 
 
-def insert(tangent: Tangent | None, direction: Tensor, coefficients: Mapping[int, float]) -> Tangent | None:
+def insert(tangent: Tangent | None, direction: Tensor, coefficients: Mapping[int, Factor]) -> Tangent | None:
     """Add `direction` `[B, ...]` to lanes of a tangent, in place where the lane is live already."""
     if tangent is None:
-        factors = list(coefficients.values())
-        value = direction if factors == [1.0] else torch.cat([factor * direction for factor in factors])
-        return Tangent(tuple(coefficients), value) if factors else None
+        parts = [_scaled(direction, factor) for factor in coefficients.values()]
+        return Tangent(tuple(coefficients), torch.cat(parts) if len(parts) > 1 else parts[0]) if parts else None
     stack = tangent.per_lane()
     for position, lane in enumerate(tangent.lanes):
-        if lane in coefficients:
-            stack[position].add_(direction, alpha=coefficients[lane])
+        factor = coefficients.get(lane)
+        if isinstance(factor, Tensor):
+            stack[position].addcmul_(direction, factor)
+        elif factor is not None:
+            stack[position].add_(direction, alpha=factor)
     new = {lane: factor for lane, factor in coefficients.items() if lane not in tangent.lanes}
     if not new:
         return tangent
-    parts = [tangent.value, *(direction if factor == 1.0 else factor * direction for factor in new.values())]
+    parts = [tangent.value, *(_scaled(direction, factor) for factor in new.values())]
     return Tangent(tangent.lanes + tuple(new), torch.cat(parts))
+
+
+def _scaled(direction: Tensor, factor: Factor) -> Tensor:
+    return direction if not isinstance(factor, Tensor) and factor == 1.0 else factor * direction
 
 
 def add(first: Tangent | None, second: Tangent | None) -> Tangent | None:

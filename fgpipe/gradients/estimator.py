@@ -5,8 +5,12 @@ Random guesses have unit covariance and are not divided by their norm. Eq. 4 app
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from torch import Tensor
+
+from fgpipe.gradients.method import Method
+from fgpipe.gradients.running import RunningMean
 
 EPSILON = 1e-30
 """Far below any |g|^2 of a mean loss that float32 resolves: it only turns 0 / 0 into 0."""
@@ -15,6 +19,41 @@ EPSILON = 1e-30
 def coefficients(scalars: Tensor, squared_norms: Tensor | None) -> Tensor:
     """The factor of each guess, shaped as `scalars`; `squared_norms` is None for random guesses."""
     return scalars if squared_norms is None else scalars / (squared_norms + EPSILON)
+
+
+@dataclass(eq=False)
+class StepRule:
+    """The size of one block's steps along its guesses, from the coefficients c of eq. 1, which it may remember.
+
+    P probes of the block, S samples (scope sample) or 1; means are over batches and samples.
+    """
+
+    mean: RunningMean | None
+    """Of c (decode=smoothed), in place of c: calm, and biased, for c changes with the guess."""
+    magnitude: RunningMean | None
+    """Of |c| (step=normalised), which c is divided by: its sign and its size among recent ones remain."""
+
+    @classmethod
+    def of(cls, method: Method, probes: int, like: Tensor) -> "StepRule":
+        """The rule of a block, of the type and on the device of `like`."""
+        return cls(
+            RunningMean(probes, like) if method.decode == "smoothed" else None,
+            RunningMean(probes, like) if method.step == "normalised" else None,
+        )
+
+    @property
+    def means(self) -> dict[str, RunningMean | None]:
+        """What it remembers, by name."""
+        return {"coefficient": self.mean, "magnitude": self.magnitude}
+
+    def factors(self, coefficients: Tensor) -> Tensor:
+        """What the guesses are multiplied by, `[P, S]`, given c `[P, S]`; the running means take it in first."""
+        factors = coefficients
+        if self.mean is not None:
+            factors = self.mean.update(factors.mean(dim=1)).unsqueeze(1).expand_as(factors)
+        if self.magnitude is not None:
+            factors = factors / (self.magnitude.update(factors.abs().mean(dim=1)).unsqueeze(1) + EPSILON)
+        return factors
 
 
 def weight_estimate(guesses: Mapping[str, Tensor], factors: Tensor) -> dict[str, Tensor]:

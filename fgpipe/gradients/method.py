@@ -2,9 +2,8 @@
 
 from dataclasses import dataclass
 
-from fgpipe.config import Config
+from fgpipe.config import RANDOM, Config
 
-RANDOM = ("gaussian", "rademacher")
 UNTRAINED = ("ntk", "fixed_ntk")
 
 
@@ -12,7 +11,8 @@ UNTRAINED = ("ntk", "fixed_ntk")
 class Method:
     """What every block of a net of `blocks` blocks does to learn (paper, sections 3.1 to 3.3).
 
-    `depth` is the target's: the loss at block min(j + depth, J - 1), None for the last.
+    `depth` is the target's: the loss at block min(j + depth, J - 1), None for the last. `decode` and `step` say what
+    becomes of the scalars and of the coefficients (docs/algorithm.md).
     """
 
     blocks: int
@@ -20,11 +20,14 @@ class Method:
     space: str
     scope: str
     depth: int | None
+    decode: str = "plain"
+    step: str = "projection"
 
     @classmethod
     def of(cls, config: Config) -> "Method":
         assert config.scope is not None
-        return cls(config.model.blocks, config.guess, config.space, config.scope, config.target.depth)
+        shape = config.model.blocks, config.guess, config.space, config.scope, config.target.depth
+        return cls(*shape, config.decode, config.step)
 
     @property
     def last(self) -> int:
@@ -53,10 +56,6 @@ class Method:
     def waits(self, block: int) -> bool:
         """The block needs scalars from a higher one before it can update."""
         return not self.is_plain(block) and self.target(block) != block
-
-    def asked_by(self, block: int) -> tuple[int, ...]:
-        """The blocks below whose target is the loss at `block`, lowest first."""
-        return tuple(lower for lower in range(block) if self.waits(lower) and self.target(lower) == block)
 
     def trains_head(self, block: int) -> bool:
         """The guess or a target uses the trained head of `block`."""

@@ -5,7 +5,7 @@ One forward pass runs the whole net and its heads, so batch statistics are those
 passes, and running statistics are updated once. Nothing here uses tangents: it is what forward mode is held to.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
@@ -35,6 +35,14 @@ class Estimates:
     """Of each block below the last: of guess and global target, if asked for."""
 
 
+def _unchanged(scalars: Mapping[int, Tensor]) -> Mapping[int, Tensor]:
+    return scalars
+
+
+def _projection(block: int, coefficients: Tensor) -> Tensor:
+    return coefficients
+
+
 def estimate(
     method: Method,
     blocks: Sequence[nn.Module],
@@ -45,6 +53,8 @@ def estimate(
     *,
     seed: int,
     batch: int,
+    transmit: Callable[[Mapping[int, Tensor]], Mapping[int, Tensor]] = _unchanged,
+    step_size: Callable[[int, Tensor], Tensor] = _projection,
     cosine: bool = False,
 ) -> Estimates:
     """Estimate every block's gradient on one batch.
@@ -54,6 +64,8 @@ def estimate(
         guess_heads: the untrained head of each block or None; with weights drawn for this batch.
         x: images `[B, C, H, W]`.
         seed, batch: the key of random guesses.
+        transmit: from the scalars `[P, S]` of the blocks that ask to what arrives of them.
+        step_size: from a block and its coefficients `[P, S]` to what its guesses are multiplied by.
         cosine: measure how well the guesses align with the gradient of the last loss; the estimates are the same.
     """
     outputs: list[Tensor] = []
@@ -80,20 +92,24 @@ def estimate(
         gradients.update(zip(asking, found))
         guesses.update(zip(guessing, found[len(asking) :]))
         result.heads.append(_named(head, of_head))
-    for j, block in enumerate(blocks):
-        if method.is_plain(j):
-            result.blocks.append(_named(block, gradients[j]))
-            result.scalars.append(None)
-            continue
+    projecting = [j for j in range(method.blocks) if not method.is_plain(j)]
+    for j in projecting:
         if method.is_random:
             guesses[j] = noise_like(method.guess, places[j], seed, j, batch)
         elif method.has_untrained_guess:
             (guesses[j],) = _backward(guess_heads[j].losses(outputs[j], labels)[0], [places[j]])
-        scalars, projected = _project(method, gradients[j], guesses[j])
-        if method.space == "activity":
-            projected = torch.autograd.grad(outputs[j], tuple(block.parameters()), projected[0], retain_graph=True)
-        result.blocks.append(_named(block, projected))
-        result.scalars.append(scalars)
+    scalars = {j: _inner(method, gradients[j], guesses[j]) for j in projecting}
+    result.scalars.extend(scalars.get(j) for j in range(method.blocks))
+    received = transmit(scalars)
+    for j, block in enumerate(blocks):
+        estimates = gradients[j]
+        if j in received:
+            norms = _inner(method, guesses[j], guesses[j])
+            factors = step_size(j, received[j] if method.is_random else received[j] / (norms + EPSILON))
+            estimates = _times(method, factors, guesses[j])
+            if method.space == "activity":
+                estimates = torch.autograd.grad(outputs[j], tuple(block.parameters()), estimates[0], retain_graph=True)
+        result.blocks.append(_named(block, estimates))
     if cosine:
         true: Sequence[Sequence[Tensor]] = _backward(losses[method.last], places[: method.last])
         by_sample = [method.space == "activity" and not method.is_plain(j) for j in range(method.last)]
@@ -120,20 +136,17 @@ def _named(module: nn.Module, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
     return {name: tensor for (name, _), tensor in zip(module.named_parameters(), tensors, strict=True)}
 
 
-def _project(
-    method: Method, gradient: Sequence[Tensor], guess: Sequence[Tensor]
-) -> tuple[Tensor, list[Tensor]]:
-    """The scalars `[P, S]`, and c g for each tensor."""
+def _inner(method: Method, a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
+    """<a, b> for each probe and sample, `[P, S]`."""
+    products = [x * y for x, y in zip(a, b, strict=True)]
     if method.scope == "sample":
-        axes = tuple(range(1, gradient[0].dim()))
-        scalars = (gradient[0] * guess[0]).sum(axes, keepdim=True)
-        norms = (guess[0] * guess[0]).sum(axes, keepdim=True)
-        factors = scalars if method.is_random else scalars / (norms + EPSILON)
-        return scalars.flatten().unsqueeze(0), [factors * guess[0]]
-    inner = [(a * b).sum() for a, b in zip(gradient, guess, strict=True)]
-    norms = [(b * b).sum() for b in guess]
-    if method.scope != "tensor":
-        inner, norms = [sum(inner)], [sum(norms)]
-    factors = inner if method.is_random else [d / (n + EPSILON) for d, n in zip(inner, norms, strict=True)]
-    spread = factors if method.scope == "tensor" else factors * len(guess)
-    return torch.stack(inner).unsqueeze(1), [c * g for c, g in zip(spread, guess, strict=True)]
+        return products[0].sum(tuple(range(1, products[0].dim()))).unsqueeze(0)
+    inner = torch.stack([product.sum() for product in products]).unsqueeze(1)
+    return inner if method.scope == "tensor" else inner.sum(0, keepdim=True)
+
+
+def _times(method: Method, factors: Tensor, guess: Sequence[Tensor]) -> list[Tensor]:
+    """c g for each tensor, with `factors` `[P, S]`."""
+    if method.scope == "sample":
+        return [factors.reshape(-1, *[1] * (guess[0].dim() - 1)) * guess[0]]
+    return [c * g for c, g in zip(factors.expand(len(guess), 1), guess, strict=True)]

@@ -41,6 +41,11 @@ def resnet(model: ModelConfig, head: HeadConfig, *, in_channels: int, classes: i
         return Net(blocks, [*heads, classifier(last, classes)])
 
 
+def sequential(net: Net) -> nn.Sequential:
+    """The net by itself: its blocks, then its classifier, from images `[B, C, H, W]` to logits."""
+    return nn.Sequential(*net.blocks, net.heads[-1])
+
+
 def channels(block: nn.Module) -> int:
     """The channels that leave a block of ours: those of its last BatchNorm."""
     return [layer for layer in block.modules() if isinstance(layer, nn.BatchNorm2d)][-1].num_features

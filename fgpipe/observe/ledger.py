@@ -1,6 +1,8 @@
 """Bytes per link, direction and kind, counted where they are handed to a socket."""
 
 from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +23,17 @@ class Ledger:
         """Add one message of `size` bytes from a block to another."""
         self._bytes[source, destination, kind] += size
         self._messages[source, destination, kind] += 1
+
+    def state(self, source: int) -> list[list[Any]]:
+        """What one block has sent, as `[destination, kind, bytes, messages]`, for a checkpoint."""
+        sent = ((destination, kind) for block, destination, kind in self._bytes if block == source)
+        return [[*key, self._bytes[source, *key], self._messages[source, *key]] for key in sent]
+
+    def restore(self, source: int, state: Iterable[list[Any]]) -> None:
+        """Go on from what `state` gave."""
+        for destination, kind, size, messages in state:
+            self._bytes[source, destination, kind] = size
+            self._messages[source, destination, kind] = messages
 
     def as_tensor(self) -> Tensor:
         """int64 `[J, J, kinds, 2]` (source, destination, kind, bytes and messages), to be summed over processes."""

@@ -1,13 +1,20 @@
-"""What a run measures: loss and accuracy per block and phase, and staleness. Summed over processes at the epoch's end."""
+"""What a run measures: loss and accuracy per block and phase, staleness, and what happened to scalars on their way.
 
-from collections.abc import Callable, Sequence
+Summed over processes at the epoch's end.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 PHASES = ("test", "train")
 """Indexed by `training`."""
+INCIDENTS = ("duplicates", "asked", "skipped")
+"""Of a block's scalars: came again and were dropped; were asked for again; were lost, so that an update was skipped."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,7 @@ class Metrics:
         self.blocks, self._on_batch, self._on_cosines = blocks, on_batch, on_cosines
         self._sums = torch.zeros(2, blocks, 3, dtype=torch.float64)
         self._staleness = torch.zeros(blocks, 4, dtype=torch.float64)
+        self._incidents: Counter[tuple[int, str]] = Counter()
 
     def record(self, block: int, training: bool, losses: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Add one batch of a block's head: losses `[B]`, logits `[B, classes]`."""
@@ -56,6 +64,10 @@ class Metrics:
         if self._on_cosines is not None:
             self._on_cosines(step, cosines)
 
+    def count(self, block: int, incident: str) -> None:
+        """Something happened to scalars of a block: one of `INCIDENTS`."""
+        self._incidents[block, incident] += 1
+
     def take(self) -> Tensor:
         """float64 `[2, J, 3]`: phase, block, (sum of losses, correct, samples) since the last call."""
         sums, self._sums = self._sums, torch.zeros_like(self._sums)
@@ -64,6 +76,18 @@ class Metrics:
     def staleness(self) -> Tensor:
         """float64 `[J, 4]`: batches, sum, minimum and maximum over the whole run."""
         return self._staleness.clone()
+
+    def state(self, block: int) -> dict[str, list[Any]]:
+        """One block's sums as numbers, for a checkpoint."""
+        return {"scores": self._sums[:, block].tolist(), "staleness": self._staleness[block].tolist()}
+
+    def restore(self, block: int, state: Mapping[str, list[Any]]) -> None:
+        """Go on from what `state` gave."""
+        self._sums[:, block] = torch.tensor(state["scores"], dtype=torch.float64)
+        self._staleness[block] = torch.tensor(state["staleness"], dtype=torch.float64)
+    def incidents(self) -> Tensor:
+        """int64 `[J, incidents]`, over the whole run."""
+        return torch.tensor([[self._incidents[block, each] for each in INCIDENTS] for block in range(self.blocks)])
 
 
 def scores(sums: Tensor) -> dict[str, dict[int, Score]]:
@@ -88,3 +112,8 @@ def staleness_report(table: Tensor) -> dict[int, dict[str, float]]:
     for block, (count, total, least, most) in enumerate(table.tolist()):
         report[block] = {"min": least, "mean": total / count if count else 0.0, "max": most}
     return report
+
+
+def incident_report(table: Tensor) -> dict[int, dict[str, int]]:
+    """Block -> incident -> number."""
+    return {block: dict(zip(INCIDENTS, counts, strict=True)) for block, counts in enumerate(table.tolist())}

@@ -23,10 +23,16 @@ class Progress:
         self._shown = self._epoch_began = time.monotonic()
         self._bar = tqdm(total=epochs * batches, unit="batch", leave=False) if sys.stderr.isatty() else None
 
-    def begin_epoch(self, epoch: int) -> None:
-        """Training of an epoch begins: the clock runs."""
+    def resume(self, done: int, seconds: float) -> None:
+        """`done` batches were trained before; the epochs that are complete took `seconds`."""
+        self._done, self._training_seconds = done, seconds
+        if self._bar is not None:
+            self._bar.update(done)
+
+    def begin_epoch(self, epoch: int, seconds: float = 0.0) -> None:
+        """Training of an epoch begins, or goes on after `seconds`: the clock runs."""
         self._epoch = epoch
-        self._epoch_began = time.monotonic()
+        self._epoch_began = time.monotonic() - seconds
 
     def batch(self, score: Score) -> None:
         """One more batch is trained; `score` is the last block's in this epoch so far."""

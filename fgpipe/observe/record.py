@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
+from fgpipe import durable
 from fgpipe.config import Config
-from fgpipe.observe.metrics import Score
+from fgpipe.observe.metrics import PHASES, Score
 
 Scores = Mapping[str, Mapping[int, Score]]
 """Phase -> block -> score."""
@@ -24,27 +25,32 @@ Scores = Mapping[str, Mapping[int, Score]]
 class RunFolder:
     """The one folder of a run; only the reporting process writes to it."""
 
-    def __init__(self, config: Config) -> None:
-        """Create the folder, which must not exist or be empty (`fgpipe.train` checks that before)."""
-        settings = OmegaConf.to_yaml(OmegaConf.structured(config))
-        name = f"{time.strftime('%Y%m%d-%H%M%S')}-{hashlib.sha256(settings.encode()).hexdigest()[:8]}"
-        self.path = Path(config.run_dir) if config.run_dir else Path("runs") / name
+    def __init__(self, config: Config, path: Path, epochs: Sequence[Mapping[str, Any]] = ()) -> None:
+        """Create the folder, or go on in one that `fgpipe.resume` allows.
+
+        Args:
+            path: from `folder_for`.
+            epochs: the lines of those that are done; whatever else `metrics.jsonl` holds is dropped.
+        """
+        self.path = path
         self.path.mkdir(parents=True, exist_ok=True)
-        (self.path / "config.yaml").write_text(settings)
+        (self.path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+        (self.path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in epochs))
         self._config = config
-        self._epochs: list[dict[str, Any]] = []
+        self.epochs: list[dict[str, Any]] = list(map(dict, epochs))
+        """The lines of `metrics.jsonl`."""
         self._events = None
         if config.observe.tensorboard:
             from torch.utils.tensorboard import SummaryWriter  # takes seconds to import
 
-            self._events = SummaryWriter(str(self.path))
+            self._events = SummaryWriter(str(self.path), purge_step=len(self.epochs))
 
     def epoch(self, epoch: int, scores: Scores, train_seconds: float) -> None:
         """Add one epoch to `metrics.jsonl` and to the events."""
         line: dict[str, Any] = {"epoch": epoch, "train_seconds": train_seconds}
         for phase, blocks in scores.items():
             line[phase] = {str(block): dataclasses.asdict(score) for block, score in blocks.items()}
-        self._epochs.append(line)
+        self.epochs.append(line)
         with (self.path / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
         if self._events is not None:
@@ -66,10 +72,10 @@ class RunFolder:
             "seed": self._config.seed,
             "commit": commit(),
             "machine": machine(),
-            "epochs": self._epochs,
+            "epochs": self.epochs,
             **figures,
         }
-        (self.path / "summary.json").write_text(json.dumps(content, indent=2) + "\n")
+        durable.write(self.path / "summary.json", f"{json.dumps(content, indent=2)}\n".encode())
         if self._events is not None:
             self._events.close()
 
@@ -86,6 +92,18 @@ def machine() -> str:
         names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
         name = names[0] if names else platform.machine()
     return f"{name}, {os.cpu_count()} cores, {platform.system()}, torch {torch.__version__}"
+
+
+def folder_for(config: Config) -> Path:
+    """The run folder that a configuration asks for, or a new name."""
+    settings = OmegaConf.to_yaml(OmegaConf.structured(config))
+    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{hashlib.sha256(settings.encode()).hexdigest()[:8]}"
+    return Path(config.run_dir) if config.run_dir else Path("runs") / name
+
+
+def scores_of(line: Mapping[str, Any]) -> dict[str, dict[int, Score]]:
+    """The scores in a line of `metrics.jsonl`."""
+    return {phase: {int(block): Score(**score) for block, score in line[phase].items()} for phase in PHASES}
 
 
 def commit() -> str | None:

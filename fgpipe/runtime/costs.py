@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fgpipe.gradients.method import Method
-from fgpipe.gradients.probes import ExactLanes
+from fgpipe.gradients.probes import Lanes
 from fgpipe.models.net import Net
 
 
@@ -40,12 +40,11 @@ def _on_meta(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module).to(device="meta", dtype=torch.float32)
 
 
-def block_costs(forward: list[int], method: Method, lanes: ExactLanes) -> list[int]:
+def block_costs(forward: list[int], method: Method, lanes: Lanes) -> list[int]:
     """FLOPs of a training step of each block: its forward pass, a backward one (twice that) if it makes one, and lanes."""
     costs = []
     for j, flops in enumerate(forward):
-        below = len(lanes.on_link(j - 1)) if j else 0
-        own = lanes.counts[j] if method.space == "weight" else 0
+        live = set(lanes.on_link(j - 1) if j else ()) | set(lanes.of(j) if method.space == "weight" else ())
         backward = method.is_plain(j) or not method.is_random or method.space == "activity"
-        costs.append(flops * (1 + below + own + (2 if backward else 0)))
+        costs.append(flops * (1 + len(live) + (2 if backward else 0)))
     return costs

@@ -6,8 +6,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
-from fgpipe.runtime.feedback.base import Mailbox
-from fgpipe.runtime.feedback.messages import Feedback, FeedbackError
+from fgpipe.runtime.feedback.mailbox import Mailbox
+from fgpipe.runtime.feedback.messages import Feedback, FeedbackError, Lost, Request
 from fgpipe.runtime.links.base import Batch
 
 Found = TypeVar("Found")
@@ -33,8 +33,8 @@ class Inbox:
             self._inputs[block].append(batch)
             self._arrived.notify()
 
-    def deliver_feedback(self, feedback: Feedback) -> None:
-        """Scalars have arrived.
+    def deliver_feedback(self, feedback: Feedback | Lost) -> Request | None:
+        """Scalars have arrived, or the news that they are lost; returns what to ask for in consequence.
 
         Raises:
             FeedbackError: they are not what a block here waits for.
@@ -43,8 +43,9 @@ class Inbox:
             mailbox = self._mailboxes.get(feedback.receiver)
             if mailbox is None:
                 raise FeedbackError(f"feedback came for block {feedback.receiver}, which asked for none here")
-            mailbox.put(feedback)
+            missing = mailbox.put(feedback)
             self._arrived.notify()
+            return missing
 
     def fail(self, error: Exception) -> None:
         """A thread has ended with an error, which `wait` will raise."""
@@ -65,10 +66,15 @@ class Inbox:
         """Scalars wait for a block."""
         return block in self._mailboxes and self._mailboxes[block].first() is not None
 
-    def take_feedback(self, block: int) -> Feedback:
-        """The oldest scalars that wait for a block."""
+    def take_feedback(self, block: int) -> Feedback | Lost:
+        """The oldest scalars that wait for a block, or the news that they are lost."""
         with self._arrived:
             return self._mailboxes[block].take()
+
+    def overdue_feedback(self, block: int) -> Request | None:
+        """What to ask for when a block has waited for its scalars for long."""
+        with self._arrived:
+            return self._mailboxes[block].overdue()
 
     def wait(self, find: Callable[[], Found | None], deadline: float) -> Found:
         """Wait until `find` finds something in the queues, and return it.

@@ -1,14 +1,17 @@
 """This process among the others: rendezvous, sums over processes, and who is to blame when the job is ended."""
 
 import itertools
+import json
 import os
 import secrets
 import signal
 import sys
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from types import FrameType
-from typing import NoReturn
 
 import torch
 import torch.distributed as dist
@@ -17,6 +20,7 @@ from torch import Tensor
 from fgpipe.errors import bad_value
 from fgpipe.runtime.topology import Topology
 
+Facts = tuple[int | str, ...]
 _runs = itertools.count()
 """Runs that this process has begun; every process begins the same ones."""
 DATA_DEADLINE = timedelta(hours=1)
@@ -31,6 +35,10 @@ class Place:
     world_size: int
     local_rank: int
     local_world_size: int
+
+    @property
+    def several_hosts(self) -> bool:
+        return self.local_world_size < self.world_size
 
     @classmethod
     def from_environment(cls) -> "Place":
@@ -72,16 +80,24 @@ class Cluster:
             shared, _, _ = next(dist.rendezvous("env://", place.rank, place.world_size))
             self.store = dist.PrefixStore(attempt, shared)
         self.run = 0
+        self.preempted = False
+        """SIGTERM has asked for a last checkpoint (`save_on_sigterm`)."""
+        self.leaving = False
+        """The last checkpoint is written; other processes may be gone already, and SIGTERM changes nothing."""
+        self._saves = False
+        self._others: dict[int, int] = {}
+        """Rank and pid of the other processes of this host."""
+        self._restore: Callable[[], object] = lambda: None
 
-    def share(self, facts: tuple[int, ...] | None) -> tuple[int, ...]:
-        """What the first process found when it loaded the data; the others pass None and wait for it."""
+    def share(self, facts: Facts | None) -> Facts:
+        """What the first process found when it loaded the data, numbers and text; the others pass None and wait."""
         if self.store is None:
             assert facts is not None
             return facts
         if facts is not None:
-            self.store.set("facts", ",".join(map(str, facts)))
+            self.store.set("facts", json.dumps(facts))
         self.store.wait(["facts"], DATA_DEADLINE)
-        return tuple(int(fact) for fact in self.store.get("facts").decode().split(","))
+        return tuple(json.loads(self.store.get("facts").decode()))
 
     def connect(self, topology: Topology, wire: torch.device, deadline: float, *, alone: bool = False) -> None:
         """Make the process group, agree on the run's id, and say who is gone when the job is ended.
@@ -107,7 +123,39 @@ class Cluster:
         pids[rank] = os.getpid()
         hosts = torch.zeros_like(pids)
         hosts[rank] = rank - self.place.local_rank
-        _blame_the_dead(topology, self.sum(pids).tolist(), self.sum(hosts).tolist())
+        pids, hosts = self.sum(pids).tolist(), self.sum(hosts).tolist()
+        self._others = {other: pids[other] for other in range(len(pids)) if hosts[other] == hosts[rank] and other != rank}
+        self._topology = topology
+        signal.signal(signal.SIGTERM, self._terminate)
+
+    def save_on_sigterm(self) -> None:
+        """From now on SIGTERM sets `preempted`, unless a process of this host is gone: then the job ends at once."""
+        self._saves = True
+        if self.store is None and threading.current_thread() is threading.main_thread():
+            self._restore = partial(signal.signal, signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+            signal.signal(signal.SIGTERM, self._terminate)
+
+    def restore_signals(self) -> None:
+        """Undo `save_on_sigterm` in a process that may go on after the run."""
+        self._restore()
+
+    def _terminate(self, signum: int, frame: FrameType | None) -> None:
+        """On SIGTERM, from a person or a scheduler, or from torchrun when a worker has died.
+
+        torchrun knows ranks only: of the survivors of a host the first one names the blocks that are gone.
+        """
+        if self.leaving:
+            return
+        gone = [rank for rank, pid in self._others.items() if not _is_alive(pid)]
+        if self._saves and not gone:
+            self.preempted = True
+            return
+        if all(rank in gone for rank in self._others if rank < self.place.rank):
+            for rank in gone:
+                who = f"{prefix(self._topology, rank)} rank {rank} (pid {self._others[rank]})"
+                print(f"{who} is gone; the job ends", file=sys.stderr)
+            sys.stderr.flush()
+        os._exit(128 + signum)
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over processes, in place."""
@@ -123,26 +171,6 @@ class Cluster:
         """Leave the process group."""
         if dist.is_initialized():
             dist.destroy_process_group()
-
-
-def _blame_the_dead(topology: Topology, pids: list[int], hosts: list[int]) -> None:
-    """On SIGTERM, which torchrun sends when a worker has died, name the blocks of the processes that are gone.
-
-    torchrun knows ranks only. Of the survivors of a host the first one speaks.
-    """
-    rank = topology.rank
-    neighbours = [other for other in range(len(pids)) if hosts[other] == hosts[rank] and other != rank]
-
-    def handle(signum: int, frame: FrameType | None) -> NoReturn:
-        gone = [other for other in neighbours if not _is_alive(pids[other])]
-        first_survivor = all(other in gone for other in neighbours if other < rank)
-        if gone and first_survivor:
-            for other in gone:
-                print(f"{prefix(topology, other)} rank {other} (pid {pids[other]}) is gone; the job ends", file=sys.stderr)
-            sys.stderr.flush()
-        os._exit(128 + signum)
-
-    signal.signal(signal.SIGTERM, handle)
 
 
 def _is_alive(pid: int) -> bool:

@@ -10,7 +10,8 @@ of no later one either, so the sequence of updates depends on the windows alone)
     block 3            f0    f1    f2    ...
 """
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from fgpipe.gradients.method import Method
@@ -56,3 +57,8 @@ def actions(batches: range, window: int, waits: bool) -> Iterator[Action]:
     if waits:
         for batch in batches[-window:]:
             yield Apply(batch)
+
+
+def drain(pending: Iterable[Action], last: int) -> deque[Action]:
+    """What is left of a block's actions if no batch follows `last`, which it has forwarded."""
+    return deque(action for action in pending if isinstance(action, Apply) and action.batch <= last)

@@ -15,13 +15,15 @@ from torch import Tensor, nn
 
 from fgpipe.gradients import Direction, Push, PushLosses, Tangent, linearize, linearize_losses
 from fgpipe.gradients.dual import insert
-from fgpipe.gradients.estimator import activity_estimate, activity_squared_norms, coefficients, weight_estimate
+from fgpipe.gradients.estimator import StepRule, activity_estimate, activity_squared_norms, coefficients
+from fgpipe.gradients.estimator import weight_estimate
 from fgpipe.gradients.guess import noise_like, redraw, squared_norms
 from fgpipe.gradients.method import Method
-from fgpipe.gradients.probes import ExactLanes, read, restrict, widen
+from fgpipe.gradients.probes import Decoder, Lanes, arrange, read, restrict, widen
 from fgpipe.observe.metrics import Metrics
-from fgpipe.optim import Optimizer
+from fgpipe.optim import Optimizer, Trained, parts
 from fgpipe.runtime.feedback.messages import Feedback
+from fgpipe.runtime.finite import check_finite
 from fgpipe.runtime.links.base import Batch
 
 Guess = dict[str, Tensor] | Tensor
@@ -63,7 +65,7 @@ class Stage:
         guess_head: Any,
         *,
         method: Method,
-        lanes: ExactLanes,
+        lanes: Lanes,
         make_optimizer: Callable[[list[nn.Module]], Optimizer],
         metrics: Metrics,
         seed: int,
@@ -76,10 +78,17 @@ class Stage:
         self._optimizer = make_optimizer([block])
         self._head_optimizer = make_optimizer([head]) if head is not None else None
         self._device = self._optimizer.parameters[0].device
+        self.decoder = Decoder.of(lanes, index, self._optimizer.parameters[0])
+        self.step_rule = StepRule.of(method, lanes.counts[index], self._optimizer.parameters[0])
         self._in_flight: deque[InFlight] = deque()
         self._version = 0
         stashed = method.keeps_graph(index) and window > 1
         self._stash = [_sharing_buffers(block) for _ in range(window)] if stashed else [block]
+
+    def trained(self) -> dict[str, Trained]:
+        """What the block has learnt, by name: all its state when no batch is in flight."""
+        means = self.step_rule.means | {"prediction": self.decoder.prediction}
+        return parts(self.block, self._optimizer, self.head, self._head_optimizer, means)
 
     def has_applied(self, batch: int) -> bool:
         """The scalars of a batch that was forwarded have been applied, and of all earlier ones."""
@@ -96,12 +105,15 @@ class Stage:
         batch = batch.to(self._device)
         weights = self._weights_for(batch.id)
         y, push = self._primal(weights, batch)
+        check_finite(y, self.index, f"activation of {batch.name}")
         above = self._lanes.on_link(self.index)
         if not self._last and not above:
             send(replace(batch, x=y.detach(), tangent=None))
         losses, push_losses = self._own_loss(y, batch)
         guess, head_gradients = (None, None) if self._plain else self._guess(y, losses, weights, batch)
-        dy = self._push(push, batch.tangent, guess)
+        dy = self._push(push, batch, y, guess)
+        if dy is not None:
+            check_finite(dy.value, self.index, f"tangent of {batch.name}")
         if above:  # all lanes of the plan, in its order: the receiver counts on it
             send(replace(batch, x=y.detach(), tangent=widen(restrict(dy, above), above, y.detach())))
         scalars = self._evaluate_targets(dy, push_losses, batch, reply)
@@ -145,6 +157,7 @@ class Stage:
         attached = self._plain or self._method.guess == "local"
         with torch.enable_grad():
             losses, logits, push = linearize_losses(self.head, y if attached else y.detach(), batch.labels)
+        check_finite(losses, self.index, f"loss of {batch.name}")
         self._metrics.record(self.index, True, losses, logits, batch.labels)
         return losses, push
 
@@ -166,14 +179,16 @@ class Stage:
             found, head_gradients = gradients[: len(places)], gradients[len(places) :]
         return self._named(found) if in_weights else found[0], head_gradients
 
-    def _push(self, push: Push | None, dx: Tangent | None, guess: Guess | None) -> Tangent | None:
+    def _push(self, push: Push | None, batch: Batch, y: Tensor, guess: Guess | None) -> Tangent | None:
         """The lanes at the block's output: those from below, and the block's own probes."""
         if push is None:
             return None
-        carriers = self._lanes.carriers(self.index)
+        dx = batch.tangent
+        if guess is None:
+            return push(dx, {})
+        carriers = self._lanes.carriers(self.index, batch.id, y)
         if not isinstance(guess, dict):
-            dy = push(dx, {})
-            return dy if guess is None else insert(dy, guess, carriers[0])
+            return insert(push(dx, {}), guess, carriers[0])
         per_tensor = carriers if self._method.scope == "tensor" else carriers * len(guess)
         return push(dx, {name: Direction(g, c) for (name, g), c in zip(guess.items(), per_tensor, strict=True)})
 
@@ -181,17 +196,18 @@ class Stage:
         self, dy: Tangent | None, push_losses: PushLosses | None, batch: Batch, reply: Callable[[Feedback], None]
     ) -> Tensor | None:
         """Send each block below the scalars that it asked for; return `[P, S]` if the block's target is its own loss."""
-        here, own = self._method.asked_by(self.index), not self._plain and not self._method.waits(self.index)
-        asking = (*here, self.index) if own else here
-        evaluated = restrict(dy, tuple(lane for block in asking for lane in self._lanes.of(block)))
+        wanted = self._lanes.read_at(self.index)
+        evaluated = restrict(dy, wanted)
         if evaluated is None or push_losses is None:
             return None
-        readings = read(push_losses(evaluated), self._method.scope)
-        for block in here:
-            scalars = self._lanes.decode(block, evaluated.lanes, readings)
+        readings = arrange(evaluated, wanted, read(push_losses(evaluated), self._method.scope))
+        check_finite(readings, self.index, f"scalar of {batch.name}")
+        decoded = self.decoder.decode(batch.id, readings)
+        own = decoded.pop(self.index, None)
+        for block, scalars in decoded.items():
             probes = tuple(range(len(scalars)))
             reply(Feedback(self._run, batch.id, self.index, block, probes, tuple(scalars.flatten().tolist())))
-        return self._lanes.decode(self.index, evaluated.lanes, readings) if own else None
+        return own
 
     def _descend(self, losses: Tensor, weights: nn.Module, batch: Batch) -> None:
         """Plain gradient descent of block and head on their own loss."""
@@ -209,17 +225,24 @@ class Stage:
         scalars = torch.tensor(feedback.scalars, dtype=parameter.dtype, device=parameter.device)
         self._update(entry, scalars.view(len(feedback.probes), -1))
 
+    def skip(self, batch: int) -> None:
+        """Forget the oldest batch in flight without an update: its scalars are lost."""
+        assert self._in_flight.popleft().batch == batch, "the mailbox keeps the order of the batches"
+        self._metrics.count(self.index, "skipped")
+
     def _update(self, entry: InFlight, scalars: Tensor) -> None:
         """Apply c g (eq. 4), or what c g gives when it is back-propagated through the block alone (eq. 5)."""
         method = self._method
         if method.space == "weight":
             guess = entry.guess or self._named(self._noise(self._optimizer.parameters, entry.batch))
-            norms = None if method.is_random else squared_norms(guess, method.scope)
-            estimates = list(weight_estimate(guess, coefficients(scalars[:, 0], norms)).values())
+            norms = None if method.is_random else squared_norms(guess, method.scope).unsqueeze(1)
+            factors = self.step_rule.factors(coefficients(scalars, norms))
+            estimates = list(weight_estimate(guess, factors[:, 0]).values())
         else:
             guess = self._noise([entry.output], entry.batch)[0] if entry.guess is None else entry.guess
-            norms = None if method.is_random else activity_squared_norms(guess, method.scope)
-            signal = activity_estimate(guess, coefficients(scalars[0], norms))
+            norms = None if method.is_random else activity_squared_norms(guess, method.scope).unsqueeze(0)
+            factors = self.step_rule.factors(coefficients(scalars, norms))
+            signal = activity_estimate(guess, factors[0])
             estimates = torch.autograd.grad(entry.output, list(entry.weights.parameters()), signal)
         self._optimizer.step(estimates, entry.batch)
         self._version += 1
@@ -236,10 +259,12 @@ class Stage:
         self._mode(training=False)
         batch = batch.to(self._device)
         y = self.block(batch.x)
+        check_finite(y, self.index, f"activation of {batch.name}")
         if not self._last:
             send(replace(batch, x=y))
         if self.head is not None:
             losses, logits = self.head.losses(y, batch.labels)
+            check_finite(losses, self.index, f"loss of {batch.name}")
             self._metrics.record(self.index, False, losses, logits, batch.labels)
 
     def _mode(self, training: bool) -> None:

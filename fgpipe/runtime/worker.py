@@ -11,14 +11,23 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from fgpipe.optim import Trained
 from fgpipe.runtime.feedback.base import FeedbackPlane
+from fgpipe.runtime.feedback.messages import Lost
 from fgpipe.runtime.inbox import Inbox
 from fgpipe.runtime.links.base import Batch, Link
-from fgpipe.runtime.schedule import Action, Apply, Forward, actions
+from fgpipe.runtime.schedule import Action, Apply, Forward, actions, drain
 from fgpipe.runtime.stage import Stage
 
 Source = Callable[[int, int], tuple[Tensor, Tensor]]
 """From epoch and index of a batch to images and labels."""
+PATIENCE = 10
+"""A process that has had nothing to do for this fraction of the deadline asks for the scalars that it waits for."""
+
+
+def never() -> bool:
+    """Do not stop before the end."""
+    return False
 
 
 class Stalled(RuntimeError):
@@ -55,26 +64,48 @@ class Worker:
     ) -> None:
         self._nodes, self._inbox, self._feedback = nodes, inbox, feedback
         self._eager, self._deadline = eager, deadline
+        self._end = 0
 
-    def train(self, epoch: int, batches: int, source: Source | None) -> None:
-        """Train for one epoch and drain the pipeline.
+    def train(
+        self,
+        epoch: int,
+        batches: int,
+        source: Source | None,
+        indices: range | None = None,
+        stop: Callable[[], bool] = never,
+    ) -> int:
+        """Train for one epoch of `batches` batches, or a part of it, and drain the pipeline.
 
         Args:
             source: the images, for whoever holds block 0.
+            indices: which batches of the epoch, without gaps; all if None.
+            stop: asked by whoever holds block 0 as each batch sets out: drain after this one, and end? The answer
+                travels with the batch, so that every block ends at the same one.
+
+        Returns:
+            The index of the first batch that was not trained.
 
         Raises:
             Stalled, LinkError, FeedbackError: another process is gone, silent or wrong.
+            NotFiniteError: a number here is not finite.
         """
-        ids = range(epoch * batches, (epoch + 1) * batches)
+        indices, start = indices or range(batches), epoch * batches
+        self._end = start + indices.stop
         for node in self._nodes:
+            ids = range(start + indices.start, start + indices.stop)
             node.pending.extend(actions(ids, node.window, node.waits))
-        self._run(lambda batch: _from_source(source, batch, epoch, True, batch - ids.start))
+        self._run(lambda batch: _from_source(source, batch, epoch, True, batch - start, drain=stop()))
+        return self._end - start
 
     def evaluate(self, epoch: int, batches: int, source: Source | None) -> None:
         """Send the test set through; arguments and errors as for `train`."""
         for node in self._nodes:
             node.pending.extend(Forward(batch) for batch in range(batches))
         self._run(lambda batch: _from_source(source, batch, epoch, False, batch))
+
+    def trained(self) -> dict[int, dict[str, Trained]]:
+        """What each block here has learnt, by block and name; it is all there is to save of a drained pipeline."""
+        return {node.stage.index: node.stage.trained() for node in self._nodes}
 
     def close(self) -> None:
         """Wait until everything that was sent has left."""
@@ -91,16 +122,31 @@ class Worker:
             if isinstance(action, Forward):
                 self._forward(node, action.batch, first)
             elif not node.stage.has_applied(action.batch):  # eager may have been there before
-                node.stage.apply(self._inbox.take_feedback(node.stage.index))
+                self._apply(node.stage)
+
+    def _apply(self, stage: Stage) -> None:
+        found = self._inbox.take_feedback(stage.index)
+        if isinstance(found, Lost):
+            stage.skip(found.batch)
+        else:
+            stage.apply(found)
 
     def _next(self) -> Node:
         """The highest stage that can go on, once there is one."""
         busy = [node for node in reversed(self._nodes) if node.pending]
-        try:
-            return self._inbox.wait(lambda: next(filter(self._can_go_on, busy), None), self._deadline)
-        except TimeoutError:
-            waits = "; ".join(f"block {node.stage.index} for {_waits_for(node)}" for node in busy)
-            raise Stalled(f"nothing arrived for {self._deadline:g} s; waiting: {waits}") from None
+        for _ in range(PATIENCE):
+            try:
+                return self._inbox.wait(lambda: next(filter(self._can_go_on, busy), None), self._deadline / PATIENCE)
+            except TimeoutError:
+                self._ask(busy)
+        waits = "; ".join(f"block {node.stage.index} for {_waits_for(node)}" for node in busy)
+        raise Stalled(f"nothing arrived for {self._deadline:g} s; waiting: {waits}")
+
+    def _ask(self, waiting: list[Node]) -> None:
+        """Ask for the scalars that are waited for: the message may be lost, with none after it to show that."""
+        for node in waiting:
+            if isinstance(node.pending[0], Apply) and (request := self._inbox.overdue_feedback(node.stage.index)):
+                self._feedback.ask(request)
 
     def _can_go_on(self, node: Node) -> bool:
         action, block = node.pending[0], node.stage.index
@@ -111,7 +157,7 @@ class Worker:
     def _forward(self, node: Node, expected: int, first: Callable[[int], Batch]) -> None:
         stage = node.stage
         while self._eager and self._inbox.has_feedback(stage.index):
-            stage.apply(self._inbox.take_feedback(stage.index))
+            self._apply(stage)
         batch = first(expected) if stage.index == 0 else self._inbox.take_batch(stage.index)
         if node.taken is not None:
             node.taken()
@@ -120,14 +166,19 @@ class Worker:
         send = _no_block_above if node.link is None else node.link.send
         if batch.training:
             stage.train(batch, send, self._feedback.send)
+            if batch.drain:
+                node.pending = drain(node.pending, batch.id)
+                self._end = batch.id + 1
         else:
             stage.evaluate(batch, send)
 
 
-def _from_source(source: Source | None, batch: int, epoch: int, training: bool, index: int) -> Batch:
+def _from_source(
+    source: Source | None, batch: int, epoch: int, training: bool, index: int, drain: bool = False
+) -> Batch:
     assert source is not None, "the process of block 0 has the images"
     images, labels = source(epoch, index)
-    return Batch(batch, epoch, training, images, labels)
+    return Batch(batch, epoch, training, images, labels, drain=drain)
 
 
 def _waits_for(node: Node) -> str:

@@ -49,10 +49,41 @@ IN_PROCESS = {
     "run folder in use": (not_empty, "a folder that does not exist yet or is empty"),
     "scope of the other space": (lambda folder: ["space=activity", "scope=tensor"], "scope=tensor: allowed: sample | batch"),
     "negative depth": (lambda folder: ["target=intermediate", "target.depth=-1"], "target.depth=-1: allowed"),
+    "every interface": (lambda folder: ["interface=0.0.0.0"], "interface=0.0.0.0: allowed: lo (127.0.0.1)"),
+    "lost scalars": (lambda folder: ["feedback.lost=maybe"], "feedback.lost=maybe: allowed: retry | skip | fail"),
     "no such key": (lambda folder: ["model.widht=1"], "model.width"),
     "not a number": (lambda folder: ["epochs=many"], "epochs=many"),
     "no such file": (lambda folder: ["optim=sgdd"], "optim=sgdd: allowed: constant | one_cycle | step"),
     "more than there are": (lambda folder: ["data.train_samples=99999"], "data.train_samples=99999"),
+    "no lanes": (lambda folder: ["lanes=0"], "lanes=0: allowed: exact, or a whole number of at least 1"),
+    "lanes in words": (lambda folder: ["lanes=some"], "lanes=some: allowed: exact, or a whole number"),
+    "more lanes than probes": (lambda folder: ["lanes=128"], "lanes=128: allowed: exact, or at most 64 here"),
+    "more lanes than one block's": (
+        lambda folder: ["lanes=2", "scope=block", "target=intermediate"],
+        "lanes=2: allowed: exact, or at most 1 here",
+    ),
+    "no such matrix": (lambda folder: ["lanes=6"], "lanes=6: allowed: a power of two with code=hadamard"),
+    "no such code": (lambda folder: ["lanes=2", "code=morse"], "code=morse: allowed: hadamard | rademacher"),
+    "lanes of backpropagation": (
+        lambda folder: ["lanes=2", "guess=end_to_end"],
+        "lanes=2: allowed: exact with guess=end_to_end",
+    ),
+    "steps of local learning": (
+        lambda folder: ["step=normalised", "target=local"],
+        "step=normalised: allowed: projection with guess=local",
+    ),
+    "lanes of exact samples": (
+        lambda folder: ["lanes=2", "space=activity", "tangents=oracle", "window=1"],
+        "lanes=2: allowed: exact with tangents=oracle scope=sample",
+    ),
+    "nothing to predict": (
+        lambda folder: ["decode=predicted"],
+        "decode=predicted: allowed: plain | smoothed with lanes=exact",
+    ),
+    "noise to smooth": (
+        lambda folder: ["lanes=2", "decode=smoothed", "guess=gaussian"],
+        "decode=smoothed: allowed: plain with guess=gaussian",
+    ),
     "less than a batch": (lambda folder: ["data.train_samples=10"], "10"),
 }
 

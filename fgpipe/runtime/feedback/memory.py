@@ -3,17 +3,20 @@
 from collections.abc import Callable
 
 from fgpipe.runtime.feedback.base import FeedbackPlane
-from fgpipe.runtime.feedback.messages import Feedback
+from fgpipe.runtime.feedback.messages import Feedback, Request
 
 
 class MemoryFeedback(FeedbackPlane):
     """Hands messages straight to the worker, unencoded."""
 
-    def __init__(self, deliver: Callable[[Feedback], None]) -> None:
+    def __init__(self, deliver: Callable[[Feedback], object]) -> None:
         self._deliver = deliver
 
     def send(self, feedback: Feedback) -> None:
         self._deliver(feedback)
+
+    def ask(self, request: Request) -> None:
+        pass  # nothing is lost in memory: what is not here is not evaluated yet
 
     def close(self) -> None:
         pass

@@ -22,6 +22,13 @@ class Batch:
     labels: Tensor
     """`[B]`, int64."""
     tangent: Tangent | None = None
+    drain: bool = False
+    """No other training batch follows until every block has applied its scalars."""
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return f"batch {self.id}" if self.training else f"test batch {self.id}"
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on a device; itself if it is there."""

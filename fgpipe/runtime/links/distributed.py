@@ -20,7 +20,9 @@ MAGIC = 0x66_67_70_69_70_65_01
 """`fgpipe` and the version of the format."""
 MAX_DIMENSIONS = 5
 HEADER = 6 + MAX_DIMENSIONS
-"""magic, batch id, epoch, training, R, dimensions of x, their sizes."""
+"""magic, batch id, epoch, flags, R, dimensions of x, their sizes."""
+TRAINING, DRAIN = 1, 2
+"""Flags."""
 IN_FLIGHT = 2
 """Batches that may wait in a sender, and in a receiver."""
 
@@ -51,7 +53,7 @@ class DistributedLink(Link):
         parts = [wire(batch.x)] + ([wire(batch.tangent.value)] if batch.tangent else [])
         payload = torch.cat(parts).to(self._device)
         lanes = len(batch.tangent.lanes) if batch.tangent else 0
-        fields = [MAGIC, batch.id, batch.epoch, int(batch.training), lanes, batch.x.dim(), *batch.x.shape]
+        fields = [MAGIC, batch.id, batch.epoch, TRAINING * batch.training | DRAIN * batch.drain, lanes, batch.x.dim(), *batch.x.shape]
         header = torch.tensor(fields + [0] * (HEADER - len(fields)))
         messages = [header, payload, batch.labels.cpu()]
         if len(self._pending) == IN_FLIGHT:
@@ -92,6 +94,7 @@ class Receiver:
         block: int,
         peer: int,
         *,
+        shape: tuple[int, ...],
         lanes: tuple[int, ...],
         held: int,
         dtype: torch.dtype,
@@ -100,11 +103,12 @@ class Receiver:
         """
         Args:
             peer: rank of the process of block `block - 1`.
+            shape: `[B, ...]` of a training batch's activation; test batches may have fewer samples.
             lanes: the lanes that training batches arrive with.
             held: batches whose input the block may need at one time, the one that it works on included.
             dtype, device: of the wire's tensors.
         """
-        self._block, self._peer, self._lanes = block, peer, lanes
+        self._block, self._peer, self._shape, self._lanes = block, peer, shape, lanes
         self._ring = [torch.empty(0, dtype=dtype, device=device) for _ in range(held + IN_FLIGHT)]
         self._room = threading.Semaphore(IN_FLIGHT)
         self._received = 0
@@ -132,26 +136,48 @@ class Receiver:
             lost = LinkError(f"lost block {self._block - 1} (rank {self._peer}): {_first_line(error)}")
             fail(error if isinstance(error, LinkError) else lost)
 
-    def receive(self) -> Batch:
+    def receive(self, shape: tuple[int, ...] | None = None) -> Batch:
         """The next batch, received in this thread.
+
+        Args:
+            shape: of its activation, if it is not the plan's.
 
         Raises:
             LinkError: what came is not a batch.
         """
         header = torch.empty(HEADER, dtype=torch.int64)
         self._wait(header)
-        magic, batch, epoch, training, lanes, dimensions, *sizes = header.tolist()
-        if magic != MAGIC or not 2 <= dimensions <= MAX_DIMENSIONS or lanes != (len(self._lanes) if training else 0):
-            raise LinkError(f"block {self._block - 1} (rank {self._peer}) sent a header that is not a batch's: {header.tolist()}")
-        shape = torch.empty(sizes[:dimensions], device="meta")
-        wire_shape = ((lanes + 1) * shape.shape[0], *wire(shape).shape[1:])
-        payload = self._buffer(torch.Size(wire_shape))
-        labels = torch.empty(shape.shape[0], dtype=torch.int64)
+        shape = shape or self._shape
+        batch, epoch, flags, samples = self._check(header.tolist(), shape)
+        lanes = self._lanes if flags & TRAINING else ()
+        stacked = torch.empty(((len(lanes) + 1) * samples, *shape[1:]), device="meta")
+        payload = self._buffer(wire(stacked).shape)
+        labels = torch.empty(samples, dtype=torch.int64)
         self._wait(payload)
         self._wait(labels)
         stacked = unwire(payload)
-        tangent = Tangent(self._lanes, stacked[shape.shape[0] :]) if lanes else None
-        return Batch(batch, epoch, bool(training), stacked[: shape.shape[0]], labels, tangent)
+        tangent = Tangent(lanes, stacked[samples:]) if lanes else None
+        training, drain = bool(flags & TRAINING), bool(flags & DRAIN)
+        return Batch(batch, epoch, training, stacked[:samples], labels, tangent, drain)
+
+    def _check(self, header: list[int], expected: tuple[int, ...]) -> tuple[int, int, int, int]:
+        """Batch id, epoch, flags and number of samples; the rest of a header can only be what the plan says."""
+        magic, batch, epoch, flags, lanes, dimensions, samples, *sizes = header
+        largest, *shape = expected
+        padding = [0] * (MAX_DIMENSIONS - len(expected))
+        fits = samples == largest if flags & TRAINING else 1 <= samples <= largest
+        for name, is_right in (
+            ("magic", magic == MAGIC),
+            ("batch id", batch >= 0),
+            ("epoch", epoch >= 0),
+            ("flags", flags in (0, TRAINING, TRAINING | DRAIN)),
+            ("lanes", lanes == (len(self._lanes) if flags & TRAINING else 0)),
+            ("shape", fits and dimensions == len(expected) and sizes == shape + padding),
+        ):
+            if not is_right:
+                sender = f"block {self._block - 1} (rank {self._peer})"
+                raise LinkError(f"{sender} sent a header with a wrong {name}: {header}")
+        return batch, epoch, flags, samples
 
     def _buffer(self, shape: torch.Size) -> Tensor:
         slot = self._received % len(self._ring)

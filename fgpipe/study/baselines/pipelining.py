@@ -15,11 +15,11 @@ from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGP
 
 from fgpipe.observe.ledger import Ledger
 from fgpipe.observe.metrics import Metrics
-from fgpipe.optim import Optimizer
+from fgpipe.optim import Optimizer, Trained, parts
 from fgpipe.runtime.links.base import Batch
 from fgpipe.runtime.links.distributed import DistributedLink, Receiver, unwire, wire
 from fgpipe.runtime.topology import Topology
-from fgpipe.runtime.worker import Source
+from fgpipe.runtime.worker import Source, never
 
 SCHEDULES = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B}
 
@@ -107,6 +107,7 @@ class PipelinedBackpropagation:
     ) -> None:
         self._topology, self._heads, self._metrics, self._device = topology, heads, metrics, device
         self._receiver, self._link = receiver, link
+        self._placeholder = (batch_size, 0)
         self._classifier = heads[-1] if link is None else None
         self._observers = [None if head is self._classifier else head for head in heads]
         self._part = Part(blocks, self._classifier, device, host, keep_outputs=any(self._observers))
@@ -129,11 +130,18 @@ class PipelinedBackpropagation:
         self._judged.append((losses.detach(), logits.detach()))
         return losses.mean()
 
-    def train(self, epoch: int, batches: int, source: Source | None) -> None:
-        """Train for one epoch, as `Worker.train`."""
+    def train(
+        self,
+        epoch: int,
+        batches: int,
+        source: Source | None,
+        indices: range | None = None,
+        stop: Callable[[], bool] = never,
+    ) -> int:
+        """Train for one epoch or a part of it, as `Worker.train`; the pipeline is drained after every batch anyway."""
         self._mode(training=True)
-        for index in range(batches):
-            batch = self._next(epoch * batches + index, epoch, index, True, source)
+        for index in indices or range(batches):
+            batch = self._next(epoch * batches + index, epoch, index, True, source, stop)
             self._schedule.step(
                 *([wire(batch.x)] if self._receiver is None else []),
                 target=batch.labels if self._link is None else None,
@@ -143,19 +151,33 @@ class PipelinedBackpropagation:
                 optimizer.step([parameter.grad for parameter in optimizer.parameters], batch.id)
             self._record(batch.labels)
             self._observe(batch.labels, batch.id)
+            if batch.drain:
+                break
+        return index + 1
 
-    def _next(self, batch: int, epoch: int, index: int, training: bool, source: Source | None) -> Batch:
+    def trained(self) -> dict[int, dict[str, Trained]]:
+        """As `Worker.trained`."""
+        blocks, optimizers = list(self._part.blocks), self._optimizers[: len(self._part.blocks)]
+        head_optimizers = list(self._observer_optimizers)
+        if self._classifier is not None:
+            head_optimizers[-1] = self._optimizers[-1]
+        columns = zip(blocks, optimizers, self._heads, head_optimizers, strict=True)
+        return {j: parts(*column) for j, column in zip(self._topology.local, columns, strict=True)}
+
+    def _next(
+        self, batch: int, epoch: int, index: int, training: bool, source: Source | None, stop: Callable[[], bool] = never
+    ) -> Batch:
         """The batch: from the data, or its labels from the process below, already on their way to the one above.
 
         In training x is a placeholder everywhere but in the first process: `torch.distributed.pipelining` carries it.
         """
         if self._receiver is None:
             assert source is not None, "the process of block 0 has the images"
-            got = Batch(batch, epoch, training, *source(epoch, index))
+            got = Batch(batch, epoch, training, *source(epoch, index), drain=stop())
         else:
-            got = self._receiver.receive()
+            got = self._receiver.receive(self._placeholder if training else None)
         if training and self._link is not None:
-            self._link.send(replace(got, x=got.x.new_empty(len(got.labels), 0)))
+            self._link.send(replace(got, x=got.x.new_empty(self._placeholder)))
         return got
 
     def _record(self, labels: Tensor) -> None:

@@ -1,0 +1,50 @@
+"""The network interface that the processes of this host use, and that no other is used."""
+
+import ipaddress
+import os
+import socket
+from dataclasses import dataclass
+
+import psutil
+
+from fgpipe.errors import bad_value
+
+
+@dataclass(frozen=True)
+class Interface:
+    """One interface of this host."""
+
+    name: str
+    address: str
+    """IPv4."""
+
+    @classmethod
+    def find(cls, wanted: str, several_hosts: bool) -> "Interface":
+        """The interface whose name or address is `wanted`.
+
+        Raises:
+            UserError: this host has none, or it is the loopback interface and the job has several hosts.
+        """
+        found = [
+            cls(name, each.address)
+            for name, addresses in psutil.net_if_addrs().items()
+            for each in addresses
+            if each.family == socket.AF_INET
+        ]
+        for interface in found:
+            if wanted in (interface.name, interface.address):
+                if several_hosts and interface.is_loopback:
+                    raise bad_value("interface", wanted, "one that the job's other hosts can reach")
+                return interface
+        raise bad_value("interface", wanted, " | ".join(f"{each.name} ({each.address})" for each in found))
+
+    @property
+    def is_loopback(self) -> bool:
+        return ipaddress.IPv4Address(self.address).is_loopback
+
+    def confine_gloo(self) -> None:
+        """Have gloo listen here alone, unless GLOO_SOCKET_IFNAME says where; before the process group is made.
+
+        Of itself gloo takes the interface of the host's name, which others may reach, and it asks nobody who they are.
+        """
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", self.name)

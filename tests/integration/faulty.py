@@ -1,0 +1,87 @@
+"""recording.py with a feedback plane that loses, doubles, swaps and delays messages between encoding and socket.
+
+Usage: [torchrun ... | python] faulty.py FOLDER; FOLDER/runs.json is as for recording.py and FOLDER/faults.json has
+either the probability of each fault, or `{"lost": [[block, batch], ...]}` for one process: the scalars that never come.
+Each process writes what it did to FOLDER/faults-RANK.json: the number of each fault, and the scalars that it dropped.
+"""
+
+import json
+import random
+import sys
+import threading
+from pathlib import Path
+
+import fgpipe.assembly
+import fgpipe.train
+from fgpipe.runtime.feedback.memory import MemoryFeedback
+from fgpipe.runtime.feedback.messages import Feedback, Lost, decode
+from fgpipe.runtime.feedback.zmq import ZmqFeedback
+from tests.integration.recording import RANK, Recorded, record
+
+FAULTS = ("drop", "duplicate", "reorder", "delay")
+DELAY = 0.2
+"""Seconds."""
+
+
+class Faulty(ZmqFeedback):
+    """Each message, a request or an answer too, has at most one fault."""
+
+    probabilities: dict[str, float]
+    counts = dict.fromkeys(FAULTS, 0)
+    dropped: list[tuple[int, int]] = []
+    random = random.Random(f"faults {RANK}")
+
+    def _transmit(self, rank: int, data: bytes) -> None:
+        if not hasattr(self, "_held"):
+            self._held, self._timers = {}, []
+        chances = [self.probabilities.get(fault, 0) for fault in FAULTS]
+        fault = self.random.choices([*FAULTS, None], [*chances, 1 - sum(chances)])[0]
+        if fault is not None:
+            self.counts[fault] += 1
+        if fault == "drop":
+            message = decode(data)
+            if isinstance(message, Feedback):
+                self.dropped.append((message.receiver, message.batch))
+        elif fault == "delay":
+            self._timers.append(threading.Timer(DELAY, self._later, (rank, data)))
+            self._timers[-1].start()
+        elif fault == "reorder" and rank not in self._held:
+            self._held[rank] = data
+        else:
+            for _ in range(2 if fault == "duplicate" else 1):
+                super()._transmit(rank, data)
+            if rank in self._held:
+                super()._transmit(rank, self._held.pop(rank))
+
+    def _later(self, rank: int, data: bytes) -> None:
+        with self._sending:
+            super()._transmit(rank, data)
+
+    def close(self) -> None:
+        for timer in getattr(self, "_timers", []):
+            timer.join()
+        super().close()
+
+
+class Lossy(MemoryFeedback):
+    """Knows beforehand what will be lost."""
+
+    lost: set[tuple[int, int]]
+
+    def send(self, feedback: Feedback) -> None:
+        if (feedback.receiver, feedback.batch) in self.lost:
+            self._deliver(Lost(feedback.run, feedback.batch, feedback.sender, feedback.receiver))
+        else:
+            super().send(feedback)
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    faults = json.loads((folder / "faults.json").read_text())
+    Lossy.lost = {(block, batch) for block, batch in faults.pop("lost", [])}
+    Faulty.probabilities = faults
+    fgpipe.assembly.MemoryFeedback, fgpipe.assembly.ZmqFeedback = Lossy, Faulty
+    fgpipe.train.Metrics = Recorded
+    for name, overrides in json.loads((folder / "runs.json").read_text()).items():
+        record(folder, name, overrides)
+    (folder / f"faults-{RANK}.json").write_text(json.dumps({**Faulty.counts, "dropped": Faulty.dropped}))

@@ -1,0 +1,76 @@
+"""NaN and infinity: the run ends at the block where they first show, and its line names block, number and batch."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from fgpipe.config import compose_config
+from fgpipe.runtime.finite import NotFiniteError, check_finite
+from fgpipe.train import run
+from tests.integration.launching import ROOT, launch, processes_with
+from tests.runtime.poison import KINDS, poison
+
+VALUES = [float("nan"), float("inf"), float("-inf")]
+
+
+@pytest.mark.parametrize("value", VALUES)
+@pytest.mark.parametrize("place", [0, 1234, 8 * 3 * 8 * 8 - 1])
+def test_one_is_enough(value: float, place: int) -> None:
+    tensor = torch.randn(8, 3, 8, 8).contiguous(memory_format=torch.channels_last)
+    check_finite(tensor, 3, "activation of batch 17")
+    torch.as_strided(tensor, (tensor.numel(),), (1,))[place] = value
+    with pytest.raises(NotFiniteError, match="^activation of batch 17 is not finite$") as caught:
+        check_finite(tensor, 3, "activation of batch 17")
+    assert caught.value.block == 3
+
+
+def test_opposite_infinities_do_not_cancel() -> None:
+    with pytest.raises(NotFiniteError):
+        check_finite(torch.tensor([float("inf"), float("-inf"), 1.0]), 0, "x")
+
+
+def test_large_is_not_infinite() -> None:
+    """The sum overflows, no term does."""
+    check_finite(torch.full((10,), 3e38), 0, "x")
+
+
+RUN = [
+    "epochs=1", "batch_size=32", "data.train_samples=128", "data.test_samples=32", "model.width=0.125", "threads=1",
+    "device=cpu", "observe.tensorboard=false",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", VALUES[:2])
+@pytest.mark.parametrize("kind, block, named", KINDS)
+def test_stopped_where_it_first_shows(
+    kind: str, block: int, named: str, value: float, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
+) -> None:
+    poison(kind, block, batch=2, value=value, replace=monkeypatch.setattr)
+    with pytest.raises(NotFiniteError):
+        run(compose_config([*RUN, f"run_dir={tmp_path / 'run'}"]))
+    errors = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert errors == [f"[block {block}] error: {named} is not finite"]
+
+
+@pytest.mark.parametrize("tangents", ["forward", "oracle"])
+def test_without_poison_the_run_ends_well(tangents: str, tmp_path: Path) -> None:
+    overrides = [*RUN, f"tangents={tangents}", "window=1", f"run_dir={tmp_path / 'run'}"]
+    assert "test_accuracy" in run(compose_config(overrides))
+
+
+def test_the_oracle_stops_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By a learning rate that no net survives."""
+    with pytest.raises(NotFiniteError):
+        run(compose_config([*RUN, "optim.lr=1e30", "tangents=oracle", "window=1", f"run_dir={tmp_path / 'run'}"]))
+    assert "] error: loss of batch " in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_between_processes(tmp_path: Path) -> None:
+    """Under torchrun: the job ends, non-zero, with the block's line, though its process has others."""
+    marker = f"run_dir={tmp_path / 'run'}"
+    done = launch(3, "-m", "tests.runtime.poison", "tangent", "3", "2", *RUN, marker, cwd=ROOT)
+    assert done.returncode != 0
+    assert "[block 3] error: tangent of batch 2 is not finite" in done.stderr, done.stderr
+    assert done.stderr.count("is not finite") == 1 and not processes_with(marker)

@@ -1,0 +1,74 @@
+"""On one host no worker listens where another host could reach it: asked of the kernel, in the middle of a run."""
+
+import ipaddress
+import os
+import signal
+import socket
+import subprocess
+from pathlib import Path
+
+import psutil
+import pytest
+
+from fgpipe.errors import UserError
+from fgpipe.runtime.interface import Interface
+from tests.integration.launching import command, environment, processes_with, rank_of, wait_until
+
+OTHERS = [
+    name
+    for name, addresses in psutil.net_if_addrs().items()
+    if any(each.family == socket.AF_INET and not ipaddress.ip_address(each.address).is_loopback for each in addresses)
+]
+
+
+def listening(pid: int) -> list[str]:
+    """Addresses on which a process listens, over TCP."""
+    connections = psutil.Process(pid).net_connections("tcp")
+    return [each.laddr.ip for each in connections if each.status == psutil.CONN_LISTEN]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("confined", [True, False], ids=["as it is", "gloo left alone"])
+def test_workers_listen_on_loopback(confined: bool, tmp_path: Path) -> None:
+    """Ours and gloo's. Where GLOO_SOCKET_IFNAME names another interface, the test sees that gloo listens there."""
+    if not confined and not OTHERS:
+        pytest.skip("this host has no interface but loopback to show the difference on")
+    marker = str(tmp_path / "run")
+    overrides = ["epochs=500", "threads=1", "device=cpu", "scope=block", "observe.tensorboard=false"]
+    variables = environment() | ({} if confined else {"GLOO_SOCKET_IFNAME": OTHERS[0]})
+    with (tmp_path / "log").open("w") as log:
+        started = command(3, "-m", "fgpipe.train", f"run_dir={marker}", *overrides)
+        job = subprocess.Popen(started, env=variables, stdout=log, stderr=log)
+    text = (tmp_path / "log").read_text
+    try:
+        assert wait_until(lambda: "epoch 1/500 batch" in text(), 200), text()
+        workers = [pid for pid in processes_with(marker) if pid != job.pid]
+        assert sorted(map(rank_of, workers)) == [0, 1, 2]
+        addresses = [address for pid in workers for address in listening(pid)]
+        assert len(addresses) >= 6, "each has a socket for scalars and one or more of gloo's"
+        exposed = [address for address in addresses if not ipaddress.ip_address(address).is_loopback]
+        assert (not exposed) == confined, addresses
+        unix = [each.laddr for pid in workers for each in psutil.Process(pid).net_connections("unix") if each.laddr]
+        assert not unix, "no socket file either"
+    finally:
+        job.send_signal(signal.SIGTERM)
+        job.wait(60)
+        for pid in processes_with(marker):
+            os.kill(pid, signal.SIGKILL)
+
+
+def test_interfaces() -> None:
+    loopback = Interface.find("127.0.0.1", several_hosts=False)
+    assert loopback.is_loopback and Interface.find(loopback.name, several_hosts=False) == loopback
+    for wanted in ("0.0.0.0", "*", "192.0.2.77", "nosuch0", ""):
+        with pytest.raises(UserError, match=r"interface=.*: allowed: .*lo \(127.0.0.1\)"):
+            Interface.find(wanted, several_hosts=False)
+    with pytest.raises(UserError, match="interface=127.0.0.1: allowed: one that the job's other hosts can reach"):
+        Interface.find("127.0.0.1", several_hosts=True)
+
+
+def test_gloo_is_confined_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    Interface("lo", "127.0.0.1").confine_gloo()
+    Interface("eth9", "10.0.0.9").confine_gloo()
+    assert os.environ["GLOO_SOCKET_IFNAME"] == "lo"
