@@ -30,7 +30,7 @@ class _Job:
 
 
 class Driver:
-    """Runs everything that is not done, in order; done runs are kept, interrupted ones made again, failures reported.
+    """Runs everything that is not done, in order; done runs are kept, interrupted ones resumed, failures reported.
 
     A run that another driver has under way, or one that was killed and left its process behind, is waited for.
     """
@@ -87,7 +87,6 @@ class Driver:
                 self._jobs.append(self._launch(run, lock))
 
     def _launch(self, run: Run, lock: IO[str]) -> _Job:
-        shutil.rmtree(run.folder(self._out), ignore_errors=True)  # what an interrupted run left
         command = [*self._launcher, *run.overrides(self._out, self._roots.get(run.cells[0].dataset))]
         with run.log(self._out).open("ab") as log:
             process = subprocess.Popen(
@@ -108,6 +107,7 @@ class Driver:
             job.lock.close()
             summary = read_summary(job.run.folder(self._out))
             if job.process.returncode == 0 and summary is not None:
+                shutil.rmtree(job.run.folder(self._out) / "checkpoints", ignore_errors=True)
                 self._line("done", job.run, f"{summary['test_accuracy']:.2%} in {time.monotonic() - job.began:.0f} s")
             else:
                 failed.append(job.run)

@@ -11,6 +11,8 @@ from typing import IO, Any
 
 from fgpipe.study.paper import Cell
 
+SAVE_MINUTES = 2
+"""Between checkpoints: what a crash can cost."""
 LOGS = "logs"
 """In the grid's folder: what each run printed, and its lock."""
 
@@ -61,7 +63,7 @@ class Run:
             f"run_dir={quoted(str(self.folder(out)))}",
             *(f"{key}={value}" for key, value in self.settings.items()),
         ]
-        overrides.append(f"seed={self.seed}")
+        overrides += [f"seed={self.seed}", "resume=auto", f"checkpoint.every_minutes={SAVE_MINUTES}"]
         return overrides + ([f"data.root={quoted(root)}"] if root is not None else [])
 
 

@@ -22,7 +22,7 @@ values = dict(argument.split("=", 1) for argument in sys.argv[1:])
 folder, seed = json.loads(values["run_dir"]), int(values["seed"])
 with open(STARTS, "a") as file:
     file.write(f"{seed}\\n")
-os.makedirs(folder)
+os.makedirs(folder, exist_ok=True)
 if seed == 1:
     sys.exit("fgpipe: seed=1: allowed: luck")
 while os.path.exists(HOLD):
