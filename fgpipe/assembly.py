@@ -138,6 +138,7 @@ def build_trainer(plan: Plan, cluster: Cluster, device: torch.device, metrics: M
             make_optimizer=make_optimizer,
             metrics=metrics,
             seed=config.seed,
+            cosine=config.observe.cosine,
         )
     if config.guess == "end_to_end":
         return _pipelined(plan, modules, cluster, device, make_optimizer, metrics, ledger)

@@ -89,6 +89,8 @@ class OptimConfig:
 class ObserveConfig:
     heads: bool = False
     """Train a head beside every block that has none, without touching the net."""
+    cosine: int | None = None
+    """Every how many training steps the cosine of guess and global target is measured."""
     tensorboard: bool = True
 
 
@@ -223,6 +225,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "threads": (lambda value: value == "auto" or _is_count(value), "auto, or a whole number of at least 1"),
     "partition": (_is_partition, "counted, or a list of blocks per process such as [4,4]"),
     "deadline": _above(0),
+    "observe.cosine": _optional(_at_least(1)),
     "checkpoint.every_steps": _optional(_at_least(1)),
     "checkpoint.every_minutes": _optional(_above(0)),
     "checkpoint.keep": _at_least(1),
@@ -312,6 +315,8 @@ def check(config: Config) -> None:
         config.scope = SCOPES[config.space][0]
     if config.scope not in SCOPES[config.space]:
         raise bad_value("scope", config.scope, f"{' | '.join(SCOPES[config.space])} with space={config.space}")
+    if config.observe.cosine is not None and (config.tangents != "oracle" or config.guess == "end_to_end"):
+        raise bad_value("observe.cosine", config.observe.cosine, "null unless tangents=oracle, with a guess to compare")
     _check_lanes(config)
     if config.tangents == "oracle" and config.window != 1:
         raise bad_value("window", config.window, "1 with tangents=oracle, which has no pipeline")

@@ -77,7 +77,7 @@ def main(arguments: list[str]) -> int:
 
 def usage() -> str:
     """What `--help` prints."""
-    groups = sorted(path for path in CONFIGS.iterdir() if path.is_dir())
+    groups = sorted(path for path in CONFIGS.iterdir() if path.is_dir() and path.name != "profile")  # that is fgpipe.grid's
     choices = [f"  {group.name}=" + " | ".join(sorted(file.stem for file in group.glob("*.yaml"))) for group in groups]
     keys = "\n".join(f"  {key}" for key in known_keys())
     lead = "usage: [torchrun --nproc_per_node=N | python] -m fgpipe.train [--cfg] [key=value ...]"
@@ -137,7 +137,8 @@ class _Run:
         if cluster.place.rank == plan.topology.reporter:
             self._progress = Progress(config.epochs, facts.train_batches, config.batch_size)
             self._folder = RunFolder(config, folder, done)
-        self._metrics = Metrics(plan.method.blocks, self._progress and self._progress.batch)
+        on_batch, on_cosines = self._progress and self._progress.batch, self._folder and self._folder.cosines
+        self._metrics = Metrics(plan.method.blocks, on_batch, on_cosines)
         self._ledger = Ledger(plan.method.blocks)
         self._saver = Saver(plan, cluster, folder, self._metrics, self._ledger, resumed)
 

@@ -26,6 +26,7 @@ WRONG = {
     "optim.gamma": ["0"],
     "optim.warmup": ["0", "1"],
     "observe.heads": ["maybe"],
+    "observe.cosine": ["0", "often"],
     "observe.tensorboard": ["2.5"],
     "checkpoint.every_steps": ["0", "often"],
     "checkpoint.every_minutes": ["0"],

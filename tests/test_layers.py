@@ -14,7 +14,7 @@ LAYERS = {
     "study.baselines": 5,
     "assembly": 6,
     "study": 7, "saver": 7,
-    "train": 8,
+    "train": 8, "grid": 8, "report": 8,
 }  # fmt: skip
 """A module imports from its own package, and from lower layers; the longest prefix of its name counts."""
 MATHEMATICS_FOR = {"stage.py", "reference.py", "schedule.py", "costs.py", "links/base.py", "links/memory.py", "links/distributed.py"}

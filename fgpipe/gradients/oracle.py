@@ -31,6 +31,8 @@ class Estimates:
     losses: list[Tensor | None]
     """Of each head, `[B]`."""
     logits: list[Tensor | None]
+    cosines: list[Tensor] | None = None
+    """Of each block below the last: of guess and global target, if asked for."""
 
 
 def _unchanged(scalars: Mapping[int, Tensor]) -> Mapping[int, Tensor]:
@@ -53,6 +55,7 @@ def estimate(
     batch: int,
     transmit: Callable[[Mapping[int, Tensor]], Mapping[int, Tensor]] = _unchanged,
     step_size: Callable[[int, Tensor], Tensor] = _projection,
+    cosine: bool = False,
 ) -> Estimates:
     """Estimate every block's gradient on one batch.
 
@@ -63,6 +66,7 @@ def estimate(
         seed, batch: the key of random guesses.
         transmit: from the scalars `[P, S]` of the blocks that ask to what arrives of them.
         step_size: from a block and its coefficients `[P, S]` to what its guesses are multiplied by.
+        cosine: measure how well the guesses align with the gradient of the last loss; the estimates are the same.
     """
     outputs: list[Tensor] = []
     for block in blocks:
@@ -106,7 +110,20 @@ def estimate(
             if method.space == "activity":
                 estimates = torch.autograd.grad(outputs[j], tuple(block.parameters()), estimates[0], retain_graph=True)
         result.blocks.append(_named(block, estimates))
+    if cosine:
+        true: Sequence[Sequence[Tensor]] = _backward(losses[method.last], places[: method.last])
+        by_sample = [method.space == "activity" and not method.is_plain(j) for j in range(method.last)]
+        result.cosines = [alignment(true[j], guesses.get(j, gradients[j]), by_sample[j]) for j in range(method.last)]
     return result
+
+
+def alignment(gradient: Sequence[Tensor], guess: Sequence[Tensor], by_sample: bool) -> Tensor:
+    """The batch's estimate of the cosine of gradient and guess (paper, eq. 6, whose terms the text lost).
+
+    In weight space of all tensors of the block together, in activity space (`by_sample`) the mean over the samples.
+    """
+    parts = [[tensor.flatten(1) if by_sample else tensor.flatten()[None] for tensor in group] for group in (gradient, guess)]
+    return torch.nn.functional.cosine_similarity(*(torch.cat(group, dim=1) for group in parts)).mean()
 
 
 def _backward(losses: Tensor, places: Sequence[tuple[Tensor, ...]]) -> list[tuple[Tensor, ...]]:

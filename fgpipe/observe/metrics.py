@@ -4,7 +4,7 @@ Summed over processes at the epoch's end.
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,9 +29,17 @@ class Score:
 class Metrics:
     """Sums of one process, in float64; blocks of other processes stay zero, so that a sum over processes merges them."""
 
-    def __init__(self, blocks: int, on_batch: Callable[[Score], None] | None = None) -> None:
-        """Args: on_batch: called after each training batch of the last block, with its score since the last `take`."""
-        self.blocks, self._on_batch = blocks, on_batch
+    def __init__(
+        self,
+        blocks: int,
+        on_batch: Callable[[Score], None] | None = None,
+        on_cosines: Callable[[int, Sequence[float]], None] | None = None,
+    ) -> None:
+        """Args:
+        on_batch: called after each training batch of the last block, with its score since the last `take`.
+        on_cosines: called with the step and the cosines of all blocks below the last, when they are measured.
+        """
+        self.blocks, self._on_batch, self._on_cosines = blocks, on_batch, on_cosines
         self._sums = torch.zeros(2, blocks, 3, dtype=torch.float64)
         self._staleness = torch.zeros(blocks, 4, dtype=torch.float64)
         self._incidents: Counter[tuple[int, str]] = Counter()
@@ -50,6 +58,11 @@ class Metrics:
         count, total, least, most = self._staleness[block].tolist()
         least = min(least, updates) if count else updates
         self._staleness[block] = torch.tensor([count + 1, total + updates, least, max(most, updates)])
+
+    def record_cosines(self, step: int, cosines: Sequence[float]) -> None:
+        """The cosine of guess and global target of each block below the last, on one training batch."""
+        if self._on_cosines is not None:
+            self._on_cosines(step, cosines)
 
     def count(self, block: int, incident: str) -> None:
         """Something happened to scalars of a block: one of `INCIDENTS`."""

@@ -3,12 +3,15 @@
 import dataclasses
 import hashlib
 import json
+import os
+import platform
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import OmegaConf
 
 from fgpipe import durable
@@ -56,18 +59,39 @@ class RunFolder:
                     self._events.add_scalar(f"loss/{phase}/block{block}", score.loss, epoch)
                     self._events.add_scalar(f"accuracy/{phase}/block{block}", score.accuracy, epoch)
 
+    def cosines(self, step: int, cosines: Sequence[float]) -> None:
+        """Add the cosines of one training step, block 0 first, to `cosine.jsonl`."""
+        line = {"step": step, "cosine": {str(block): cosine for block, cosine in enumerate(cosines)}}
+        with (self.path / "cosine.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
     def summary(self, figures: Mapping[str, Any]) -> None:
         """Write `summary.json`: the configuration, the commit, all epochs, and the given figures."""
         content = {
             "config": dataclasses.asdict(self._config),
             "seed": self._config.seed,
             "commit": commit(),
+            "machine": machine(),
             "epochs": self.epochs,
             **figures,
         }
         durable.write(self.path / "summary.json", f"{json.dumps(content, indent=2)}\n".encode())
         if self._events is not None:
             self._events.close()
+
+
+def machine() -> str:
+    """Processor or GPU, number of cores, and the version of PyTorch, for a person to read."""
+    if torch.cuda.is_available():
+        name = torch.cuda.get_device_name()
+    else:
+        try:
+            lines = Path("/proc/cpuinfo").read_text().splitlines()
+        except OSError:
+            lines = []
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+        name = names[0] if names else platform.machine()
+    return f"{name}, {os.cpu_count()} cores, {platform.system()}, torch {torch.__version__}"
 
 
 def folder_for(config: Config) -> Path:

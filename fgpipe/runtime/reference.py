@@ -37,9 +37,11 @@ class OracleTrainer:
         make_optimizer: Callable[[list[nn.Module]], Optimizer],
         metrics: Metrics,
         seed: int,
+        cosine: int | None = None,
     ) -> None:
+        """Args: cosine: every how many steps the alignment of guesses and global target is measured; None: never."""
         self.blocks, self.heads, self._guess_heads = blocks, heads, guess_heads
-        self._method, self._metrics, self._seed = method, metrics, seed
+        self._method, self._metrics, self._seed, self._cosine = method, metrics, seed, cosine
         self._optimizers = [make_optimizer([block]) for block in blocks]
         self._head_optimizers = [make_optimizer([head]) if head is not None else None for head in heads]
         like = next(blocks[0].parameters())
@@ -73,7 +75,10 @@ class OracleTrainer:
             self._method, self.blocks, self.heads, self._guess_heads, images, labels,
             seed=self._seed, batch=batch, transmit=partial(self._transmit, batch),
             step_size=lambda block, coefficients: self.step_rules[block].factors(coefficients),
+            cosine=self._cosine is not None and batch % self._cosine == 0,
         )  # fmt: skip
+        if found.cosines is not None:
+            self._metrics.record_cosines(batch, torch.stack(found.cosines).tolist())
         for j, losses in enumerate(found.losses):
             if losses is not None:
                 check_finite(losses, j, f"loss of batch {batch}")

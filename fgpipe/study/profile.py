@@ -1,0 +1,85 @@
+"""A profile turns each cell of the paper into one complete configuration, as overrides of `configs/train.yaml`."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fgpipe.config import CONFIGS
+from fgpipe.errors import UserError, bad_value
+from fgpipe.study.paper import Cell
+
+SCOPES = {"activity": "sample", "weight": "tensor"}
+"""The paper's scope in each space (A.3)."""
+
+
+@dataclass
+class Profile:
+    """What the cells of a grid share, and how they differ in data, width and learning rate; see `configs/profile`."""
+
+    datasets: dict[str, str] = field(default_factory=dict)
+    """The paper's data set to the data group that serves it."""
+    width_factor: float = 1.0
+    widths: dict[str, float] = field(default_factory=dict)
+    """The width of a cell to its factor."""
+    overrides: list[str] = field(default_factory=list)
+    """Settings of `fgpipe.train` for every cell."""
+    rates: list[Any] = field(default_factory=list)
+    """Rules: fields of a cell with the value, or the list of values, that they must have, and `lr`. The first that
+    fits gives the learning rate."""
+
+    @classmethod
+    def load(cls, name: str) -> "Profile":
+        """Read `configs/profile/<name>.yaml`.
+
+        Raises:
+            UserError: there is no such profile, or the file has other keys or values of the wrong type.
+        """
+        path = CONFIGS / "profile" / f"{name}.yaml"
+        if not path.is_file():
+            allowed = " | ".join(sorted(file.stem for file in path.parent.glob("*.yaml")))
+            raise bad_value("profile", name, allowed)
+        try:
+            profile = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), OmegaConf.load(path)))
+        except OmegaConfBaseException as error:
+            raise UserError(f"{path}: {' '.join(str(error).split())}") from error
+        assert isinstance(profile, cls)
+        return profile
+
+    def serves(self, cell: Cell) -> bool:
+        """The profile has the cell's data set."""
+        return cell.dataset in self.datasets
+
+    def settings(self, cell: Cell) -> dict[str, str]:
+        """The configuration of a cell that the profile serves, key to value; without data root, seed and folder.
+
+        Where a cell leaves head or space open nothing depends on them, and they get one fixed value, so that cells
+        that mean the same training have the same settings.
+        """
+        space = cell.space or "weight"
+        settings = {
+            "data": self.datasets[cell.dataset],
+            "model": f"resnet18_{cell.blocks}",
+            "model.width": f"{self.width_factor * self.widths[cell.width]:g}",
+            "head": cell.aux or "mlp",
+            "target": cell.target,
+            "guess": cell.guess,
+            "space": space,
+            "scope": SCOPES[space],
+            "optim.lr": f"{self.learning_rate(cell):g}",
+        }
+        return settings | dict(override.split("=", 1) for override in self.overrides)
+
+    def learning_rate(self, cell: Cell) -> float:
+        """That of the first rule that fits.
+
+        Raises:
+            UserError: none does.
+        """
+        values = asdict(cell)
+        for rule in self.rates:
+            wanted = {name: value for name, value in rule.items() if name != "lr"}
+            if all(values[name] in (value if isinstance(value, list) else [value]) for name, value in wanted.items()):
+                return rule["lr"]
+        raise UserError(f"rates: no rule of the profile fits {cell}")

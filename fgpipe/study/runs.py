@@ -1,0 +1,81 @@
+"""The runs of a grid: one folder for each, named by its settings and seed, and what state it is in."""
+
+import fcntl
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from fgpipe.study.paper import Cell
+
+SAVE_MINUTES = 2
+"""Between checkpoints: what a crash can cost."""
+LOGS = "logs"
+"""In the grid's folder: what each run printed, and its lock."""
+
+
+@dataclass
+class Run:
+    """One training; cells that mean the same one share it."""
+
+    settings: Mapping[str, str]
+    """Key to value for `fgpipe.train`, without data root, seed and folder."""
+    seed: int
+    cells: list[Cell] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """The folder's: words for people and a hash of settings and seed.
+
+        The hash is of the settings as the grid states them, so that a new key of `fgpipe.train` changes no name.
+        """
+        stated = json.dumps([sorted(self.settings.items()), self.seed])
+        return f"{self.cells[0].key.words}-s{self.seed}-{hashlib.sha256(stated.encode()).hexdigest()[:8]}"
+
+    def folder(self, out: Path) -> Path:
+        return out / self.name
+
+    def log(self, out: Path) -> Path:
+        """What the run prints; the lines of an interrupted one stay above those of the next attempt."""
+        return out / LOGS / f"{self.name}.log"
+
+    def lock(self, out: Path) -> IO[str] | None:
+        """Take the run's lock, which lasts while any process has the file open; None if another driver's run has it.
+
+        A child that inherits the file keeps the lock when its driver is killed.
+        """
+        path = out / LOGS / f"{self.name}.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("w")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            return None
+        return file
+
+    def overrides(self, out: Path, root: str | None) -> list[str]:
+        """The command line of `fgpipe.train` for this run."""
+        overrides = [
+            f"run_dir={quoted(str(self.folder(out)))}",
+            *(f"{key}={value}" for key, value in self.settings.items()),
+        ]
+        overrides += [f"seed={self.seed}", "resume=auto", f"checkpoint.every_minutes={SAVE_MINUTES}"]
+        return overrides + ([f"data.root={quoted(root)}"] if root is not None else [])
+
+
+def quoted(text: str) -> str:
+    """A string as Hydra's command line reads it back; a backslash is special there before a quote and at the end."""
+    return '"' + re.sub(r'(\\+)(?="|$)', r"\1\1", text).replace('"', '\\"') + '"'
+
+
+def read_summary(folder: Path) -> dict[str, Any] | None:
+    """The `summary.json` of a run that is done; None if there is none or it was cut short."""
+    try:
+        summary = json.loads((folder / "summary.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return summary if isinstance(summary, dict) and "test_accuracy" in summary else None

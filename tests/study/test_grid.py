@@ -1,0 +1,210 @@
+"""Every published cell is a valid configuration, and the grid's selection, names and costs are what they should be."""
+
+import csv
+import os
+import subprocess
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import fgpipe.study
+from fgpipe.assembly import DataFacts, build_trainer
+from fgpipe.assembly import Plan as RunPlan
+from fgpipe.config import compose_config
+from fgpipe.observe.ledger import Ledger
+from fgpipe.observe.metrics import Metrics
+from fgpipe.runtime.process import Cluster, Place
+from fgpipe.study.estimate import cost
+from fgpipe.study.grid import main
+from fgpipe.study.options import Plan, parse_options
+from fgpipe.study.paper import published
+from fgpipe.study.profile import Profile
+from fgpipe.study.runs import Run, quoted
+from tests.integration.launching import ROOT
+
+COUNTS = {2: 34, 3: 26, 4: 30, 5: 48, 6: 6, 7: 102, 8: 51, 9: 90, 10: 45, 11: 12, 12: 18}
+"""Cells of each table, counted in the paper."""
+
+
+def test_all_cells_are_read() -> None:
+    assert Counter(cell.table for cell in published()) == COUNTS and sum(COUNTS.values()) == 462
+    with (Path(fgpipe.study.__file__).parent / "tables.csv").open() as file:
+        accuracies = [float(line["accuracy"]) for line in csv.DictReader(file)]
+    assert [cell.accuracy for cell in published()] == accuracies
+
+
+def plan(*arguments: str) -> Plan:
+    return Plan.make(parse_options(arguments))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("profile", ["full", "scaled"])
+def test_every_cell_composes(profile: str) -> None:
+    made = plan("table=all", "unpublished=true", f"profile={profile}")
+    assert len(made.cells) == 466 and sum(len(run.cells) for run in made.runs) + len(made.unserved) == 466
+    assert {cell.dataset for cell in made.unserved} == (
+        {"cifar100", "imagenette", "imagenet32"} if profile == "scaled" else set()
+    )
+    widths = {"1": 1.0, "w1": 0.5, "w2": 2.0, "w3": 4.0}
+    for run in made.runs:
+        config = compose_config([f"{key}={value}" for key, value in run.settings.items()])
+        for cell in run.cells:
+            assert (
+                config.model.blocks == cell.blocks and config.target.name == cell.target and config.guess == cell.guess
+            )
+            assert config.target.depth == {"global": None, "intermediate": 1, "local": 0}[cell.target]
+            assert config.model.width == widths[cell.width] * (1 if profile == "full" else 0.25)
+            assert config.model.stem == ("imagenet" if cell.dataset == "imagenette" else "cifar")
+            if cell.aux is not None:
+                assert config.head.name == cell.aux
+            if cell.space is not None:
+                assert (config.space, config.scope) in (("weight", "tensor"), ("activity", "sample"))
+                assert config.space == cell.space
+            assert config.data.name == (
+                cell.dataset if (profile, cell.dataset) != ("scaled", "cifar10") else "image_folder"
+            )
+
+
+def test_learning_rates_take_the_first_rule_that_fits() -> None:
+    profile = Profile.load("full")
+    by_rate = {
+        cell: profile.learning_rate(cell) for cell in published() if cell.dataset == "cifar10" and cell.width == "1"
+    }
+    for cell, rate in by_rate.items():  # the families of the paper's A.3, with the values of the profile
+        if cell.guess in ("gaussian", "rademacher"):
+            assert rate == (0.001 if cell.space == "activity" and cell.target == "global" else 0.005)
+        elif (cell.guess, cell.aux, cell.space, cell.blocks) == ("local", "linear", "activity", 16):
+            assert rate == 0.005
+        else:
+            assert rate == (0.01 if "ntk" in cell.guess and cell.blocks == 16 else 0.05)
+
+
+def test_selection_and_order() -> None:
+    made = plan("table=[2,3]", "dataset=cifar10", "guess=[local,end_to_end]", "aux=[mlp]", "seeds=[0,1]")
+    assert len(made.cells) == 4 and {cell.aux for cell in made.cells} == {"mlp"}
+    assert [run.seed for run in made.runs] == [0] * 4 + [1] * 4
+    halves = [plan("table=[2,3]", f"shard=[{index},2]").runs for index in (0, 1)]
+    assert sorted(run.name for half in halves for run in half) == sorted(run.name for run in plan("table=[2,3]").runs)
+
+
+def test_cells_with_the_same_settings_are_one_run() -> None:
+    cell = next(cell for cell in published() if cell.table == 4)
+    profile = Profile.load("full")
+    assert profile.settings(cell) == profile.settings(replace(cell, table=12, accuracy=1.0))
+    names = [run.name for run in plan("table=all").runs]
+    assert len(set(names)) == len(names)
+
+
+def test_names_depend_on_the_stated_settings_and_the_seed_alone(tmp_path: Path) -> None:
+    cell = published()[0]
+    run = Run({"a": "1", "b": "2"}, 0, [cell])
+    assert run.name == Run({"b": "2", "a": "1"}, 0, [replace(cell, table=8)]).name
+    assert run.name == "cifar10-16-global-end_to_end-s0-94ca6435"  # sha256 of [[["a", "1"], ["b", "2"]], 0]
+    assert len({run.name, Run({"a": "1"}, 0, [cell]).name, Run(run.settings, 1, [cell]).name}) == 3
+    assert f"data.root={quoted(str(tmp_path))}" in run.overrides(tmp_path, str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "text", ["plain", "with space", "a=b,c", 'quo"te', "ünï/[x]{y}", "back\\slash", "end\\", 'a\\"b', "$HOME", "it's"]
+)
+def test_quoted_paths_come_back(text: str) -> None:
+    assert compose_config([f"data.root={quoted(text)}"]).data.root == text
+
+
+BAD = {
+    "table=13": "table=13: allowed: all | 2 | 3",
+    "guess=psychic": "guess=psychic: allowed: end_to_end | local",
+    "tabel=3": "did you mean table?",
+    "profile=tiny": "profile=tiny: allowed: full | scaled",
+    "seeds=[]": "seeds=[]: allowed: one whole number",
+    "jobs=0": "jobs=0: allowed",
+    "jobs=two": "jobs=two",
+    "shard=[2,2]": "shard=[2, 2]: allowed",
+    "roots.cifar=x": "roots.cifar10",
+    "overrides=[optim.lrr=3]": "optim.lr",
+    "launcher=torchrun": "launcher=torchrun: allowed: python with tangents=oracle",
+}
+
+
+@pytest.mark.parametrize("argument", BAD)
+def test_bad_input(argument: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["table=3", f"out={tmp_path / 'out'}", argument]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("fgpipe: ") and error.count("\n") == 1 and BAD[argument] in error
+    assert not list(tmp_path.iterdir())
+
+
+METHODS = [
+    ("end_to_end", "global", "weight"),
+    ("local", "local", "weight"),
+    ("local", "global", "activity"),
+    ("local", "intermediate", "weight"),
+    ("gaussian", "global", "activity"),
+    ("gaussian", "local", "weight"),
+    ("ntk", "intermediate", "activity"),
+    ("fixed_ntk", "global", "weight"),
+]
+
+
+@pytest.mark.parametrize("blocks", [8, 16])
+@pytest.mark.parametrize("guess, target, space", METHODS)
+def test_flops_are_those_of_a_real_step(guess: str, target: str, space: str, blocks: int) -> None:
+    images = 4
+    config = compose_config(
+        [
+            "data=cifar10",
+            f"model=resnet18_{blocks}",
+            "model.width=0.125",
+            "head=cnn",
+            f"batch_size={images}",
+            "epochs=3",
+        ]
+        + ["tangents=oracle", "window=1", f"guess={guess}", f"target={target}", f"space={space}", "device=cpu"]
+        + ["data.train_samples=9", "data.test_samples=5"]
+    )
+    place = Place(rank=0, world_size=1, local_rank=0, local_world_size=1)
+    run = RunPlan.make(config, DataFacts(1, 1, 10, 3, 32, 32), None, 0, 1)
+    trainer = build_trainer(run, Cluster(place), torch.device("cpu"), Metrics(blocks), Ledger(blocks))
+    batch = torch.randn(images, 3, 32, 32), torch.arange(images)
+    with FlopCounterMode(display=False) as step:
+        trainer.train(0, 1, lambda epoch, index: batch)
+    with FlopCounterMode(display=False) as test:
+        trainer.evaluate(0, 1, lambda epoch, index: batch)
+    counted = cost(config, "cifar10")
+    assert counted.step * images == pytest.approx(step.get_total_flops())
+    assert counted.total * images == pytest.approx(3 * (8 * step.get_total_flops() + 5 * test.get_total_flops()))
+
+
+def test_slurm_tasks_share_the_runs(tmp_path: Path) -> None:
+    """The array's tasks, started as Slurm would, list disjoint runs that are all runs together."""
+    stub = tmp_path / "python"
+    stub.write_text('#!/usr/bin/env bash\necho "$@"\n')
+    stub.chmod(0o755)
+    shards = []
+    for task in (3, 4, 5):
+        variables = {
+            "SLURM_ARRAY_TASK_ID": task,
+            "SLURM_ARRAY_TASK_COUNT": 3,
+            "SLURM_ARRAY_TASK_MIN": 3,
+            "SLURM_SUBMIT_DIR": tmp_path,
+        }
+        environment = {
+            **os.environ,
+            "PATH": f"{tmp_path}:{os.environ['PATH']}",
+            **{key: str(value) for key, value in variables.items()},
+        }
+        done = subprocess.run(
+            ["bash", str(ROOT / "launch" / "grid.sbatch"), "table=2"],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.split()[:3] == ["-m", "fgpipe.grid", "table=2"]
+        shards.append([run.name for run in plan(*done.stdout.split()[2:]).runs])
+    assert sorted(sum(shards, [])) == sorted(run.name for run in plan("table=2").runs)
