@@ -1,4 +1,4 @@
-"""Puts a run together: the only file, with `train.py`, that chooses concrete classes."""
+"""Puts a run together: the only file, with `run.py`, that chooses concrete classes."""
 
 import copy
 from collections.abc import Callable

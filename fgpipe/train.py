@@ -4,36 +4,21 @@ Exit codes: 0, done; 1, the run failed; 2, bad input; 75, saved on SIGTERM and t
 """
 
 import os
-import resource
 import sys
 import time
-import warnings
-from dataclasses import astuple, replace
-from pathlib import Path
-from typing import Any
 
-import torch
 from omegaconf import OmegaConf
 
-from fgpipe import resume
-from fgpipe.assembly import DTYPES, DataFacts, Plan, Trainer, build_trainer
-from fgpipe.checkpoint import CheckpointError, Checkpoints, Manifest
-from fgpipe.config import CONFIGS, Config, check_world, compose_config, known_keys
-from fgpipe.data import Batches, load
+from fgpipe.checkpoint import CheckpointError
+from fgpipe.config import CONFIGS, compose_config, known_keys
 from fgpipe.errors import UserError
-from fgpipe.models.net import Net
-from fgpipe.observe.ledger import Ledger, report
-from fgpipe.observe.metrics import Metrics, incident_report, scores, staleness_report
-from fgpipe.observe.progress import Progress, closing_table
-from fgpipe.observe.record import RunFolder, folder_for, scores_of
+from fgpipe.run import run
 from fgpipe.runtime.feedback.messages import FeedbackError
 from fgpipe.runtime.finite import NotFiniteError
-from fgpipe.runtime.interface import Interface
 from fgpipe.runtime.links.distributed import LinkError
-from fgpipe.runtime.process import Cluster, Facts, Place, prefix
-from fgpipe.runtime.topology import Topology
+from fgpipe.runtime.process import Place
 from fgpipe.runtime.worker import Stalled
-from fgpipe.saver import Preempted, Saver
+from fgpipe.saver import Preempted
 
 PREEMPTED = 75
 """Exit code: `EX_TEMPFAIL` of sysexits.h, try again later."""
@@ -82,192 +67,6 @@ def usage() -> str:
     keys = "\n".join(f"  {key}" for key in known_keys())
     lead = "usage: [torchrun --nproc_per_node=N | python] -m fgpipe.train [--cfg] [key=value ...]"
     return f"{lead}\n\n--cfg prints the resolved configuration.\n\ngroups:\n" + "\n".join(choices) + f"\n\nkeys:\n{keys}"
-
-
-def run(config: Config, net: Net | None = None) -> dict[str, Any]:
-    """Train and test a net as `config` says, in this process or as one of torchrun's.
-
-    Args:
-        config: from `compose_config`.
-        net: blocks and heads of your own; None builds the configuration's ResNet-18.
-
-    Returns:
-        The figures of `summary.json` on the reporting process, an empty dict on the others.
-
-    Raises:
-        UserError: the configuration cannot be run here, or the data cannot be read.
-        LinkError, FeedbackError, Stalled: another process is gone, silent or wrong; a line on stderr says which.
-        CheckpointError: a checkpoint cannot be written or read.
-        Preempted: SIGTERM came, and the run is saved.
-        NotFiniteError: training has diverged; a line on stderr says where.
-    """
-    place = Place.from_environment()
-    if net is not None:
-        config = replace(config, model=replace(config.model, blocks=len(net.blocks)))
-    check_world(config, place.world_size)
-    if (done := resume.check_run_dir(config)) is not None:
-        return _already(done, config, place)
-    interface = Interface.find(config.interface, place.several_hosts)
-    device = place.device(config.device)
-    torch.set_num_threads(place.threads(config.threads))
-    batches, found = _load(config) if place.rank == 0 else (None, None)
-    cluster = Cluster(place)
-    step, folder, *facts = cluster.share(found)
-    source = resume.source(config)
-    resumed = Checkpoints(source).manifest(step) if source is not None and step else None
-    plan = Plan.make(config, DataFacts(*facts), net, place.rank, place.world_size, step)
-    _prefix_warnings(plan.topology)
-    interface.confine_gloo()
-    pipelined = config.guess == "end_to_end" and config.tangents == "forward"
-    cluster.connect(plan.topology, place.wire_device(device), config.deadline, alone=pipelined)
-    return _Run(plan, cluster, device, batches, Path(folder), resumed).execute()
-
-
-class _Run:
-    """The epochs of one process, and the report if it is the one that reports."""
-
-    def __init__(
-        self, plan: Plan, cluster: Cluster, device: torch.device, batches: Batches | None, folder: Path, resumed: Manifest | None
-    ) -> None:
-        config, facts = plan.config, plan.facts
-        self._plan, self._cluster, self._device, self._batches = plan, cluster, device, batches
-        self._progress, self._folder, self._resumed = None, None, resumed
-        done = resumed.epochs if resumed else []
-        self._seconds = sum(line["train_seconds"] for line in done)
-        if cluster.place.rank == plan.topology.reporter:
-            self._progress = Progress(config.epochs, facts.train_batches, config.batch_size)
-            self._folder = RunFolder(config, folder, done)
-        on_batch, on_cosines = self._progress and self._progress.batch, self._folder and self._folder.cosines
-        self._metrics = Metrics(plan.method.blocks, on_batch, on_cosines)
-        self._ledger = Ledger(plan.method.blocks)
-        self._saver = Saver(plan, cluster, folder, self._metrics, self._ledger, resumed)
-
-    def execute(self) -> dict[str, Any]:
-        try:
-            trainer = build_trainer(self._plan, self._cluster, self._device, self._metrics, self._ledger)
-            first, index, seconds = self._resume(trainer)
-            for epoch in range(first, self._plan.config.epochs):
-                self._epoch(trainer, epoch, index, seconds)
-                index, seconds = 0, 0.0
-            trainer.close()
-        except (LinkError, FeedbackError, Stalled) as error:
-            print(f"{prefix(self._plan.topology)} error: {error}", file=sys.stderr)
-            raise
-        except NotFiniteError as error:
-            print(f"[block {error.block}] error: {error}", file=sys.stderr)
-            raise
-        finally:
-            self._cluster.restore_signals()
-            if self._progress is not None:
-                self._progress.close()
-        figures = self._figures(self._seconds)
-        self._cluster.close()
-        if self._folder is None:
-            return {}
-        self._folder.summary(figures)
-        print(closing_table(self._table["train"], self._table["test"], self._plan.method.blocks))
-        speed = figures["images_per_second"]
-        print(f"test accuracy {figures['test_accuracy']:.2%}, {speed:.0f} images/s; see {self._folder.path}", flush=True)
-        return figures
-
-    def _resume(self, trainer: Trainer) -> tuple[int, int, float]:
-        """Restore what is resumed from; the epoch and index of the next batch, and the seconds spent on that epoch."""
-        source, manifest = resume.source(self._plan.config), self._resumed
-        if manifest is None or source is None:
-            return 0, 0, 0.0
-        self._saver.restore(trainer.trained(), Checkpoints(source).folder(manifest.step))
-        if self._progress is not None:
-            self._progress.resume(manifest.step, self._seconds)
-        if manifest.epochs:
-            self._table = scores_of(manifest.epochs[-1])
-        return manifest.epoch, manifest.batch, manifest.train_seconds
-
-    def _epoch(self, trainer: Trainer, epoch: int, index: int, seconds: float) -> None:
-        """Train from batch `index` on, and test; `seconds` were spent on the batches before it.
-
-        Seconds count from the first process's start of training to the last one's end, without what saving takes.
-        """
-        facts, source = self._plan.facts, self._batches
-        if self._progress is not None:
-            self._progress.begin_epoch(epoch, seconds)
-        while index < facts.train_batches:
-            segment = self._saver.segment(epoch, index)
-            self._cluster.barrier()
-            began = time.monotonic()
-            index = trainer.train(epoch, facts.train_batches, source and source.train, segment, self._saver.stop)
-            self._cluster.barrier()
-            seconds += time.monotonic() - began
-            if index < facts.train_batches:
-                self._saver.after_segment(trainer.trained(), epoch, segment, index, self._lines, seconds)
-        trainer.evaluate(epoch, facts.test_batches, source and (lambda epoch, index: source.test(index)))
-        self._table = scores(self._cluster.sum(self._metrics.take()))
-        self._seconds += seconds
-        last = self._plan.method.last
-        if self._progress is not None and self._folder is not None:
-            self._progress.end_epoch(seconds, self._table["train"][last], self._table["test"][last])
-            self._folder.epoch(epoch, self._table, seconds)
-        self._saver.after_epoch(trainer.trained(), epoch, self._table["test"][last].accuracy, self._lines)
-
-    @property
-    def _lines(self) -> list[dict[str, Any]]:
-        """The epochs that are done, as the reporting process knows them."""
-        return self._folder.epochs if self._folder is not None else []
-
-    def _figures(self, train_seconds: float) -> dict[str, Any]:
-        plan, place, total = self._plan, self._cluster.place, self._cluster.sum
-        traffic, staleness = total(self._ledger.as_tensor()), total(self._metrics.staleness())
-        incidents = total(self._metrics.incidents())
-        memory = torch.zeros(place.world_size, dtype=torch.int64)
-        memory[place.rank] = _peak_memory(self._device)
-        images = plan.config.epochs * plan.facts.train_batches * plan.config.batch_size
-        return {
-            "device": str(self._device),
-            "world_size": place.world_size,
-            "blocks_per_process": list(plan.topology.sizes),
-            "threads_per_process": torch.get_num_threads(),
-            "windows": list(plan.windows),
-            "test_accuracy": self._table["test"][plan.method.last].accuracy,
-            "train_seconds": train_seconds,
-            "images_per_second": images / train_seconds,
-            "resumed_at_step": plan.step,
-            "extra_drains": self._saver.extra_drains,
-            "staleness": staleness_report(staleness),
-            "scalars": incident_report(incidents),
-            "bytes": report(traffic),
-            "peak_memory_bytes": total(memory).tolist(),
-        }
-
-
-def _load(config: Config) -> tuple[Batches, Facts]:
-    """The data, and what the other processes must know: the step to go on from, the run folder, and `DataFacts`."""
-    dataset = load(config.data)
-    batches = Batches(dataset, config.data, config.batch_size, config.seed, DTYPES[config.dtype])
-    facts = DataFacts.of(dataset, batches, config.data.size)
-    manifest = resume.choose(config, facts.train_batches)
-    return batches, (manifest.step if manifest else 0, str(folder_for(config)), *astuple(facts))
-
-
-def _already(summary: dict[str, Any], config: Config, place: Place) -> dict[str, Any]:
-    """The answer to a run that `resume=auto` finds finished."""
-    if place.rank != place.world_size - 1:
-        return {}
-    print(f"{config.run_dir} is finished: test accuracy {summary['test_accuracy']:.2%}", flush=True)
-    return summary
-
-
-def _peak_memory(device: torch.device) -> int:
-    """Bytes: of the GPU's allocator, or of the process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _prefix_warnings(topology: Topology) -> None:
-    def show(message: Warning | str, category: type[Warning], *rest: Any) -> None:
-        print(f"{prefix(topology)} warning: {message}", file=sys.stderr, flush=True)
-
-    warnings.showwarning = show
-
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

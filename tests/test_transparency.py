@@ -28,7 +28,7 @@ from fgpipe.observe.metrics import Metrics
 from fgpipe.optim import Optimizer
 from fgpipe.runtime.process import Cluster, Place
 from fgpipe.runtime.stage import Stage
-from fgpipe.train import run
+from fgpipe.run import run
 
 BATCH, STEPS, TOLERANCE = 8, 3, 1e-9
 SPACES = [("weight", "tensor"), ("weight", "block"), ("activity", "batch"), ("activity", "sample")]

@@ -25,7 +25,7 @@ from typing import Any
 
 from fgpipe.config import compose_config
 from fgpipe.errors import UserError
-from fgpipe.train import run
+from fgpipe.run import run
 
 FAMILIES = (("weight", "tensor"), ("weight", "block"), ("activity", "sample"))
 LANES: tuple[int | str, ...] = ("exact", 1, 2, 4, 8)

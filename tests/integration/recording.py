@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 import fgpipe.assembly
-import fgpipe.train
+import fgpipe.run
 from fgpipe.config import compose_config
 from fgpipe.observe.metrics import Metrics
 
@@ -61,7 +61,7 @@ def connections() -> list[dict[str, int]]:
 def record(folder: Path, name: str, overrides: list[str]) -> None:
     modules: dict[int, fgpipe.assembly.Modules] = {}
     make = fgpipe.assembly._modules
-    figures = fgpipe.train._Run._figures
+    figures = fgpipe.run._Run._figures
 
     def remember(plan, j, device):
         modules[j] = make(plan, j, device)
@@ -72,11 +72,11 @@ def record(folder: Path, name: str, overrides: list[str]) -> None:
         (folder / f"{name}-{RANK}.json").write_text(json.dumps(connections()))
         return figures(self, seconds)
 
-    fgpipe.assembly._modules, fgpipe.train._Run._figures = remember, count
+    fgpipe.assembly._modules, fgpipe.run._Run._figures = remember, count
     try:
-        fgpipe.train.run(compose_config([*overrides, f"run_dir={folder / name}"]))
+        fgpipe.run.run(compose_config([*overrides, f"run_dir={folder / name}"]))
     finally:
-        fgpipe.assembly._modules, fgpipe.train._Run._figures = make, figures
+        fgpipe.assembly._modules, fgpipe.run._Run._figures = make, figures
     arrays = {key: np.array(values) for key, values in Recorded.last.losses.items()}
     for j, each in modules.items():
         for kind, module in (("block", each.block), ("head", each.head)):
@@ -86,6 +86,6 @@ def record(folder: Path, name: str, overrides: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    fgpipe.train.Metrics = Recorded
+    fgpipe.run.Metrics = Recorded
     for name, overrides in json.loads((Path(sys.argv[1]) / "runs.json").read_text()).items():
         record(Path(sys.argv[1]), name, overrides)

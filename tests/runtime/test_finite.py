@@ -7,7 +7,7 @@ import torch
 
 from fgpipe.config import compose_config
 from fgpipe.runtime.finite import NotFiniteError, check_finite
-from fgpipe.train import run
+from fgpipe.run import run
 from tests.integration.launching import ROOT, launch, processes_with
 from tests.runtime.poison import KINDS, poison
 

@@ -10,7 +10,7 @@ from fgpipe.config import compose_config
 from fgpipe.data import Batches
 from fgpipe.models.heads import Head
 from fgpipe.models.net import Net
-from fgpipe.train import run
+from fgpipe.run import run
 from tests.integration.launching import launch
 
 OVERRIDES = [
