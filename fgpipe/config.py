@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from fgpipe.errors import UserError, bad_value
 
 RANDOM = ("gaussian", "rademacher")
-GUESSES = ("local", "ntk", "fixed_ntk", *RANDOM, "end_to_end")
+GUESSES = ("local", "local_subspace", "ntk", "fixed_ntk", *RANDOM, "end_to_end")
 SCOPES = {"weight": ("tensor", "block"), "activity": ("sample", "batch")}
 """Scopes of each space; the first is the paper's and the default."""
 _PACKAGE = Path(__file__).resolve().parent
@@ -124,6 +124,8 @@ class Config:
     guess: str = MISSING
     space: str = MISSING
     scope: str | None = None
+    directions: int | None = None
+    """Of guess=local_subspace, at most; null is as many as the batch has samples."""
     tangents: str = MISSING
     lanes: Any = MISSING
     code: str = MISSING
@@ -209,6 +211,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "observe.tensorboard": _one_of(False, True),
     "guess": _one_of(*GUESSES),
     "space": _one_of(*SCOPES),
+    "directions": _optional((_is_count, "a whole number of at least 1")),
     "tangents": _one_of("forward", "oracle"),
     "lanes": (lambda value: value == "exact" or _is_count(value), "exact, or a whole number of at least 1"),
     "code": _one_of("hadamard", "rademacher"),
@@ -317,6 +320,7 @@ def check(config: Config) -> None:
         raise bad_value("scope", config.scope, f"{' | '.join(SCOPES[config.space])} with space={config.space}")
     if config.observe.cosine is not None and (config.tangents != "oracle" or config.guess == "end_to_end"):
         raise bad_value("observe.cosine", config.observe.cosine, "null unless tangents=oracle, with a guess to compare")
+    _check_subspace(config)
     _check_lanes(config)
     if config.tangents == "oracle" and config.window != 1:
         raise bad_value("window", config.window, "1 with tangents=oracle, which has no pipeline")
@@ -349,12 +353,28 @@ def _check_target(config: Config) -> None:
         raise bad_value("target", name, "global with guess=end_to_end")
 
 
+def _check_subspace(config: Config) -> None:
+    if config.guess != "local_subspace":
+        if config.directions is not None:
+            raise bad_value("directions", config.directions, "null unless guess=local_subspace")
+        return
+    for key, only in (("space", "activity"), ("scope", "sample")):
+        if (value := getattr(config, key)) != only:
+            raise bad_value(key, value, f"{only} with guess=local_subspace")
+    if config.directions is not None and config.directions > config.batch_size:
+        raise bad_value("directions", config.directions, f"1 to batch_size={config.batch_size}, or null")
+
+
 def _check_lanes(config: Config) -> None:
     coded, method = config.lanes != "exact", f"guess={config.guess} target={config.target.name}"
     if config.guess == "end_to_end" or (config.guess == "local" and config.target.depth == 0):
         for key, only in (("lanes", "exact"), ("decode", "plain"), ("step", "projection")):
             if (value := getattr(config, key)) != only:
                 raise bad_value(key, value, f"{only} with {method}, which projects nothing")
+    if config.guess == "local_subspace":
+        for key, only in (("lanes", "exact"), ("decode", "plain"), ("step", "projection")):
+            if (value := getattr(config, key)) != only:
+                raise bad_value(key, value, f"{only} with {method}, whose directions change with every batch")
     if coded and config.code == "hadamard" and config.lanes & (config.lanes - 1):
         raise bad_value("lanes", config.lanes, "a power of two with code=hadamard")
     if coded and config.tangents == "oracle" and config.scope == "sample":

@@ -19,6 +19,7 @@ WRONG = {
     "model.width": ["0", "-1", "inf", "wide"],
     "head.hidden": ["0", "big"],
     "target.depth": ["-1", "deep"],
+    "directions": ["0", "-3", "1.5", "many", "8"],
     "optim.lr": ["0", "-0.1", "nan", "fast"],
     "optim.momentum": ["1", "-0.1"],
     "optim.weight_decay": ["-1"],

@@ -205,6 +205,8 @@ def add(first: Tangent | None, second: Tangent | None) -> Tangent | None:
         return second if first is None else first
     if first.lanes == second.lanes:
         return Tangent(first.lanes, first.value + second.value)
+    if not set(first.lanes) & set(second.lanes):
+        return Tangent(first.lanes + second.lanes, torch.cat([first.value, second.value]))
     total, stack = Tangent(first.lanes, first.value.clone()), second.per_lane()
     for position, lane in enumerate(second.lanes):
         total = insert(total, stack[position], {lane: 1.0})

@@ -1,12 +1,14 @@
 """From scalars to gradient estimates: c = <target gradient, g> / (|g|^2 + eps), the estimate is c g (paper, eq. 1).
 
-Random guesses have unit covariance and are not divided by their norm. Eq. 4 applies this to the parameters
-(weight space), eq. 5 to a block's output, from which the block back-propagates it through itself (activity space).
+Random guesses have unit covariance and the directions of a subspace unit norm: c is not divided. Eq. 4 applies this
+to the parameters (weight space), eq. 5 to a block's output, from which the block back-propagates it through itself
+(activity space).
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from fgpipe.gradients.method import Method
@@ -17,7 +19,7 @@ EPSILON = 1e-30
 
 
 def coefficients(scalars: Tensor, squared_norms: Tensor | None) -> Tensor:
-    """The factor of each guess, shaped as `scalars`; `squared_norms` is None for random guesses."""
+    """The factor of each guess, shaped as `scalars`; `squared_norms` is None where nothing is divided by them."""
     return scalars if squared_norms is None else scalars / (squared_norms + EPSILON)
 
 
@@ -65,6 +67,15 @@ def weight_estimate(guesses: Mapping[str, Tensor], factors: Tensor) -> dict[str,
 def activity_estimate(guess: Tensor, factors: Tensor) -> Tensor:
     """c g for a block's output `[B, ...]` (eq. 5). `factors` is `[B]` (scope sample) or `[1]` (batch)."""
     return factors.reshape(-1, *[1] * (guess.dim() - 1)) * guess
+
+
+def subspace_estimate(directions: Tensor, factors: Tensor) -> Tensor:
+    """sum_p c_p v_p for each sample's part of a block's output, `[B, ...]`.
+
+    With c the scalars of orthonormal `directions` v `[P, ...]`, the projection of the target's gradient on their
+    span (paper, table 6). `factors` is `[P, B]`.
+    """
+    return torch.tensordot(factors, directions, dims=([0], [0]))
 
 
 def activity_squared_norms(guess: Tensor, scope: str) -> Tensor:

@@ -35,6 +35,25 @@ def redraw(head: nn.Module, guess: str, seed: int, block: int, batch: int) -> No
     initialize(head, generator(seed, guess, block, batch if guess == "ntk" else 0))
 
 
+def principal_directions(guesses: Tensor, count: int) -> Tensor:
+    """The first `count` right singular vectors of the samples' guesses `[B, ...]`, orthonormal: `[count, ...]`.
+
+    Those past the rank are zero: they span nothing that the guesses do. A singular value counts as zero up to
+    sqrt(B D) roundings of the largest, D being the size of one guess: heads that pool give fewer independent guesses
+    than samples. NaN if a guess is not finite.
+    """
+    rows = guesses.flatten(1)
+    directions = rows.new_zeros(count, rows.shape[1])
+    if rows.isfinite().all():
+        _, sizes, vectors = torch.linalg.svd(rows, full_matrices=False)
+        least = sizes[0] * torch.finfo(rows.dtype).eps * rows.numel() ** 0.5
+        rank = min(count, int((sizes > least).sum()))
+        directions[:rank] = vectors[:rank]
+    else:
+        directions.fill_(torch.nan)
+    return directions.unflatten(1, guesses.shape[1:])
+
+
 def squared_norms(guesses: Mapping[str, Tensor], scope: str) -> Tensor:
     """|g|^2 of each probe of a weight-space guess, `[P]`: of each tensor, or of all together."""
     norms = torch.stack([guess.square().sum() for guess in guesses.values()])

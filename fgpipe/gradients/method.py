@@ -22,12 +22,15 @@ class Method:
     depth: int | None
     decode: str = "plain"
     step: str = "projection"
+    directions: int = 0
+    """Probes of a block with a subspace guess."""
 
     @classmethod
     def of(cls, config: Config) -> "Method":
         assert config.scope is not None
         shape = config.model.blocks, config.guess, config.space, config.scope, config.target.depth
-        return cls(*shape, config.decode, config.step)
+        directions = (config.directions or config.batch_size) if config.guess == "local_subspace" else 0
+        return cls(*shape, config.decode, config.step, directions)
 
     @property
     def last(self) -> int:
@@ -36,8 +39,23 @@ class Method:
 
     @property
     def is_random(self) -> bool:
-        """The guess is noise, drawn from its key; its coefficient is not divided by its norm."""
+        """The guess is noise, drawn from its key."""
         return self.guess in RANDOM
+
+    @property
+    def is_subspace(self) -> bool:
+        """Each sample's target is projected on the span of the guesses of all samples (paper, table 6)."""
+        return self.guess == "local_subspace"
+
+    @property
+    def divides_by_norm(self) -> bool:
+        """As eq. 1 has it for deterministic guesses; random ones and orthonormal directions are not divided."""
+        return not self.is_random and not self.is_subspace
+
+    @property
+    def has_local_guess(self) -> bool:
+        """The guess comes from the trained head, whose gradient the same backward pass gives."""
+        return self.guess == "local" or self.is_subspace
 
     @property
     def has_untrained_guess(self) -> bool:
@@ -59,7 +77,7 @@ class Method:
 
     def trains_head(self, block: int) -> bool:
         """The guess or a target uses the trained head of `block`."""
-        return self.guess == "local" or any(self.target(lower) == block for lower in range(block + 1))
+        return self.has_local_guess or any(self.target(lower) == block for lower in range(block + 1))
 
     def keeps_graph(self, block: int) -> bool:
         """The block holds its autograd graph from its forward pass until its scalars arrive."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fgpipe.gradients.estimator import EPSILON
-from fgpipe.gradients.guess import noise_like
+from fgpipe.gradients.guess import noise_like, principal_directions
 from fgpipe.gradients.method import Method
 
 
@@ -86,7 +86,7 @@ def estimate(
             result.heads.append({})
             continue
         asking = [j for j in range(method.blocks) if method.target(j) == t]
-        guessing = [t] if method.guess == "local" and not method.is_plain(t) else []
+        guessing = [t] if method.has_local_guess and not method.is_plain(t) else []
         wanted = [*(places[j] for j in (*asking, *guessing)), tuple(head.parameters())]
         *found, of_head = _backward(loss, wanted)
         gradients.update(zip(asking, found))
@@ -98,15 +98,19 @@ def estimate(
             guesses[j] = noise_like(method.guess, places[j], seed, j, batch)
         elif method.has_untrained_guess:
             (guesses[j],) = _backward(guess_heads[j].losses(outputs[j], labels)[0], [places[j]])
-    scalars = {j: _inner(method, gradients[j], guesses[j]) for j in projecting}
+    probes = guesses
+    if method.is_subspace:
+        probes = {j: (principal_directions(guesses[j][0], method.directions),) for j in projecting}
+    scalars = {j: _inner(method, gradients[j], probes[j]) for j in projecting}
     result.scalars.extend(scalars.get(j) for j in range(method.blocks))
     received = transmit(scalars)
     for j, block in enumerate(blocks):
         estimates = gradients[j]
         if j in received:
-            norms = _inner(method, guesses[j], guesses[j])
-            factors = step_size(j, received[j] if method.is_random else received[j] / (norms + EPSILON))
-            estimates = _times(method, factors, guesses[j])
+            coefficients = received[j]
+            if method.divides_by_norm:
+                coefficients = coefficients / (_inner(method, probes[j], probes[j]) + EPSILON)
+            estimates = _times(method, step_size(j, coefficients), probes[j])
             if method.space == "activity":
                 estimates = torch.autograd.grad(outputs[j], tuple(block.parameters()), estimates[0], retain_graph=True)
         result.blocks.append(_named(block, estimates))
@@ -137,7 +141,9 @@ def _named(module: nn.Module, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
 
 
 def _inner(method: Method, a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
-    """<a, b> for each probe and sample, `[P, S]`."""
+    """<a, b> for each probe and sample, `[P, S]`; `b` are the guesses, or the directions of a subspace guess."""
+    if method.is_subspace:
+        return b[0].flatten(1) @ a[0].flatten(1).T
     products = [x * y for x, y in zip(a, b, strict=True)]
     if method.scope == "sample":
         return products[0].sum(tuple(range(1, products[0].dim()))).unsqueeze(0)
@@ -146,7 +152,9 @@ def _inner(method: Method, a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
 
 
 def _times(method: Method, factors: Tensor, guess: Sequence[Tensor]) -> list[Tensor]:
-    """c g for each tensor, with `factors` `[P, S]`."""
+    """c g for each tensor, with `factors` `[P, S]`; of a subspace guess the sum over its directions."""
+    if method.is_subspace:
+        return [(factors.T @ guess[0].flatten(1)).unflatten(1, guess[0].shape[1:])]
     if method.scope == "sample":
         return [factors.reshape(-1, *[1] * (guess[0].dim() - 1)) * guess[0]]
     return [c * g for c, g in zip(factors.expand(len(guess), 1), guess, strict=True)]

@@ -74,7 +74,8 @@ def plan_lanes(method: Method, tensors: Sequence[int], lanes: int | str, code: s
         UserError: there are more lanes than probes could use.
     """
     per_tensor = method.space == "weight" and method.scope == "tensor"
-    counts = tuple(0 if method.is_plain(j) else tensors[j] if per_tensor else 1 for j in range(method.blocks))
+    per_block = method.directions if method.is_subspace else 1
+    counts = tuple(0 if method.is_plain(j) else tensors[j] if per_tensor else per_block for j in range(method.blocks))
     if lanes == "exact":
         return ExactLanes(method, counts)
     coded = CodedLanes(method, counts, code, int(lanes), seed)
@@ -207,6 +208,12 @@ def arrange(tangent: Tangent, lanes: tuple[int, ...], readings: Tensor) -> Tenso
 def restrict(tangent: Tangent | None, lanes: tuple[int, ...]) -> Tangent | None:
     """The part of a tangent that lives in `lanes`."""
     return tangent.select(lanes) if tangent is not None and lanes else None
+
+
+def shared(lanes: tuple[int, ...], directions: Tensor, like: Tensor) -> Tangent:
+    """A tangent that moves every sample of `like` `[B, ...]` along the same direction, one of `[R, ...]` in each lane."""
+    value = directions.repeat_interleave(len(like), dim=0)
+    return Tangent(lanes, value.contiguous(memory_format=torch.channels_last) if like.dim() == 4 else value)
 
 
 def widen(tangent: Tangent | None, lanes: tuple[int, ...], like: Tensor) -> Tangent:

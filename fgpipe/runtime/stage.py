@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from fgpipe.gradients import Direction, Push, PushLosses, Tangent, linearize, linearize_losses
-from fgpipe.gradients.dual import insert
+from fgpipe.gradients.dual import add, insert
 from fgpipe.gradients.estimator import StepRule, activity_estimate, activity_squared_norms, coefficients
-from fgpipe.gradients.estimator import weight_estimate
-from fgpipe.gradients.guess import noise_like, redraw, squared_norms
+from fgpipe.gradients.estimator import subspace_estimate, weight_estimate
+from fgpipe.gradients.guess import noise_like, principal_directions, redraw, squared_norms
 from fgpipe.gradients.method import Method
-from fgpipe.gradients.probes import Decoder, Lanes, arrange, read, restrict, widen
+from fgpipe.gradients.probes import Decoder, Lanes, arrange, read, restrict, shared, widen
 from fgpipe.observe.metrics import Metrics
 from fgpipe.optim import Optimizer, Trained, parts
 from fgpipe.runtime.feedback.messages import Feedback
@@ -27,7 +27,8 @@ from fgpipe.runtime.finite import check_finite
 from fgpipe.runtime.links.base import Batch
 
 Guess = dict[str, Tensor] | Tensor
-"""By parameter name (weight space), or shaped as the block's output `[B, ...]` (activity space)."""
+"""By parameter name (weight space), or shaped as the block's output `[B, ...]` (activity space): of a subspace guess the
+directions `[P, ...]`."""
 
 
 @dataclass(eq=False)
@@ -154,7 +155,7 @@ class Stage:
         """The trained head's losses `[B]`; they reach into the block where its gradient or guess comes from them."""
         if self.head is None:
             return None, None
-        attached = self._plain or self._method.guess == "local"
+        attached = self._plain or self._method.has_local_guess
         with torch.enable_grad():
             losses, logits, push = linearize_losses(self.head, y if attached else y.detach(), batch.labels)
         check_finite(losses, self.index, f"loss of {batch.name}")
@@ -177,6 +178,8 @@ class Stage:
         else:
             gradients = torch.autograd.grad(losses.mean(), [*places, *self._head_optimizer.parameters])
             found, head_gradients = gradients[: len(places)], gradients[len(places) :]
+            if self._method.is_subspace:
+                found = [principal_directions(found[0], self._method.directions)]
         return self._named(found) if in_weights else found[0], head_gradients
 
     def _push(self, push: Push | None, batch: Batch, y: Tensor, guess: Guess | None) -> Tangent | None:
@@ -186,6 +189,8 @@ class Stage:
         dx = batch.tangent
         if guess is None:
             return push(dx, {})
+        if self._method.is_subspace:
+            return add(push(dx, {}), shared(self._lanes.of(self.index), guess, y))
         carriers = self._lanes.carriers(self.index, batch.id, y)
         if not isinstance(guess, dict):
             return insert(push(dx, {}), guess, carriers[0])
@@ -235,14 +240,14 @@ class Stage:
         method = self._method
         if method.space == "weight":
             guess = entry.guess or self._named(self._noise(self._optimizer.parameters, entry.batch))
-            norms = None if method.is_random else squared_norms(guess, method.scope).unsqueeze(1)
+            norms = squared_norms(guess, method.scope).unsqueeze(1) if method.divides_by_norm else None
             factors = self.step_rule.factors(coefficients(scalars, norms))
             estimates = list(weight_estimate(guess, factors[:, 0]).values())
         else:
             guess = self._noise([entry.output], entry.batch)[0] if entry.guess is None else entry.guess
-            norms = None if method.is_random else activity_squared_norms(guess, method.scope).unsqueeze(0)
+            norms = activity_squared_norms(guess, method.scope).unsqueeze(0) if method.divides_by_norm else None
             factors = self.step_rule.factors(coefficients(scalars, norms))
-            signal = activity_estimate(guess, factors[0])
+            signal = subspace_estimate(guess, factors) if method.is_subspace else activity_estimate(guess, factors[0])
             estimates = torch.autograd.grad(entry.output, list(entry.weights.parameters()), signal)
         self._optimizer.step(estimates, entry.batch)
         self._version += 1

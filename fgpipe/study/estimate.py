@@ -37,7 +37,10 @@ class Cost:
 
 
 def cost(config: Config, dataset: str) -> Cost:
-    """Count the convolutions and matrix products of a run on one of the paper's data sets; nothing is computed."""
+    """Count the convolutions and matrix products of a run on one of the paper's data sets; nothing is computed.
+
+    What a subspace guess adds, a singular value decomposition and a projection, is not counted.
+    """
     published, plan = DATASETS[dataset], _plan(config, dataset)
     blocks, own, heads = count(plan.net, (plan.facts.channels, plan.facts.height, plan.facts.width))
     if config.tangents == "oracle":
@@ -67,7 +70,7 @@ def oracle_flops(method: Method, blocks: Sequence[float], own: Sequence[float], 
     total = sum(blocks)
     for j, head in enumerate(heads):
         if method.trains_head(j):
-            guessing = method.guess == "local" and not through[j]
+            guessing = method.has_local_guess and not through[j]
             asking = {lower for lower in range(j + 1) if method.target(lower) == j or (guessing and lower == j)}
             lowest, *higher = range(min(asking), j + 1)
             total += 3 * head + own[lowest] * to_weights[lowest]

@@ -30,7 +30,7 @@ class Key(NamedTuple):
 class Cell:
     """One accuracy of the paper's tables, or one of ours that belongs beside them.
 
-    `guess`, `target`, `aux` and `space` are the names of `configs/train.yaml`, but `guess="local_subspace"` (table 6).
+    `guess`, `target`, `aux` and `space` are the names of `configs/train.yaml`.
     """
 
     table: int

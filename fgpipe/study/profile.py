@@ -6,7 +6,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fgpipe.config import CONFIGS, GUESSES
+from fgpipe.config import CONFIGS
 from fgpipe.errors import UserError, bad_value
 from fgpipe.study.paper import Cell
 
@@ -48,8 +48,8 @@ class Profile:
         return profile
 
     def serves(self, cell: Cell) -> bool:
-        """The profile has the cell's data set, and fgpipe its guess (it lacks table 6's so far)."""
-        return cell.dataset in self.datasets and cell.guess in GUESSES
+        """The profile has the cell's data set."""
+        return cell.dataset in self.datasets
 
     def settings(self, cell: Cell) -> dict[str, str]:
         """The configuration of a cell that the profile serves, key to value; without data root, seed and folder.
