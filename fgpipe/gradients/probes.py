@@ -210,8 +210,8 @@ def restrict(tangent: Tangent | None, lanes: tuple[int, ...]) -> Tangent | None:
     return tangent.select(lanes) if tangent is not None and lanes else None
 
 
-def shared(lanes: tuple[int, ...], directions: Tensor, like: Tensor) -> Tangent:
-    """A tangent that moves every sample of `like` `[B, ...]` along the same direction, one of `[R, ...]` in each lane."""
+def along(directions: Tensor, lanes: tuple[int, ...], like: Tensor) -> Tangent:
+    """A tangent that moves all samples of `like` `[B, ...]` alike, each lane along one of `directions` `[R, ...]`."""
     value = directions.repeat_interleave(len(like), dim=0)
     return Tangent(lanes, value.contiguous(memory_format=torch.channels_last) if like.dim() == 4 else value)
 

@@ -19,7 +19,7 @@ from fgpipe.gradients.estimator import StepRule, activity_estimate, activity_squ
 from fgpipe.gradients.estimator import subspace_estimate, weight_estimate
 from fgpipe.gradients.guess import noise_like, principal_directions, redraw, squared_norms
 from fgpipe.gradients.method import Method
-from fgpipe.gradients.probes import Decoder, Lanes, arrange, read, restrict, shared, widen
+from fgpipe.gradients.probes import Decoder, Lanes, along, arrange, read, restrict, widen
 from fgpipe.observe.metrics import Metrics
 from fgpipe.optim import Optimizer, Trained, parts
 from fgpipe.runtime.feedback.messages import Feedback
@@ -27,8 +27,8 @@ from fgpipe.runtime.finite import check_finite
 from fgpipe.runtime.links.base import Batch
 
 Guess = dict[str, Tensor] | Tensor
-"""By parameter name (weight space), or shaped as the block's output `[B, ...]` (activity space): of a subspace guess the
-directions `[P, ...]`."""
+"""By parameter name (weight space), or shaped as the block's output (activity space): `[B, ...]`, one for each sample,
+or the directions of a subspace guess, `[P, ...]`."""
 
 
 @dataclass(eq=False)
@@ -190,7 +190,7 @@ class Stage:
         if guess is None:
             return push(dx, {})
         if self._method.is_subspace:
-            return add(push(dx, {}), shared(self._lanes.of(self.index), guess, y))
+            return add(push(dx, {}), along(guess, self._lanes.of(self.index), y))
         carriers = self._lanes.carriers(self.index, batch.id, y)
         if not isinstance(guess, dict):
             return insert(push(dx, {}), guess, carriers[0])
