@@ -29,6 +29,7 @@ RUNS = {
     for (name, overrides), window in itertools.product(METHODS.items(), WINDOWS)
 }
 RUNS["coded"] = [*COMMON, "lanes=2", "decode=predicted", "step=normalised", "target=intermediate", "target.depth=3"]
+RUNS["subspace"] = [*COMMON, "guess=local_subspace", "space=activity", "directions=3", "window=auto"]
 RUNS["end_to_end"] = [*COMMON, "guess=end_to_end"]
 RUNS["end_to_end-1f1b"] = [*COMMON, "guess=end_to_end", "schedule=1f1b", "microbatches=8", "observe.heads=true"]
 RUNS["eager"] = [*COMMON, "feedback=eager"]
