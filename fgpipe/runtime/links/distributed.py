@@ -28,7 +28,15 @@ IN_FLIGHT = 2
 
 
 class LinkError(RuntimeError):
-    """The other end went away, stayed silent past the deadline, or sent something that is not a batch of ours."""
+    """The other end went away, stayed silent past the deadline, or sent something that is not a batch of ours.
+
+    Attributes:
+        rank: of the other end; None if it can be any.
+    """
+
+    def __init__(self, what: str, rank: int | None = None) -> None:
+        super().__init__(what)
+        self.rank = rank
 
 
 def wire(x: Tensor) -> Tensor:
@@ -79,7 +87,7 @@ class DistributedLink(Link):
             raise self._lost(error) from error
 
     def _lost(self, error: Exception) -> LinkError:
-        return LinkError(f"lost block {self._block + 1} (rank {self._peer}): {_first_line(error)}")
+        return LinkError(f"lost block {self._block + 1} (rank {self._peer}): {_first_line(error)}", self._peer)
 
     def close(self) -> None:
         while self._pending:
@@ -133,7 +141,7 @@ class Receiver:
                 self._room.acquire()
                 deliver(self.receive())
         except Exception as error:
-            lost = LinkError(f"lost block {self._block - 1} (rank {self._peer}): {_first_line(error)}")
+            lost = LinkError(f"lost block {self._block - 1} (rank {self._peer}): {_first_line(error)}", self._peer)
             fail(error if isinstance(error, LinkError) else lost)
 
     def receive(self, shape: tuple[int, ...] | None = None) -> Batch:
@@ -176,7 +184,7 @@ class Receiver:
         ):
             if not is_right:
                 sender = f"block {self._block - 1} (rank {self._peer})"
-                raise LinkError(f"{sender} sent a header with a wrong {name}: {header}")
+                raise LinkError(f"{sender} sent a header with a wrong {name}: {header}", self._peer)
         return batch, epoch, flags, samples
 
     def _buffer(self, shape: torch.Size) -> Tensor:
