@@ -31,8 +31,8 @@ from fgpipe.runtime.topology import Topology
 from fgpipe.runtime.worker import Stalled
 from fgpipe.saver import Preempted, Saver
 
-FROM_OTHERS = (LinkError, FeedbackError, Stalled)
-"""Errors whose cause may be another process."""
+EXPECTED = (LinkError, FeedbackError, Stalled, NotFiniteError, CheckpointError)
+"""Errors whose text says it all; others are mistakes of ours, or how torch finds that a peer is gone."""
 
 
 def run(config: Config, net: Net | None = None) -> dict[str, Any]:
@@ -124,13 +124,12 @@ class _Run:
         if isinstance(error, (UserError, Preempted)):
             return
         topology, rank = self._plan.topology, self._cluster.place.rank
-        expected = isinstance(error, (*FROM_OTHERS, NotFiniteError, CheckpointError))
-        cause = str(error) if expected else f"{type(error).__name__}: {error}"
+        cause = str(error) if isinstance(error, EXPECTED) else f"{type(error).__name__}: {error}"
         blocks = (error.block,) if isinstance(error, NotFiniteError) else topology.local
         if not isinstance(error, CheckpointError):  # `fgpipe.train` says that
             where = f"[block {error.block}]" if isinstance(error, NotFiniteError) else prefix(topology)
             print(f"{where} error: {cause}", file=sys.stderr, flush=True)
-        if isinstance(error, FROM_OTHERS):
+        if isinstance(error, RuntimeError) and not isinstance(error, (NotFiniteError, CheckpointError)):
             if gone := self._cluster.gone(patience=1.0):
                 rank, cause = next(iter(gone.items()))
             elif isinstance(error, LinkError) and error.rank is not None:

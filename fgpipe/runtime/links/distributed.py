@@ -5,6 +5,7 @@ and its lanes stacked and channels last (gloo refuses strided tensors: the NHWC 
 """
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 
@@ -87,7 +88,8 @@ class DistributedLink(Link):
             raise self._lost(error) from error
 
     def _lost(self, error: Exception) -> LinkError:
-        return LinkError(f"lost block {self._block + 1} (rank {self._peer}): {_first_line(error)}", self._peer)
+        what = f"lost block {self._block + 1} (rank {self._peer}) on the forward plane: {_first_line(error)}"
+        return LinkError(what, self._peer)
 
     def close(self) -> None:
         while self._pending:
@@ -120,6 +122,8 @@ class Receiver:
         self._ring = [torch.empty(0, dtype=dtype, device=device) for _ in range(held + IN_FLIGHT)]
         self._room = threading.Semaphore(IN_FLIGHT)
         self._received = 0
+        self._latest, self._arrived = "", 0.0
+        """The last batch that came, and when (`time.monotonic`)."""
 
     def start(self, batches: int, deliver: Callable[[Batch], None], fail: Callable[[Exception], None]) -> None:
         """Start to receive that many batches, and no more, in a thread.
@@ -141,8 +145,7 @@ class Receiver:
                 self._room.acquire()
                 deliver(self.receive())
         except Exception as error:
-            lost = LinkError(f"lost block {self._block - 1} (rank {self._peer}): {_first_line(error)}", self._peer)
-            fail(error if isinstance(error, LinkError) else lost)
+            fail(error)
 
     def receive(self, shape: tuple[int, ...] | None = None) -> Batch:
         """The next batch, received in this thread.
@@ -151,7 +154,7 @@ class Receiver:
             shape: of its activation, if it is not the plan's.
 
         Raises:
-            LinkError: what came is not a batch.
+            LinkError: what came is not a batch, or nothing came.
         """
         header = torch.empty(HEADER, dtype=torch.int64)
         self._wait(header)
@@ -166,7 +169,9 @@ class Receiver:
         stacked = unwire(payload)
         tangent = Tangent(lanes, stacked[samples:]) if lanes else None
         training, drain = bool(flags & TRAINING), bool(flags & DRAIN)
-        return Batch(batch, epoch, training, stacked[:samples], labels, tangent, drain)
+        received = Batch(batch, epoch, training, stacked[:samples], labels, tangent, drain)
+        self._latest, self._arrived = received.name, time.monotonic()
+        return received
 
     def _check(self, header: list[int], expected: tuple[int, ...]) -> tuple[int, int, int, int]:
         """Batch id, epoch, flags and number of samples; the rest of a header can only be what the plan says."""
@@ -195,9 +200,14 @@ class Receiver:
         return self._ring[slot][: shape.numel()].view(shape)
 
     def _wait(self, tensor: Tensor) -> None:
-        work = dist.irecv(tensor, self._peer)
-        assert work is not None
-        work.wait()
+        try:
+            work = dist.irecv(tensor, self._peer)
+            assert work is not None
+            work.wait()
+        except RuntimeError as error:
+            last = f"last came {self._latest}, {time.monotonic() - self._arrived:.1f} s ago" if self._latest else "nothing came yet"
+            what = f"lost block {self._block - 1} (rank {self._peer}) on the forward plane; {last}: {_first_line(error)}"
+            raise LinkError(what, self._peer) from error
         if tensor.is_cuda:  # NCCL's wait orders streams, not the host; the batch is used on another thread's stream
             torch.cuda.current_stream().synchronize()
 
