@@ -1,6 +1,7 @@
 """Files that survive a crash: whole and on the disk, or not there."""
 
 import os
+import tempfile
 from pathlib import Path
 
 
@@ -17,6 +18,31 @@ def write(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
     temporary.replace(path)
     sync(path.parent)
+
+
+def create(path: Path, content: bytes) -> bool:
+    """Put a file in place whole, unless there is one already; of several processes that try, one succeeds.
+
+    Returns:
+        Whether this call did.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    descriptor, temporary = tempfile.mkstemp(prefix=f"{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(temporary, path)  # unlike renaming, it replaces nothing
+        except FileExistsError:
+            return False
+    finally:
+        os.unlink(temporary)
+    sync(path.parent)
+    return True
 
 
 def sync(folder: Path) -> None:

@@ -4,17 +4,19 @@ import resource
 import sys
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fgpipe import resume
+from fgpipe import resume, verdict
 from fgpipe.assembly import DTYPES, DataFacts, Plan, Trainer, build_trainer
-from fgpipe.checkpoint import Checkpoints, Manifest
+from fgpipe.checkpoint import CheckpointError, Checkpoints, Manifest
 from fgpipe.config import Config, check_world
 from fgpipe.data import Batches, load
+from fgpipe.errors import UserError
 from fgpipe.models.net import Net
 from fgpipe.observe.ledger import Ledger, report
 from fgpipe.observe.metrics import Metrics, incident_report, scores, staleness_report
@@ -27,7 +29,10 @@ from fgpipe.runtime.links.distributed import LinkError
 from fgpipe.runtime.process import Cluster, Facts, Place, prefix
 from fgpipe.runtime.topology import Topology
 from fgpipe.runtime.worker import Stalled
-from fgpipe.saver import Saver
+from fgpipe.saver import Preempted, Saver
+
+EXPECTED = (LinkError, FeedbackError, Stalled, NotFiniteError, CheckpointError)
+"""Errors whose text says it all; others are mistakes of ours, or how torch finds that a peer is gone."""
 
 
 def run(config: Config, net: Net | None = None) -> dict[str, Any]:
@@ -86,6 +91,7 @@ class _Run:
         on_batch, on_cosines = self._progress and self._progress.batch, self._folder and self._folder.cosines
         self._metrics = Metrics(plan.method.blocks, on_batch, on_cosines)
         self._ledger = Ledger(plan.method.blocks)
+        self._path, cluster.on_end = folder, self._verdict
         self._saver = Saver(plan, cluster, folder, self._metrics, self._ledger, resumed)
 
     def execute(self) -> dict[str, Any]:
@@ -96,11 +102,8 @@ class _Run:
                 self._epoch(trainer, epoch, index, seconds)
                 index, seconds = 0, 0.0
             trainer.close()
-        except (LinkError, FeedbackError, Stalled) as error:
-            print(f"{prefix(self._plan.topology)} error: {error}", file=sys.stderr)
-            raise
-        except NotFiniteError as error:
-            print(f"[block {error.block}] error: {error}", file=sys.stderr)
+        except Exception as error:
+            self._end_badly(error)
             raise
         finally:
             self._cluster.restore_signals()
@@ -115,6 +118,36 @@ class _Run:
         speed = figures["images_per_second"]
         print(f"test accuracy {figures['test_accuracy']:.2%}, {speed:.0f} images/s; see {self._folder.path}", flush=True)
         return figures
+
+    def _end_badly(self, error: Exception) -> None:
+        """Say on stderr what ended the run, and write the verdict; bad input and preemption are no bad ends."""
+        if isinstance(error, (UserError, Preempted)):
+            return
+        topology, rank = self._plan.topology, self._cluster.place.rank
+        cause = str(error) if isinstance(error, EXPECTED) else f"{type(error).__name__}: {error}"
+        blocks = (error.block,) if isinstance(error, NotFiniteError) else topology.local
+        if not isinstance(error, CheckpointError):  # `fgpipe.train` says that
+            where = f"[block {error.block}]" if isinstance(error, NotFiniteError) else prefix(topology)
+            print(f"{where} error: {cause}", file=sys.stderr, flush=True)
+        if isinstance(error, RuntimeError) and not isinstance(error, (NotFiniteError, CheckpointError)):
+            if gone := self._cluster.gone(patience=1.0):
+                rank, cause = next(iter(gone.items()))
+            elif isinstance(error, LinkError) and error.rank is not None:
+                rank = error.rank
+            blocks = topology.of(rank)
+        self._verdict(cause, rank, blocks)
+
+    def _verdict(self, cause: str, rank: int, blocks: Sequence[int] | None = None) -> None:
+        """Write it, unless another process has; `blocks` are at fault, all of `rank` if None."""
+        verdict.write(
+            self._path,
+            cause,
+            rank,
+            blocks or self._plan.topology.of(rank),
+            reported_by=self._cluster.place.rank,
+            last_batch=self._metrics.last_batch,
+            resumed=self._plan.config.resume,
+        )
 
     def _resume(self, trainer: Trainer) -> tuple[int, int, float]:
         """Restore what is resumed from; the epoch and index of the next batch, and the seconds spent on that epoch."""
@@ -190,7 +223,9 @@ def _load(config: Config) -> tuple[Batches, Facts]:
     batches = Batches(dataset, config.data, config.batch_size, config.seed, DTYPES[config.dtype])
     facts = DataFacts.of(dataset, batches, config.data.size)
     manifest = resume.choose(config, facts.train_batches)
-    return batches, (manifest.step if manifest else 0, str(folder_for(config)), *astuple(facts))
+    folder = folder_for(config)
+    verdict.retire(folder)
+    return batches, (manifest.step if manifest else 0, str(folder), *astuple(facts))
 
 
 def _already(summary: dict[str, Any], config: Config, place: Place) -> dict[str, Any]:

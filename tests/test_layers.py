@@ -10,11 +10,11 @@ LAYERS = {
     "errors": 0, "rng": 0, "durable": 0,
     "config": 1,
     "models": 2, "data": 2, "optim": 2, "gradients": 3, "observe": 3, "checkpoint": 3,
-    "runtime": 4, "resume": 4, "export": 4,
+    "runtime": 4, "resume": 4, "export": 4, "verdict": 4,
     "study.baselines": 5,
     "assembly": 6,
     "saver": 7, "run": 8, "study": 9,
-    "train": 10, "grid": 10, "report": 10,
+    "train": 10, "grid": 10, "report": 10, "doctor": 10,
 }  # fmt: skip
 """A module imports from its own package, and from lower layers; the longest prefix of its name counts."""
 MATHEMATICS_FOR = {"stage.py", "reference.py", "schedule.py", "costs.py", "links/base.py", "links/memory.py", "links/distributed.py"}

@@ -43,6 +43,8 @@ class Metrics:
         self._sums = torch.zeros(2, blocks, 3, dtype=torch.float64)
         self._staleness = torch.zeros(blocks, 4, dtype=torch.float64)
         self._incidents: Counter[tuple[int, str]] = Counter()
+        self.last_batch: int | None = None
+        """The last training batch that a block of this process began."""
 
     def record(self, block: int, training: bool, losses: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Add one batch of a block's head: losses `[B]`, logits `[B, classes]`."""

@@ -24,6 +24,8 @@ class Inbox:
     def __init__(self, blocks: Iterable[int], mailboxes: Mapping[int, Mailbox]) -> None:
         self._inputs: dict[int, deque[Batch]] = {block: deque() for block in blocks}
         self._mailboxes = mailboxes
+        self._heard: dict[tuple[int, str], float] = {}
+        """When something last came for a block, and on which plane (`time.monotonic`)."""
         self._arrived = threading.Condition()
         self._error: Exception | None = None
 
@@ -31,6 +33,7 @@ class Inbox:
         """A batch has arrived for a block here."""
         with self._arrived:
             self._inputs[block].append(batch)
+            self._heard[block, "forward"] = time.monotonic()
             self._arrived.notify()
 
     def deliver_feedback(self, feedback: Feedback | Lost) -> Request | None:
@@ -44,6 +47,7 @@ class Inbox:
             if mailbox is None:
                 raise FeedbackError(f"feedback came for block {feedback.receiver}, which asked for none here")
             missing = mailbox.put(feedback)
+            self._heard[feedback.receiver, "feedback"] = time.monotonic()
             self._arrived.notify()
             return missing
 
@@ -52,6 +56,16 @@ class Inbox:
         with self._arrived:
             self._error = self._error or error
             self._arrived.notify()
+
+    def last_heard(self, block: int, plane: str) -> str:
+        """When something last came for a block on a plane (`forward`, `feedback`), for a person to read."""
+        if (block, plane) not in self._heard:
+            return "nothing came yet"
+        return f"the last message came {time.monotonic() - self._heard[block, plane]:.1f} s ago"
+
+    def scalars_from(self, block: int) -> int:
+        """The block that evaluates the target of one that waits for scalars."""
+        return self._mailboxes[block].sender
 
     def has_batch(self, block: int) -> bool:
         """A batch waits for a block."""

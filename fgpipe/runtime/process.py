@@ -7,6 +7,7 @@ import secrets
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -18,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fgpipe.errors import bad_value
+from fgpipe.runtime.links.distributed import LinkError
 from fgpipe.runtime.topology import Topology
 
 Facts = tuple[int | str, ...]
@@ -84,6 +86,8 @@ class Cluster:
         """SIGTERM has asked for a last checkpoint (`save_on_sigterm`)."""
         self.leaving = False
         """The last checkpoint is written; other processes may be gone already, and SIGTERM changes nothing."""
+        self.on_end: Callable[[str, int], object] = lambda cause, rank: None
+        """Told the cause, and the rank at fault, when SIGTERM ends the process."""
         self._saves = False
         self._others: dict[int, int] = {}
         """Rank and pid of the other processes of this host."""
@@ -146,21 +150,46 @@ class Cluster:
         """
         if self.leaving:
             return
-        gone = [rank for rank, pid in self._others.items() if not _is_alive(pid)]
+        gone = self.gone()
         if self._saves and not gone:
             self.preempted = True
             return
         if all(rank in gone for rank in self._others if rank < self.place.rank):
-            for rank in gone:
-                who = f"{prefix(self._topology, rank)} rank {rank} (pid {self._others[rank]})"
-                print(f"{who} is gone; the job ends", file=sys.stderr)
+            for what in gone.values():
+                print(f"{what}; the job ends", file=sys.stderr)
             sys.stderr.flush()
+        rank, cause = next(iter(gone.items()), (self.place.rank, "SIGTERM, while all processes of its host were alive"))
+        self.on_end(cause, rank)
         os._exit(128 + signum)
 
+    def gone(self, patience: float = 0.0) -> dict[int, str]:
+        """The other processes of this host that have ended, or are stopped, by rank, with a line about each.
+
+        Args: patience: seconds to wait for one; its connections break a little before it has ended.
+        """
+        give_up = time.monotonic() + patience
+        while True:
+            states = {rank: _state(pid) for rank, pid in self._others.items()}
+            found = {
+                rank: f"{prefix(self._topology, rank)} rank {rank} (pid {self._others[rank]}) is {state}"
+                for rank, state in states.items()
+                if state is not None
+            }
+            if found or time.monotonic() >= give_up:
+                return found
+            time.sleep(0.05)
+
     def sum(self, tensor: Tensor) -> Tensor:
-        """The sum over processes, in place."""
+        """The sum over processes, in place.
+
+        Raises:
+            LinkError: another process is gone, or silent past the deadline.
+        """
         if self.store is not None:
-            dist.all_reduce(tensor)
+            try:
+                dist.all_reduce(tensor)
+            except RuntimeError as error:
+                raise LinkError(f"a sum over all processes failed: {' '.join(str(error).split())}") from error
         return tensor
 
     def barrier(self) -> None:
@@ -173,12 +202,13 @@ class Cluster:
             dist.destroy_process_group()
 
 
-def _is_alive(pid: int) -> bool:
+def _state(pid: int) -> str | None:
+    """`gone`, `stopped`, or None for a process that goes on."""
     try:
         with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] not in ("Z", "X")
+            return {"Z": "gone", "X": "gone", "T": "stopped"}.get(file.read().rpartition(")")[2].split()[0])
     except OSError:
-        return False
+        return "gone"
 
 
 def prefix(topology: Topology, rank: int | None = None) -> str:

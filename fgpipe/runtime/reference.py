@@ -67,6 +67,7 @@ class OracleTrainer:
 
     def _step(self, epoch: int, index: int, batch: int, source: Source | None) -> None:
         assert source is not None
+        self._metrics.last_batch = batch
         images, labels = (tensor.to(self._device) for tensor in source(epoch, index))
         for j, head in enumerate(self._guess_heads):
             if head is not None:

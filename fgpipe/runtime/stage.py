@@ -103,6 +103,7 @@ class Stage:
             reply: takes the scalars of each block whose target is the loss here.
         """
         self._mode(training=True)
+        self._metrics.last_batch = batch.id
         batch = batch.to(self._device)
         weights = self._weights_for(batch.id)
         y, push = self._primal(weights, batch)

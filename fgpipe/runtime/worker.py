@@ -139,8 +139,18 @@ class Worker:
                 return self._inbox.wait(lambda: next(filter(self._can_go_on, busy), None), self._deadline / PATIENCE)
             except TimeoutError:
                 self._ask(busy)
-        waits = "; ".join(f"block {node.stage.index} for {_waits_for(node)}" for node in busy)
+        waits = "; ".join(f"block {node.stage.index} for {self._waits_for(node)}" for node in busy)
         raise Stalled(f"nothing arrived for {self._deadline:g} s; waiting: {waits}")
+
+    def _waits_for(self, node: Node) -> str:
+        """What, of which batch, from whom, on which plane, and when something last came there."""
+        action, block = node.pending[0], node.stage.index
+        if isinstance(action, Forward):
+            what, sender, plane = "its input", block - 1, "forward"
+        else:
+            what, sender, plane = "its scalars", self._inbox.scalars_from(block), "feedback"
+        heard = self._inbox.last_heard(block, plane)
+        return f"{what} of batch {action.batch} from block {sender} ({plane} plane; {heard})"
 
     def _ask(self, waiting: list[Node]) -> None:
         """Ask for the scalars that are waited for: the message may be lost, with none after it to show that."""
@@ -179,12 +189,6 @@ def _from_source(
     assert source is not None, "the process of block 0 has the images"
     images, labels = source(epoch, index)
     return Batch(batch, epoch, training, images, labels, drain=drain)
-
-
-def _waits_for(node: Node) -> str:
-    action = node.pending[0]
-    what = f"its input from block {node.stage.index - 1}" if isinstance(action, Forward) else "its scalars"
-    return f"{what} of batch {action.batch}"
 
 
 def _no_block_above(batch: Batch) -> None:

@@ -30,13 +30,14 @@ class Mailbox:
     ) -> None:
         """
         Args:
+            sender: the block that evaluates the target.
             probes, samples: a message must have P probes and P * S scalars.
             first: the batch that the block begins with.
             window: batches that may be in flight at the block.
             lost: `retry`, `skip` or `fail`.
             metrics: counts what happens to the messages.
         """
-        self._block, self._sender, self._run, self._metrics = block, sender, run, metrics
+        self._block, self.sender, self._run, self._metrics = block, sender, run, metrics
         self._expected = (run, sender, block)
         self._probes, self._scalars = tuple(range(probes)), probes * samples
         self._window, self._lost = window, lost
@@ -76,7 +77,7 @@ class Mailbox:
                 raise FeedbackError(f"{what}: {name} is {have}, expected {want}")
         if isinstance(message, Lost):
             if self._lost != "skip":
-                raise FeedbackError(f"{what}: block {self._sender} sent it once, and does not have it any more")
+                raise FeedbackError(f"{what}: block {self.sender} sent it once, and does not have it any more")
             return
         if message.probes != self._probes:
             raise FeedbackError(f"{what}: probes are not 0 to {len(self._probes) - 1}")
@@ -94,14 +95,14 @@ class Mailbox:
         if self._lost == "fail":
             raise FeedbackError(f"feedback for batches {sorted(self._ahead)} came, that for batch {self._next} did not")
         if self._lost == "skip":
-            self._ahead[self._next] = Lost(self._run, self._next, self._sender, self._block)
+            self._ahead[self._next] = Lost(self._run, self._next, self.sender, self._block)
             self._put_in_order()
             return None
         return self.overdue()
 
     def overdue(self) -> Request | None:
         """What to ask for when the block has waited for long: the batch whose turn it is. Nothing with `lost=fail`."""
-        return None if self._lost == "fail" else Request(self._run, self._next, self._block, self._sender)
+        return None if self._lost == "fail" else Request(self._run, self._next, self._block, self.sender)
 
     def first(self) -> Feedback | Lost | None:
         """The oldest message that is not yet taken."""

@@ -5,6 +5,7 @@ and its lanes stacked and channels last (gloo refuses strided tensors: the NHWC 
 """
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 
@@ -28,7 +29,15 @@ IN_FLIGHT = 2
 
 
 class LinkError(RuntimeError):
-    """The other end went away, stayed silent past the deadline, or sent something that is not a batch of ours."""
+    """The other end went away, stayed silent past the deadline, or sent something that is not a batch of ours.
+
+    Attributes:
+        rank: of the other end; None if it can be any.
+    """
+
+    def __init__(self, what: str, rank: int | None = None) -> None:
+        super().__init__(what)
+        self.rank = rank
 
 
 def wire(x: Tensor) -> Tensor:
@@ -79,7 +88,8 @@ class DistributedLink(Link):
             raise self._lost(error) from error
 
     def _lost(self, error: Exception) -> LinkError:
-        return LinkError(f"lost block {self._block + 1} (rank {self._peer}): {_first_line(error)}")
+        what = f"lost block {self._block + 1} (rank {self._peer}) on the forward plane: {_first_line(error)}"
+        return LinkError(what, self._peer)
 
     def close(self) -> None:
         while self._pending:
@@ -112,6 +122,8 @@ class Receiver:
         self._ring = [torch.empty(0, dtype=dtype, device=device) for _ in range(held + IN_FLIGHT)]
         self._room = threading.Semaphore(IN_FLIGHT)
         self._received = 0
+        self._latest, self._arrived = "", 0.0
+        """The last batch that came, and when (`time.monotonic`)."""
 
     def start(self, batches: int, deliver: Callable[[Batch], None], fail: Callable[[Exception], None]) -> None:
         """Start to receive that many batches, and no more, in a thread.
@@ -133,8 +145,7 @@ class Receiver:
                 self._room.acquire()
                 deliver(self.receive())
         except Exception as error:
-            lost = LinkError(f"lost block {self._block - 1} (rank {self._peer}): {_first_line(error)}")
-            fail(error if isinstance(error, LinkError) else lost)
+            fail(error)
 
     def receive(self, shape: tuple[int, ...] | None = None) -> Batch:
         """The next batch, received in this thread.
@@ -143,7 +154,7 @@ class Receiver:
             shape: of its activation, if it is not the plan's.
 
         Raises:
-            LinkError: what came is not a batch.
+            LinkError: what came is not a batch, or nothing came.
         """
         header = torch.empty(HEADER, dtype=torch.int64)
         self._wait(header)
@@ -158,7 +169,9 @@ class Receiver:
         stacked = unwire(payload)
         tangent = Tangent(lanes, stacked[samples:]) if lanes else None
         training, drain = bool(flags & TRAINING), bool(flags & DRAIN)
-        return Batch(batch, epoch, training, stacked[:samples], labels, tangent, drain)
+        received = Batch(batch, epoch, training, stacked[:samples], labels, tangent, drain)
+        self._latest, self._arrived = received.name, time.monotonic()
+        return received
 
     def _check(self, header: list[int], expected: tuple[int, ...]) -> tuple[int, int, int, int]:
         """Batch id, epoch, flags and number of samples; the rest of a header can only be what the plan says."""
@@ -176,7 +189,7 @@ class Receiver:
         ):
             if not is_right:
                 sender = f"block {self._block - 1} (rank {self._peer})"
-                raise LinkError(f"{sender} sent a header with a wrong {name}: {header}")
+                raise LinkError(f"{sender} sent a header with a wrong {name}: {header}", self._peer)
         return batch, epoch, flags, samples
 
     def _buffer(self, shape: torch.Size) -> Tensor:
@@ -187,9 +200,14 @@ class Receiver:
         return self._ring[slot][: shape.numel()].view(shape)
 
     def _wait(self, tensor: Tensor) -> None:
-        work = dist.irecv(tensor, self._peer)
-        assert work is not None
-        work.wait()
+        try:
+            work = dist.irecv(tensor, self._peer)
+            assert work is not None
+            work.wait()
+        except RuntimeError as error:
+            last = f"last came {self._latest}, {time.monotonic() - self._arrived:.1f} s ago" if self._latest else "nothing came yet"
+            what = f"lost block {self._block - 1} (rank {self._peer}) on the forward plane; {last}: {_first_line(error)}"
+            raise LinkError(what, self._peer) from error
         if tensor.is_cuda:  # NCCL's wait orders streams, not the host; the batch is used on another thread's stream
             torch.cuda.current_stream().synchronize()
 

@@ -142,6 +142,7 @@ class PipelinedBackpropagation:
         self._mode(training=True)
         for index in indices or range(batches):
             batch = self._next(epoch * batches + index, epoch, index, True, source, stop)
+            self._metrics.last_batch = batch.id
             self._schedule.step(
                 *([wire(batch.x)] if self._receiver is None else []),
                 target=batch.labels if self._link is None else None,
