@@ -35,9 +35,9 @@ def poison(kind: str, block: int, batch: int, value: float, replace: Callable = 
         y, push = primal(self, weights, given)
         return (poisoned(y) if (self.index, given.id) == (block, batch) else y), push
 
-    def new_push(self, given, dx, guess):
-        dy = push(self, given, dx, guess)
-        return changed(dy, value=poisoned(dy.value)) if self.index == block and len(self._in_flight) == 2 else dy
+    def new_push(self, linear, given, y, guess):
+        dy = push(self, linear, given, y, guess)
+        return changed(dy, value=poisoned(dy.value)) if (self.index, given.id) == (block, batch) else dy
 
     def new_train(self, given, send, reply):
         if (self.index, given.id) == (block, batch):

@@ -12,12 +12,12 @@ TESTING = [MAGIC, 0, 1, 0, 0, 4, 7, 16, 8, 8, 0]
 
 def receiver() -> Receiver:
     wire = {"dtype": torch.float32, "device": torch.device("cpu")}
-    return Receiver(3, 2, shape=SHAPE, lanes=LANES, held=1, deliver=print, fail=print, **wire)
+    return Receiver(3, 2, shape=SHAPE, lanes=LANES, held=1, **wire)
 
 
 def test_accepted() -> None:
-    assert receiver()._check(TRAINING) == (5, 1, True, 32)
-    assert receiver()._check(TESTING) == (0, 1, False, 7)
+    assert receiver()._check(TRAINING, SHAPE) == (5, 1, 1, 32)
+    assert receiver()._check(TESTING, SHAPE) == (0, 1, 0, 7)
 
 
 @pytest.mark.parametrize("good", [TRAINING, TESTING], ids=["training", "testing"])
@@ -27,8 +27,9 @@ def test_accepted() -> None:
         (0, MAGIC + 1, "magic"),
         (1, -1, "batch id"),
         (2, -1, "epoch"),
-        (3, 2, "training"),
-        (3, -1, "training"),
+        (3, 2, "flags"),
+        (3, -1, "flags"),
+        (3, 4, "flags"),
         (4, 1, "lanes"),
         (4, -3, "lanes"),
         (5, 3, "shape"),
@@ -46,9 +47,9 @@ def test_refused(good: list[int], field: int, value: int, named: str) -> None:
     header = list(good)
     header[field] = value
     with pytest.raises(LinkError, match=rf"block 2 \(rank 2\) sent a header with a wrong {named}"):
-        receiver()._check(header)
+        receiver()._check(header, SHAPE)
 
 
 def test_a_training_batch_is_whole() -> None:
     with pytest.raises(LinkError, match="shape"):
-        receiver()._check([*TRAINING[:6], 31, *TRAINING[7:]])
+        receiver()._check([*TRAINING[:6], 31, *TRAINING[7:]], SHAPE)

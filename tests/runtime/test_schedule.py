@@ -5,6 +5,7 @@ import itertools
 import pytest
 
 from fgpipe.gradients.method import Method
+from fgpipe.gradients.probes import plan_lanes
 from fgpipe.runtime.schedule import Apply, actions, windows
 from fgpipe.runtime.topology import Topology, balanced
 
@@ -44,7 +45,8 @@ def test_windows(guess: str, depth: int | None, auto: tuple[int, ...], three: tu
 
 def test_targets() -> None:
     assert [method(depth=1).target(j) for j in range(4)] == [1, 2, 3, 3]
-    assert [method(depth=None).asked_by(j) for j in range(4)] == [(), (), (), (0, 1, 2)]
+    lanes = plan_lanes(method(depth=None), [1] * 4, "exact", "hadamard", 0)
+    assert [lanes.asking(j) for j in range(4)] == [(), (), (), (0, 1, 2)]
     assert [method("gaussian", 0).trains_head(j) for j in range(4)] == [True] * 4
     assert [method("gaussian", None).trains_head(j) for j in range(4)] == [False, False, False, True]
 
