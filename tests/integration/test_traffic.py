@@ -42,14 +42,18 @@ def ledger(folder: Path, name: str) -> dict[tuple[int, int], dict[str, dict[str,
 
 
 def kernel(folder: Path, name: str) -> dict[tuple[int, int], int]:
-    """Bytes that the process of one block received from that of another, paired by ports."""
+    """Bytes that the process of one block received from that of another.
+
+    A connection's two ends are found by both ports: one alone may serve several connections.
+    """
     sockets = {rank: json.loads((folder / f"{name}-{rank}.json").read_text()) for rank in range(BLOCKS)}
-    owner = {each["local"]: rank for rank, all in sockets.items() for each in all}
+    owner = {(each["local"], each["remote"]): rank for rank, all in sockets.items() for each in all}
     received: dict[tuple[int, int], int] = defaultdict(int)
     for rank, all in sockets.items():
         for each in all:
-            if each["remote"] in owner and owner[each["remote"]] != rank:
-                received[owner[each["remote"]], rank] += each["received"]
+            sender = owner.get((each["remote"], each["local"]), rank)
+            if sender != rank:
+                received[sender, rank] += each["received"]
     return received
 
 
