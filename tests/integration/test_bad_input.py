@@ -10,8 +10,8 @@ from tests.integration.launching import launch, processes_with
 
 CASES = {
     "a wrong value": (8, ["model.width=-1"], "model.width=-1: allowed: a finite number above 0"),
-    "a wrong choice": (8, ["guess=psychic"], "guess=psychic: allowed: local | local_subspace | ntk"),
-    "missing data": (8, ["data=image_folder", "data.root=nowhere-at-all"], "nowhere-at-all"),
+    "a wrong choice": (2, ["guess=psychic"], "guess=psychic: allowed: local | local_subspace | ntk"),
+    "missing data": (2, ["data=image_folder", "data.root=nowhere-at-all"], "nowhere-at-all"),
     "too many processes": (9, [], "nproc_per_node=9: allowed: at most one process per block (model.blocks=8)"),
     "the oracle in two": (2, ["tangents=oracle", "window=1"], "tangents=oracle: allowed: forward with 2 processes"),
 }
