@@ -30,8 +30,8 @@ RUNS = {
 }
 RUNS["coded"] = [*COMMON, "lanes=2", "decode=predicted", "step=normalised", "target=intermediate", "target.depth=3"]
 RUNS["subspace"] = [*COMMON, "guess=local_subspace", "space=activity", "directions=3", "window=auto"]
-RUNS["end_to_end"] = [*COMMON, "guess=end_to_end"]
-RUNS["end_to_end-1f1b"] = [*COMMON, "guess=end_to_end", "schedule=1f1b", "microbatches=8", "observe.heads=true"]
+RUNS["gpipe"] = [*COMMON, "guess=end_to_end"]
+RUNS["1f1b"] = [*COMMON, "guess=end_to_end", "schedule=1f1b", "microbatches=8", "observe.heads=true"]
 RUNS["eager"] = [*COMMON, "feedback=eager"]
 SIXTEEN = {"plain": [*COMMON, "model=resnet18_16", "window=auto", "scope=block", "model.width=0.1"]}
 

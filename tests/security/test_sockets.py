@@ -41,7 +41,7 @@ def test_workers_listen_on_loopback(confined: bool, tmp_path: Path) -> None:
         job = subprocess.Popen(started, env=variables, stdout=log, stderr=log)
     text = (tmp_path / "log").read_text
     try:
-        assert wait_until(lambda: "epoch 1/500 batch" in text(), 200), text()
+        assert wait_until(lambda: "epoch 1/500" in text(), 200), text()
         workers = [pid for pid in processes_with(marker) if pid != job.pid]
         assert sorted(map(rank_of, workers)) == [0, 1, 2]
         addresses = [address for pid in workers for address in listening(pid)]
