@@ -123,6 +123,7 @@ class _Run:
         """Say on stderr what ended the run, and write the verdict; bad input and preemption are no bad ends."""
         if isinstance(error, (UserError, Preempted)):
             return
+        self._cluster.leaving = True  # torchrun's SIGTERM must not cut this short
         topology, rank = self._plan.topology, self._cluster.place.rank
         cause = str(error) if isinstance(error, EXPECTED) else f"{type(error).__name__}: {error}"
         blocks = (error.block,) if isinstance(error, NotFiniteError) else topology.local
@@ -137,8 +138,8 @@ class _Run:
             blocks = topology.of(rank)
         self._verdict(cause, rank, blocks)
 
-    def _verdict(self, cause: str, rank: int, blocks: Sequence[int] | None = None) -> None:
-        """Write it, unless another process has; `blocks` are at fault, all of `rank` if None."""
+    def _verdict(self, cause: str, rank: int, blocks: Sequence[int] | None = None) -> bool:
+        """Write it, unless another process has; `blocks` are at fault, all of `rank` if None. Is it there?"""
         verdict.write(
             self._path,
             cause,
@@ -148,6 +149,7 @@ class _Run:
             last_batch=self._metrics.last_batch,
             resumed=self._plan.config.resume,
         )
+        return (self._path / verdict.NAME).exists()
 
     def _resume(self, trainer: Trainer) -> tuple[int, int, float]:
         """Restore what is resumed from; the epoch and index of the next batch, and the seconds spent on that epoch."""

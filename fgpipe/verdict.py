@@ -58,7 +58,7 @@ def write(
         print(f"fgpipe: {run / NAME} cannot be written: {error.strerror}", file=sys.stderr, flush=True)
         return False
     if written:
-        print(f"fgpipe: {run / NAME} says why, and how to go on", file=sys.stderr, flush=True)
+        print(f"fgpipe: {verdict.cause}; {run / NAME} says why, and how to go on", file=sys.stderr, flush=True)
     return written
 
 

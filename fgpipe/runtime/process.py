@@ -85,8 +85,8 @@ class Cluster:
         self.preempted = False
         """SIGTERM has asked for a last checkpoint (`save_on_sigterm`)."""
         self.leaving = False
-        """The last checkpoint is written; other processes may be gone already, and SIGTERM changes nothing."""
-        self.on_end: Callable[[str, int], object] = lambda cause, rank: None
+        """The last checkpoint is written, or a bad end is being reported: SIGTERM changes nothing, whoever is gone."""
+        self.on_end: Callable[[str, int], bool] = lambda cause, rank: False
         """Told the cause, and the rank at fault, when SIGTERM ends the process."""
         self._saves = False
         self._others: dict[int, int] = {}
@@ -154,12 +154,11 @@ class Cluster:
         if self._saves and not gone:
             self.preempted = True
             return
-        if all(rank in gone for rank in self._others if rank < self.place.rank):
+        rank, cause = next(iter(gone.items()), (self.place.rank, "SIGTERM, while all processes of its host were alive"))
+        if not self.on_end(cause, rank) and all(other in gone for other in self._others if other < self.place.rank):
             for what in gone.values():
                 print(f"{what}; the job ends", file=sys.stderr)
-            sys.stderr.flush()
-        rank, cause = next(iter(gone.items()), (self.place.rank, "SIGTERM, while all processes of its host were alive"))
-        self.on_end(cause, rank)
+        sys.stderr.flush()
         os._exit(128 + signum)
 
     def gone(self, patience: float = 0.0) -> dict[int, str]:

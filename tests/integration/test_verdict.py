@@ -50,7 +50,7 @@ def test_killed_rank(tmp_path: Path) -> None:
         assert (found["rank"], found["blocks"]) == (1, [4, 5]) and found["reported_by"] in (0, 2)
         assert 7 <= found["last_batch"] < 120
         assert (Path(found["last_checkpoint"]) / "manifest.json").exists()
-        assert text().count("says why, and how to go on") == 1
+        assert text().count(f"fgpipe: {found['cause']}; {run / 'verdict.json'} says why, and how to go on") == 1
         assert "torchrun --standalone --nproc_per_node=3 -m fgpipe.train" in found["resume"]
     finally:
         job.kill()
