@@ -2,7 +2,8 @@
 
 Usage: [torchrun ... | python] recording.py FOLDER, where FOLDER/runs.json maps a name to a list of overrides. For each
 run and process: NAME-RANK.npz with every loss and the final weights, and NAME-RANK.json with the process's TCP
-connections and their bytes as the kernel counts them, taken when training is over.
+connections and their bytes as the kernel counts them, taken when training is over; NAME-RANK-listening.json with the
+addresses on which it listened at an epoch's end.
 """
 
 import json
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 import fgpipe.assembly
 import fgpipe.run
@@ -27,18 +29,23 @@ BYTES_ACKED, BYTES_RECEIVED = 120, 128
 
 
 class Recorded(Metrics):
-    """Keeps the mean loss of every batch."""
+    """Keeps the mean loss of every batch, and where the process listens."""
 
     last: "Recorded"
 
     def __init__(self, *arguments) -> None:
         super().__init__(*arguments)
         self.losses: dict[str, list[float]] = {}
+        self.listening: list[str] = []
         Recorded.last = self
 
     def record(self, block, training, losses, logits, labels) -> None:
         super().record(block, training, losses, logits, labels)
         self.losses.setdefault(f"loss/{training}/{block}", []).append(losses.double().mean().item())
+
+    def take(self) -> Tensor:
+        self.listening = listening()
+        return super().take()
 
 
 def connections() -> list[dict[str, int]]:
@@ -58,6 +65,22 @@ def connections() -> list[dict[str, int]]:
     return found
 
 
+def listening() -> list[str]:
+    """Addresses on which this process listens over TCP."""
+    found = []
+    for descriptor in os.listdir("/proc/self/fd"):
+        try:
+            if not re.match("socket:", os.readlink(f"/proc/self/fd/{descriptor}")):
+                continue
+            with socket.socket(fileno=os.dup(int(descriptor))) as each:
+                inet = each.family in (socket.AF_INET, socket.AF_INET6)
+                if inet and each.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                    found.append(each.getsockname()[0])
+        except OSError:
+            continue  # closed meanwhile
+    return found
+
+
 def record(folder: Path, name: str, overrides: list[str]) -> None:
     modules: dict[int, fgpipe.assembly.Modules] = {}
     make = fgpipe.assembly._modules
@@ -70,6 +93,7 @@ def record(folder: Path, name: str, overrides: list[str]) -> None:
     def count(self, seconds):
         self._cluster.barrier()
         (folder / f"{name}-{RANK}.json").write_text(json.dumps(connections()))
+        (folder / f"{name}-{RANK}-listening.json").write_text(json.dumps(Recorded.last.listening))
         return figures(self, seconds)
 
     fgpipe.assembly._modules, fgpipe.run._Run._figures = remember, count

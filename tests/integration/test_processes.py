@@ -3,6 +3,7 @@
 import itertools
 import json
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -42,11 +43,16 @@ def recorded(folder: Path, processes: int, runs: dict[str, list[str]]) -> dict[s
     (folder / "runs.json").write_text(json.dumps(runs))
     done = launch(processes, str(ROOT / "tests/integration/recording.py"), str(folder))
     assert done.returncode == 0, done.stderr
-    results: dict[str, dict[str, np.ndarray]] = {name: {} for name in runs}
-    for name, arrays in results.items():
+    return results(folder, runs)
+
+
+def results(folder: Path, runs: Iterable[str]) -> dict[str, dict[str, np.ndarray]]:
+    """What all processes of each run recorded."""
+    found: dict[str, dict[str, np.ndarray]] = {name: {} for name in runs}
+    for name, arrays in found.items():
         for file in folder.glob(f"{name}-*.npz"):
             arrays.update(np.load(file))
-    return results
+    return found
 
 
 @pytest.fixture(scope="module")
