@@ -253,7 +253,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "decode": _one_of("plain", "predicted", "smoothed"),
     "step": _one_of("projection", "normalised"),
     "window": (lambda value: value == "auto" or _is_count(value), "auto, or a whole number of at least 1"),
-    "schedule": _one_of("gpipe", "1f1b"),
+    "schedule": _one_of("gpipe", "1f1b", "zero_bubble"),
     "microbatches": _at_least(1),
     "epochs": _at_least(1),
     "batch_size": _at_least(2),
@@ -439,8 +439,12 @@ def check_world(config: Config, world_size: int) -> None:
     blocks = config.model.blocks
     if world_size > blocks:
         raise bad_value("nproc_per_node", world_size, f"at most one process per block (model.blocks={blocks})")
-    if config.guess == "end_to_end" and config.schedule == "1f1b" and config.microbatches < world_size:
-        raise bad_value("microbatches", config.microbatches, f"at least the {world_size} processes with schedule=1f1b")
+    if config.guess == "end_to_end" and config.schedule != "gpipe" and config.microbatches < world_size:
+        allowed = f"at least the {world_size} processes with schedule={config.schedule}"
+        raise bad_value("microbatches", config.microbatches, allowed)
+    if config.guess == "end_to_end" and config.schedule == "zero_bubble" and config.microbatches % (config.microbatches // world_size):
+        allowed = f"a multiple of the {world_size} processes with schedule=zero_bubble"
+        raise bad_value("microbatches", config.microbatches, allowed)
     if config.tangents == "oracle" and world_size > 1:
         raise bad_value("tangents", "oracle", f"forward with {world_size} processes; the oracle runs in one")
     _check_boundaries(config.link, world_size)
