@@ -35,7 +35,6 @@ from fgpipe.runtime.schedule import windows
 from fgpipe.runtime.stage import Stage
 from fgpipe.runtime.topology import Topology, balanced
 from fgpipe.runtime.worker import Node, Source, Worker, never
-from fgpipe.study.baselines.pipelining import PipelinedBackpropagation
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -260,7 +259,9 @@ def _pipelined(
     make_optimizer: Callable[[list[nn.Module]], Optimizer],
     metrics: Metrics,
     ledger: Ledger,
-) -> PipelinedBackpropagation:
+) -> Trainer:
+    from fgpipe.study.baselines.pipelining import PipelinedBackpropagation  # imports half of PyTorch, for a second
+
     config, topology = plan.config, plan.topology
     host = cluster.place.wire_device(device)
     first, last = topology.local[0], topology.local[-1]

@@ -19,11 +19,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.datasets import utils
 from torchvision.datasets.utils import download_url
 from torchvision.transforms import functional
 
 from fgpipe.config import CONFIGS, DataConfig, compose_config
-from fgpipe.data import Batches, Dataset, augment, fetch, load
+from fgpipe.data import Batches, Dataset, augment, load
 from fgpipe.data.unpickle import read_pickled_arrays
 from fgpipe.errors import UserError
 from fgpipe.rng import generator
@@ -34,7 +35,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise URLError("Connection refused")
 
-    monkeypatch.setattr(fetch, "download_url", refuse)
+    monkeypatch.setattr(utils, "download_url", refuse)
 
 
 def configured(name: str, root: Path | str = "data", **changes: object) -> DataConfig:
@@ -392,7 +393,7 @@ def test_interrupted_download_is_not_trusted(tmp_path: Path, monkeypatch: pytest
             raise ConnectionResetError("Connection reset by peer")
         finished.append(name)
 
-    monkeypatch.setattr(fetch, "download_url", break_off)
+    monkeypatch.setattr(utils, "download_url", break_off)
     assert "Connection reset" in refusal(configured("fashion_mnist", tmp_path))
     assert list(tmp_path.iterdir()) == []
 
@@ -421,11 +422,11 @@ def test_download_with_torchvision(
     archive = tmp_path / "cifar-10-python.tar.gz"
     with tarfile.open(archive, "w:gz") as tar:
         tar.add(tmp_path / "cifar-10-batches-py", "cifar-10-batches-py")
-    monkeypatch.setattr(fetch, "download_url", download_url)
-    monkeypatch.setattr("fgpipe.data.sources.CIFAR10.url", f"{server}/{archive.name}")
+    monkeypatch.setattr(utils, "download_url", download_url)
+    monkeypatch.setattr("torchvision.datasets.CIFAR10.url", f"{server}/{archive.name}")
     root = tmp_path / "root"
     assert "corrupted" in refusal(configured("cifar10", root)) and not root.exists()
-    monkeypatch.setattr("fgpipe.data.sources.CIFAR10.tgz_md5", None)
+    monkeypatch.setattr("torchvision.datasets.CIFAR10.tgz_md5", None)
     assert len(load(configured("cifar10", root)).train_labels) == 20
     assert [path.name for path in root.iterdir()] == ["cifar-10-batches-py"]
     archive.unlink()

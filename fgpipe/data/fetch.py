@@ -13,8 +13,6 @@ from http.client import HTTPException
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from torchvision.datasets.utils import download_url
-
 from fgpipe.data.dataset import reason
 from fgpipe.errors import UserError
 
@@ -99,6 +97,8 @@ def _prepare(root: Path, published: Published, staging: Path) -> None:
 
 def _download(url: str, folder: Path, name: str, md5: str) -> None:
     """Download one file and check its MD5; torchvision's progress goes to stderr."""
+    from torchvision.datasets.utils import download_url  # see fgpipe.data.sources
+
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(SILENCE)
     try:

@@ -1,4 +1,8 @@
-"""The data sets by name: where their files are and how they are laid out."""
+"""The data sets by name: where their files are and how they are laid out.
+
+scikit-learn and torchvision are imported where they are used: together they take longer to import than PyTorch, and
+only the process of block 0 reads images.
+"""
 
 import gzip
 import struct
@@ -10,9 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
 from torch.nn.functional import interpolate
-from torchvision.datasets import CIFAR10, CIFAR100, FashionMNIST
 
 from fgpipe.config import DataConfig
 from fgpipe.data.dataset import FIXED_SEED, Dataset, checked_labels, reason, subset
@@ -69,6 +71,8 @@ def _dataset(train: Arrays, test: Arrays, classes: int, config: DataConfig) -> D
 
 def _digits(root: Path, config: DataConfig) -> Dataset:
     """scikit-learn's 1,797 digits, 8x8 with values 0 to 16, resized once; 1,437 train and 360 test."""
+    from sklearn.datasets import load_digits
+
     digits = load_digits()
     shape = (config.stored_size, config.stored_size)
     enlarged = interpolate(torch.from_numpy(digits.images)[:, None], shape, mode="bilinear", antialias=True)
@@ -103,12 +107,16 @@ def _read_batches(paths: list[Path], label_key: str, classes: int, first: int = 
 
 
 def _cifar10(root: Path, config: DataConfig) -> Dataset:
+    from torchvision.datasets import CIFAR10
+
     folder = locate(root, Published(CIFAR10.base_folder, ((CIFAR10.url, CIFAR10.tgz_md5),)))
     train = _read_batches([folder / f"data_batch_{number}" for number in range(1, 6)], "labels", 10)
     return _dataset(train, _read_batches([folder / "test_batch"], "labels", 10), 10, config)
 
 
 def _cifar100(root: Path, config: DataConfig) -> Dataset:
+    from torchvision.datasets import CIFAR100
+
     folder = locate(root, Published(CIFAR100.base_folder, ((CIFAR100.url, CIFAR100.tgz_md5),)))
     train = _read_batches([folder / "train"], "fine_labels", 100)
     return _dataset(train, _read_batches([folder / "test"], "fine_labels", 100), 100, config)
@@ -129,6 +137,8 @@ def _imagenet32(root: Path, config: DataConfig) -> Dataset:
 
 def _fashion_mnist(root: Path, config: DataConfig) -> Dataset:
     """The four idx files, gzipped or not, in `FashionMNIST/raw` below the root or in the root itself."""
+    from torchvision.datasets import FashionMNIST
+
     files = tuple((FashionMNIST.mirrors[0] + name, md5) for name, md5 in FashionMNIST.resources)
     published = Published("FashionMNIST/raw", files)
     names = [name.removesuffix(".gz") for name in published.names]

@@ -59,7 +59,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dic
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("processes", [2, 8])
+@pytest.mark.parametrize("processes", [8])
 def test_one_many_one(processes: int, whole, tmp_path: Path) -> None:
     """Begun in one process, resumed at batch 4 in several, at batch 12 in one again: no bit differs."""
     folder, arrays = whole
@@ -139,12 +139,12 @@ def weights(run: Path, step: int) -> list[bytes]:
 @pytest.mark.slow
 def test_killed_run(whole, start) -> None:
     """SIGKILL at 4 random moments of a run that saves after every step; then it ends as if nothing had happened."""
-    settings = ["window=auto", "scope=block", "checkpoint.every_steps=1", "checkpoint.keep=2"]
+    settings = ["epochs=8", "window=auto", "scope=block", "checkpoint.every_steps=1", "checkpoint.keep=2"]
     moments, step = random.Random(1), 0
     for _ in range(4):
         job = start(1, "killed", *settings)
         job.wait_for_step(step + 2)
-        time.sleep(moments.uniform(0, 0.5))
+        time.sleep(moments.uniform(0, 0.1))
         job.end()
         assert (newest := job.newest) is not None and newest.step >= step + 2
         step = newest.step
@@ -152,10 +152,10 @@ def test_killed_run(whole, start) -> None:
     assert last.process.wait(timeout=200) == 0, last.text
     other = start(1, "other", *settings)
     assert other.process.wait(timeout=200) == 0, other.text
-    assert weights(last.run, 3 * BATCHES) == weights(other.run, 3 * BATCHES)
+    assert weights(last.run, 8 * BATCHES) == weights(other.run, 8 * BATCHES)
     lines = [(run / "metrics.jsonl").read_text().splitlines() for run in (last.run, other.run)]
     first, second = ([{**json.loads(line), "train_seconds": None} for line in each] for each in lines)
-    assert first == second and len(first) == 3
+    assert first == second and len(first) == 8
 
 
 @pytest.mark.slow
@@ -226,7 +226,7 @@ def test_torchrun_restarts(whole, start) -> None:
 @pytest.mark.slow
 def test_minutes(start) -> None:
     """A clock's checkpoint is an extra drain in mid-epoch, counted, and the run goes on after it."""
-    settings = ["checkpoint.every_steps=null", "checkpoint.every_minutes=0.0001", "window=auto", "scope=block"]
+    settings = ["checkpoint.every_steps=null", "checkpoint.every_minutes=1e-7", "window=auto", "scope=block"]
     job = start(2, "run", *settings)
     assert job.process.wait(timeout=200) == 0, job.text
     summary = json.loads((job.run / "summary.json").read_text())

@@ -89,7 +89,7 @@ def test_two_drivers_never_run_the_same(tmp_path: Path) -> None:
 @contextmanager
 def grid(out: Path) -> Iterator[subprocess.Popen[str]]:
     """Two short trainings on digits, several seconds each, by a driver in a process of its own."""
-    overrides = "data=digits,data.train_samples=640,data.test_samples=64,epochs=6,batch_size=32,model.width=0.125"
+    overrides = "data=digits,data.train_samples=640,data.test_samples=64,epochs=6,batch_size=32,model.width=0.07"
     command = [
         sys.executable,
         "-m",
