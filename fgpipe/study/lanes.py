@@ -1,6 +1,6 @@
 """How many lanes it takes: accuracy and time per image against lanes, decoding and step size.
 
-    python -m fgpipe.study.lanes FOLDER [--seeds N] [--only PATTERN] [key=value ...]
+    python -m fgpipe.study lanes FOLDER [--seeds N] [--only PATTERN] [key=value ...]
 
 Every cell is a training run; its summary stays in FOLDER/accuracy, and a cell that is there is not run again, so the
 study may be stopped at any time. Cells are trained by the oracle, which emulates lanes (`runtime.reference`), except
@@ -182,24 +182,20 @@ def plot(rows: list[Row], path: Path) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Run what is missing, and report; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m fgpipe.study.lanes", description=__doc__.split("\n")[0])
+    """Run what is missing, and report; returns the exit code.
+
+    Raises:
+        UserError: the folder holds another study, or the arguments cannot be run.
+    """
+    parser = argparse.ArgumentParser(prog="python -m fgpipe.study lanes")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", default="")
     options, overrides = parser.parse_known_args(arguments)
-    try:
-        study = Study(options.folder, overrides, options.seeds)
-        chosen = [cell for cell in cells() if cell.ends or re.search(options.only, cell.name)]
-        rows = [Row(cell, study.accuracies(cell), study.milliseconds(cell)) for cell in chosen]
-    except UserError as error:
-        print(f"fgpipe: {error}", file=sys.stderr)
-        return 2
+    study = Study(options.folder, overrides, options.seeds)
+    chosen = [cell for cell in cells() if cell.ends or re.search(options.only, cell.name)]
+    rows = [Row(cell, study.accuracies(cell), study.milliseconds(cell)) for cell in chosen]
     print(table(rows))
     (options.folder / "lanes.md").write_text(table(rows))
     plot(rows, options.folder / "lanes.png")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -1,6 +1,6 @@
 """How far per-sample scalars from one tangent are from the exact projection of every sample.
 
-    python -m fgpipe.study.per_sample [key=value ...]
+    python -m fgpipe.study per_sample [key=value ...]
 
 Batch norm couples the samples of a batch, so <gradient of the loss, guess of sample i> would need a tangent per
 sample. Forward mode pushes the guesses of the whole batch as one tangent and reads the derivative of each sample's own
@@ -9,7 +9,6 @@ for each block, over some training batches: the cosine of the two estimates, the
 gradient of the block, and the relative difference of the two sums of scalars, which should be rounding.
 """
 
-import sys
 from dataclasses import astuple
 
 import torch
@@ -18,7 +17,6 @@ from torch import Tensor
 from fgpipe.assembly import DTYPES, DataFacts, Plan, build_trainer
 from fgpipe.config import compose_config
 from fgpipe.data import Batches, load
-from fgpipe.errors import UserError
 from fgpipe.gradients import Tangent, linearize, linearize_losses
 from fgpipe.gradients.estimator import activity_estimate, activity_squared_norms, coefficients
 from fgpipe.gradients.probes import read
@@ -32,14 +30,14 @@ OVERRIDES = ["space=activity", "scope=sample", "guess=local", "target=global", "
 
 
 def main(arguments: list[str]) -> int:
-    """Train, measure, print; returns the exit code."""
-    try:
-        config = compose_config([*OVERRIDES, *arguments])
-        dataset = load(config.data)
-        batches = Batches(dataset, config.data, config.batch_size, config.seed, DTYPES[config.dtype])
-    except UserError as error:
-        print(f"fgpipe: {error}", file=sys.stderr)
-        return 2
+    """Train, measure, print; returns the exit code.
+
+    Raises:
+        UserError: the arguments cannot be run, or the data cannot be read.
+    """
+    config = compose_config([*OVERRIDES, *arguments])
+    dataset = load(config.data)
+    batches = Batches(dataset, config.data, config.batch_size, config.seed, DTYPES[config.dtype])
     place = Place(rank=0, world_size=1, local_rank=0, local_world_size=1)
     torch.set_num_threads(place.threads(config.threads))
     plan = Plan.make(config, DataFacts.of(dataset, batches, config.data.size), None, *astuple(place)[:2])
@@ -84,7 +82,3 @@ def compare(trainer: OracleTrainer, images: Tensor, labels: Tensor) -> Tensor:
         difference = (one_tangent.sum() - exact.sum()).abs() / exact.sum().abs()
         rows.append(torch.stack([cosine(ours, theirs, 0), cosine(ours, true, 0), cosine(theirs, true, 0), difference]))
     return torch.stack(rows)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

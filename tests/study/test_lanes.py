@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from fgpipe.config import Config, check, compose_config
+from fgpipe.errors import UserError
 from fgpipe.study import lanes
 
 
@@ -53,4 +54,5 @@ def test_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     row = "| weight | block | local | 1 | plain | projection | 55.0% | 50.0% to 60.0% | 4.00 |"
     assert row in capsys.readouterr().out
     assert (tmp_path / "study" / "lanes.png").stat().st_size > 1000
-    assert lanes.main([folder, "epochs=2"]) == 2
+    with pytest.raises(UserError, match="allowed: a new folder"):
+        lanes.main([folder, "epochs=2"])

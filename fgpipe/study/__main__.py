@@ -1,0 +1,45 @@
+"""The command `python -m fgpipe.study STUDY [arguments]`: each study is a module with a `main` of its own.
+
+Exit codes: 0, done; 1, a run failed; 2, bad input.
+"""
+
+import importlib
+import sys
+
+from fgpipe.errors import UserError
+
+STUDIES = {
+    "lanes": "accuracy and time per image against lanes, decoding and step size",
+    "per_sample": "per-sample scalars from one tangent beside the exact projection of every sample",
+}
+"""Module of this package to what it finds out; its `main` takes the arguments and returns the exit code."""
+EXTRA = ("matplotlib",)
+
+
+def main(arguments: list[str]) -> int:
+    """Run the study that the first argument names; returns the exit code."""
+    if not arguments or arguments[0] in ("--help", "-h"):
+        print("usage: python -m fgpipe.study STUDY [arguments]; STUDY --help says more\n")
+        print("\n".join(f"  {name:<11} {what}" for name, what in STUDIES.items()))
+        return 0
+    name, *rest = arguments
+    if name not in STUDIES:
+        print(f"fgpipe: {name}: allowed: {' | '.join(STUDIES)}", file=sys.stderr)
+        return 2
+    study = importlib.import_module(f"fgpipe.study.{name}")
+    if "--help" in rest or "-h" in rest:
+        print(study.__doc__.rstrip())
+        return 0
+    try:
+        return study.main(rest)
+    except UserError as error:
+        print(f"fgpipe: {error}", file=sys.stderr)
+    except ModuleNotFoundError as error:
+        if error.name not in EXTRA:
+            raise
+        print(f"fgpipe: {error.name} is not installed; studies want pip install 'fgpipe[study]'", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
