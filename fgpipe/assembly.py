@@ -28,6 +28,7 @@ from fgpipe.runtime.interface import Interface
 from fgpipe.runtime.links.base import Link
 from fgpipe.runtime.links.distributed import DistributedLink, Receiver
 from fgpipe.runtime.links.memory import MemoryLink
+from fgpipe.runtime.links.slow import SlowLinks
 from fgpipe.runtime.process import Cluster
 from fgpipe.runtime.reference import OracleTrainer
 from fgpipe.runtime.schedule import windows
@@ -206,6 +207,7 @@ def _connect(
             deadline=config.deadline,
             largest=(most, most * samples),
             kept=plan.windows if config.feedback.lost == "retry" else [0] * method.blocks,
+            links=SlowLinks.of(config.link, topology.world_size),
             deliver=inbox.deliver_feedback,
             fail=inbox.fail,
         )
@@ -244,7 +246,9 @@ def _link(plan: Plan, j: int, inbox: Inbox, wire: torch.device, ledger: Ledger) 
         return None
     if j + 1 in plan.topology.local:
         return MemoryLink(partial(inbox.deliver_batch, j + 1))
-    return DistributedLink(j, plan.topology.rank_of(j + 1), ledger, wire)
+    topology = plan.topology
+    delay = SlowLinks.of(plan.config.link, topology.world_size).delay(topology.rank, topology.rank + 1, inbox.fail)
+    return DistributedLink(j, topology.rank + 1, ledger, wire, delay)
 
 
 def _pipelined(

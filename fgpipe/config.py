@@ -19,6 +19,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fgpipe.errors import UserError, bad_value
+from fgpipe.units import RATE, TIME, bits_per_second, seconds
 
 RANDOM = ("gaussian", "rademacher")
 GUESSES = ("local", "local_subspace", "ntk", "fixed_ntk", *RANDOM, "end_to_end")
@@ -75,6 +76,20 @@ class FeedbackConfig:
 
 
 @dataclass
+class LinkConfig:
+    """Slower links between processes than there are, for studies; off while rate and rtt are null."""
+
+    rate: str | None = None
+    rtt: str | None = None
+    between: list[int] | None = None
+    """k: the boundary of processes k and k + 1; null is every one."""
+
+    @property
+    def slow(self) -> bool:
+        return self.rate is not None or self.rtt is not None
+
+
+@dataclass
 class OptimConfig:
     schedule: str = MISSING
     lr: float = MISSING
@@ -118,6 +133,7 @@ class Config:
     head: HeadConfig = field(default_factory=HeadConfig)
     target: TargetConfig = field(default_factory=TargetConfig)
     feedback: FeedbackConfig = field(default_factory=FeedbackConfig)
+    link: LinkConfig = field(default_factory=LinkConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     observe: ObserveConfig = field(default_factory=ObserveConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -168,6 +184,22 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
+def _reads(read: Callable[[str], float], allowed: str) -> tuple[Callable[[Any], bool], str]:
+    """A text with a unit."""
+
+    def accepts(value: Any) -> bool:
+        try:
+            return read(value) > 0
+        except ValueError:
+            return False
+
+    return accepts, allowed
+
+
+def _is_boundaries(values: Sequence[int]) -> bool:
+    return len(values) == len(set(values)) >= 1 and min(values) >= 0
+
+
 def _is_partition(value: Any) -> bool:
     return value == "counted" or (isinstance(value, Sequence) and not isinstance(value, str) and all(map(_is_count, value)))
 
@@ -200,6 +232,9 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "feedback.policy": _one_of("in_order", "eager"),
     "feedback.lost": _one_of("retry", "skip", "fail"),
+    "link.rate": _optional(_reads(bits_per_second, RATE)),
+    "link.rtt": _optional(_reads(seconds, TIME)),
+    "link.between": _optional((_is_boundaries, "a list such as [0], where k is between processes k and k + 1")),
     "optim.schedule": _one_of("step", "one_cycle", "constant"),
     "optim.lr": _above(0),
     "optim.momentum": (lambda value: 0 <= value < 1, "a number from 0 to below 1"),
@@ -218,7 +253,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "decode": _one_of("plain", "predicted", "smoothed"),
     "step": _one_of("projection", "normalised"),
     "window": (lambda value: value == "auto" or _is_count(value), "auto, or a whole number of at least 1"),
-    "schedule": _one_of("gpipe", "1f1b"),
+    "schedule": _one_of("gpipe", "1f1b", "zero_bubble"),
     "microbatches": _at_least(1),
     "epochs": _at_least(1),
     "batch_size": _at_least(2),
@@ -324,6 +359,7 @@ def check(config: Config) -> None:
     _check_lanes(config)
     if config.tangents == "oracle" and config.window != 1:
         raise bad_value("window", config.window, "1 with tangents=oracle, which has no pipeline")
+    _check_link(config)
     if config.guess == "end_to_end" and config.tangents == "forward" and config.batch_size % config.microbatches:
         raise bad_value("microbatches", config.microbatches, f"a divisor of batch_size={config.batch_size}")
     if config.resume == "auto" and config.run_dir is None:
@@ -385,6 +421,15 @@ def _check_lanes(config: Config) -> None:
         raise bad_value("decode", config.decode, f"plain with guess={config.guess}, whose coefficients have mean zero")
 
 
+def _check_link(config: Config) -> None:
+    link = config.link
+    if link.between is not None and not link.slow:
+        raise bad_value("link.between", list(link.between), "null unless link.rate or link.rtt is given")
+    if link.slow and config.guess == "end_to_end":
+        key, value = ("link.rate", link.rate) if link.rate is not None else ("link.rtt", link.rtt)
+        raise bad_value(key, value, "null with guess=end_to_end, whose gradients take links of their own; see launch/two_hosts")
+
+
 def check_world(config: Config, world_size: int) -> None:
     """Reject a number of processes that the run cannot be split over.
 
@@ -394,9 +439,22 @@ def check_world(config: Config, world_size: int) -> None:
     blocks = config.model.blocks
     if world_size > blocks:
         raise bad_value("nproc_per_node", world_size, f"at most one process per block (model.blocks={blocks})")
-    if config.guess == "end_to_end" and config.schedule == "1f1b" and config.microbatches < world_size:
-        raise bad_value("microbatches", config.microbatches, f"at least the {world_size} processes with schedule=1f1b")
+    if config.guess == "end_to_end" and config.schedule != "gpipe" and config.microbatches < world_size:
+        allowed = f"at least the {world_size} processes with schedule={config.schedule}"
+        raise bad_value("microbatches", config.microbatches, allowed)
+    if config.guess == "end_to_end" and config.schedule == "zero_bubble" and config.microbatches % (config.microbatches // world_size):
+        allowed = f"a multiple of the {world_size} processes with schedule=zero_bubble"
+        raise bad_value("microbatches", config.microbatches, allowed)
     if config.tangents == "oracle" and world_size > 1:
         raise bad_value("tangents", "oracle", f"forward with {world_size} processes; the oracle runs in one")
+    _check_boundaries(config.link, world_size)
     if not isinstance(config.partition, str) and len(config.partition) != world_size:
         raise bad_value("partition", list(config.partition), f"one number per process ({world_size} processes)")
+
+
+def _check_boundaries(link: LinkConfig, world_size: int) -> None:
+    if link.slow and world_size == 1:
+        key, value = ("link.rate", link.rate) if link.rate is not None else ("link.rtt", link.rtt)
+        raise bad_value(key, value, "null in one process, which has no links")
+    if link.between is not None and max(link.between) > world_size - 2:
+        raise bad_value("link.between", list(link.between), f"0 to {world_size - 2} with {world_size} processes")

@@ -7,7 +7,7 @@ import fgpipe
 
 PACKAGE = Path(fgpipe.__file__).parent
 LAYERS = {
-    "errors": 0, "rng": 0, "durable": 0,
+    "errors": 0, "rng": 0, "durable": 0, "units": 0,
     "config": 1,
     "models": 2, "data": 2, "optim": 2, "gradients": 3, "observe": 3, "checkpoint": 3,
     "runtime": 4, "resume": 4, "export": 4, "verdict": 4,

@@ -7,10 +7,12 @@ from contextlib import contextmanager
 
 import torch.distributed as dist
 
+from fgpipe.config import LinkConfig
 from fgpipe.observe.ledger import Ledger
 from fgpipe.observe.metrics import Metrics
 from fgpipe.runtime.feedback.messages import Feedback, Lost, Request
 from fgpipe.runtime.feedback.zmq import ZmqFeedback
+from fgpipe.runtime.links.slow import SlowLinks
 from fgpipe.runtime.topology import Topology
 
 RUN = 4242
@@ -24,7 +26,9 @@ def feedback(batch: int, receiver: int = 0, sender: int = 1, **changes) -> Feedb
 class Rank:
     """A plane and what came out of it."""
 
-    def __init__(self, rank: int, world_size: int, store: dist.Store, kept: int, deadline: float) -> None:
+    def __init__(
+        self, rank: int, world_size: int, store: dist.Store, kept: int, deadline: float, link: LinkConfig
+    ) -> None:
         self.ledger, self.metrics = Ledger(world_size), Metrics(world_size)
         self.arrived: list[Feedback | Lost] = []
         self.errors: list[Exception] = []
@@ -38,6 +42,7 @@ class Rank:
             deadline=deadline,
             largest=(1, 1),
             kept=[kept] * world_size,
+            links=SlowLinks.of(link, world_size),
             deliver=self._deliver,
             fail=self.errors.append,
         )
@@ -48,12 +53,14 @@ class Rank:
 
 
 @contextmanager
-def ranks(world_size: int, kept: int = 4, deadline: float = 20) -> Iterator[tuple[list[Rank], dist.Store]]:
+def ranks(
+    world_size: int, kept: int = 4, deadline: float = 20, link: LinkConfig = LinkConfig()
+) -> Iterator[tuple[list[Rank], dist.Store]]:
     """Planes that have exchanged their keys, and the store; closed at the end."""
     store, made = dist.HashStore(), {}
 
     def make(rank: int) -> None:
-        made[rank] = Rank(rank, world_size, store, kept, deadline)
+        made[rank] = Rank(rank, world_size, store, kept, deadline, link)
 
     threads = [threading.Thread(target=make, args=(rank,)) for rank in range(world_size)]
     for thread in threads:

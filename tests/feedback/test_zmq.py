@@ -1,12 +1,14 @@
 """The feedback plane over real sockets: delivery, asking again, and who is let in."""
 
 import threading
+import time
 
 import pytest
 import torch.distributed as dist
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
+from fgpipe.config import LinkConfig
 from fgpipe.observe.ledger import report
 from fgpipe.runtime.feedback.keys import Keys
 from fgpipe.runtime.feedback.messages import FeedbackError, Lost, Request, encode
@@ -23,6 +25,23 @@ def test_delivered_in_order() -> None:
         assert not below.errors and not above.errors
         sent = sum(len(encode(feedback(batch))) for batch in range(50))
         assert report(above.ledger.as_tensor()) == {"1->0": {"feedback": {"bytes": sent, "messages": 50}}}
+
+
+def test_a_slow_link() -> None:
+    """Both ways: half the round trip, and the bytes over the rate; in order, and the sender waits for neither."""
+    size = len(encode(feedback(0)))
+    rate = 8 * size / 0.02  # 20 ms for each message
+    with ranks(2, link=LinkConfig(rate=f"{rate / 1000:.3f}kbit", rtt="400ms")) as ((below, above), _):
+        for sender, receiver in ((above, below), (below, above)):
+            began = time.monotonic()
+            block = 0 if receiver is below else 1
+            for batch in range(5):
+                sender.plane.send(feedback(batch, receiver=block, sender=1 - block))
+            assert time.monotonic() - began < 0.2
+            assert wait_for(lambda: len(receiver.arrived) == 5)
+            assert time.monotonic() - began >= 0.2 + 5 * 0.0199
+            assert [each.batch for each in receiver.arrived] == list(range(5))
+        assert not below.errors and not above.errors
 
 
 def test_asked_again() -> None:

@@ -29,7 +29,7 @@ def small_net() -> Net:
     return Net(blocks, [Head(nn.Flatten(), nn.LazyLinear(10)), Head(nn.Flatten(), nn.LazyLinear(10)), Head(nn.Linear(12, 10))])
 
 
-@pytest.mark.parametrize("schedule", ["gpipe", "1f1b"])
+@pytest.mark.parametrize("schedule", ["gpipe", "1f1b", "zero_bubble"])
 @pytest.mark.parametrize("microbatches", [1, 4])
 def test_equals_a_plain_loop(schedule: str, microbatches: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Final weights and running statistics, to float64 rounding of a few additions."""

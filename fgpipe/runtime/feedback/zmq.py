@@ -8,6 +8,7 @@ and go through the rendezvous store.
 import threading
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from functools import partial
 
 import torch.distributed as dist
 import zmq
@@ -28,6 +29,7 @@ from fgpipe.runtime.feedback.messages import (
     decode,
     encode,
 )
+from fgpipe.runtime.links.slow import Delay, SlowLinks
 from fgpipe.runtime.topology import Topology
 
 HIGH_WATER_MARK = 4096
@@ -51,6 +53,7 @@ class ZmqFeedback(FeedbackPlane):
         deadline: float,
         largest: tuple[int, int],
         kept: Sequence[int],
+        links: SlowLinks,
         deliver: Callable[[Feedback | Lost], Request | None],
         fail: Callable[[Exception], None],
     ) -> None:
@@ -62,6 +65,7 @@ class ZmqFeedback(FeedbackPlane):
             deadline: seconds that a send may wait for room, and that closing waits for the last messages.
             largest: probes and scalars of the largest message that may arrive.
             kept: for each block, how many of the last messages to it are kept to be sent again.
+            links: to the other processes.
             deliver: called with each message for a block of this process, in the receiving thread; returns what to ask
                 for in consequence.
             fail: called in the thread with the error that ended it.
@@ -79,6 +83,8 @@ class ZmqFeedback(FeedbackPlane):
         self._sending = threading.Lock()
         """Guards what follows; the main thread and the receiving one send."""
         self._pushes: dict[int, zmq.Socket[bytes]] = {}
+        others = (rank for rank in range(topology.world_size) if rank != topology.rank)
+        self._delays: dict[int, Delay | None] = {rank: links.delay(topology.rank, rank, fail) for rank in others}
         self._latest: dict[int, int] = {}
         self._sent: dict[tuple[int, int], Feedback] = {}
         self._pull = self._socket(zmq.PULL)
@@ -128,13 +134,24 @@ class ZmqFeedback(FeedbackPlane):
 
     def _post(self, message: Message) -> None:
         rank, data = self._topology.rank_of(message.receiver), encode(message)
+        transmit = partial(self._transmit_in_time, rank, data, message)
+        if (delay := self._delays[rank]) is not None:
+            delay.put(len(data), partial(self._locked, transmit))
+        else:
+            transmit()
+        kind = "feedback" if isinstance(message, Feedback) else "control"
+        self._ledger.count(message.sender, message.receiver, kind, len(data))
+
+    def _locked(self, transmit: Callable[[], None]) -> None:
+        with self._sending:
+            transmit()
+
+    def _transmit_in_time(self, rank: int, data: bytes, message: Message) -> None:
         try:
             self._transmit(rank, data)
         except zmq.Again as error:
             what = f"block {message.receiver} (rank {rank}) takes no feedback; batch {message.batch}"
             raise FeedbackError(what) from error
-        kind = "feedback" if isinstance(message, Feedback) else "control"
-        self._ledger.count(message.sender, message.receiver, kind, len(data))
 
     def _transmit(self, rank: int, data: bytes) -> None:
         if rank not in self._pushes:
@@ -174,6 +191,9 @@ class ZmqFeedback(FeedbackPlane):
     def close(self) -> None:
         self._closing.set()
         self._thread.join()
+        for delay in self._delays.values():
+            if delay is not None:
+                delay.close()
         for socket in (self._pull, *self._pushes.values()):
             socket.close()
         self._authenticator.stop()

@@ -8,6 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -16,6 +17,7 @@ from torch import Tensor
 from fgpipe.gradients.dual import Tangent
 from fgpipe.observe.ledger import Ledger
 from fgpipe.runtime.links.base import Batch, Link
+from fgpipe.runtime.links.slow import Delay
 
 MAGIC = 0x66_67_70_69_70_65_01
 """`fgpipe` and the version of the format."""
@@ -53,9 +55,16 @@ def unwire(x: Tensor) -> Tensor:
 class DistributedLink(Link):
     """Sends to the process of the block above. At most two batches wait here; then `send` blocks."""
 
-    def __init__(self, block: int, peer: int, ledger: Ledger, device: torch.device) -> None:
-        """Args: peer: rank of the process of block `block + 1`; device: where the wire's tensors live."""
-        self._block, self._peer, self._ledger, self._device = block, peer, ledger, device
+    def __init__(
+        self, block: int, peer: int, ledger: Ledger, device: torch.device, delay: Delay | None = None
+    ) -> None:
+        """
+        Args:
+            peer: rank of the process of block `block + 1`.
+            device: where the wire's tensors live.
+            delay: makes the link slower than it is.
+        """
+        self._block, self._peer, self._ledger, self._device, self._delay = block, peer, ledger, device, delay
         self._pending: deque[tuple[list[dist.Work], list[Tensor]]] = deque()
 
     def send(self, batch: Batch) -> None:
@@ -65,6 +74,19 @@ class DistributedLink(Link):
         fields = [MAGIC, batch.id, batch.epoch, TRAINING * batch.training | DRAIN * batch.drain, lanes, batch.x.dim(), *batch.x.shape]
         header = torch.tensor(fields + [0] * (HEADER - len(fields)))
         messages = [header, payload, batch.labels.cpu()]
+        if self._delay is None:
+            self._post(messages)
+        else:
+            size = sum(message.nbytes for message in messages)
+            self._delay.put(size, partial(self._post, messages), room=IN_FLIGHT)
+        one = payload.nbytes // (lanes + 1)
+        count = self._ledger.count
+        count(self._block, self._block + 1, "activations", one)
+        if lanes:
+            count(self._block, self._block + 1, "tangents", lanes * one)
+        count(self._block, self._block + 1, "control", header.nbytes + batch.labels.nbytes)
+
+    def _post(self, messages: list[Tensor]) -> None:
         if len(self._pending) == IN_FLIGHT:
             self._wait_for_oldest()
         try:
@@ -72,12 +94,6 @@ class DistributedLink(Link):
         except RuntimeError as error:
             raise self._lost(error) from error
         self._pending.append((works, messages))
-        one = payload.nbytes // (lanes + 1)
-        count = self._ledger.count
-        count(self._block, self._block + 1, "activations", one)
-        if lanes:
-            count(self._block, self._block + 1, "tangents", lanes * one)
-        count(self._block, self._block + 1, "control", header.nbytes + batch.labels.nbytes)
 
     def _wait_for_oldest(self) -> None:
         works, _ = self._pending.popleft()
@@ -92,6 +108,8 @@ class DistributedLink(Link):
         return LinkError(what, self._peer)
 
     def close(self) -> None:
+        if self._delay is not None:
+            self._delay.close()
         while self._pending:
             self._wait_for_oldest()
 

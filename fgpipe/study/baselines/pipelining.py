@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
+from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe, ScheduleInterleavedZeroBubble
 
 from fgpipe.observe.ledger import Ledger
 from fgpipe.observe.metrics import Metrics
@@ -21,7 +21,10 @@ from fgpipe.runtime.links.distributed import DistributedLink, Receiver, unwire, 
 from fgpipe.runtime.topology import Topology
 from fgpipe.runtime.worker import Source, never
 
-SCHEDULES = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B}
+SCHEDULES = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B, "zero_bubble": ScheduleInterleavedZeroBubble}
+"""`zero_bubble` is ZB1P (Qi et al. 2024): with one stage in each process, 1F1B that computes the gradients of the
+weights apart from those of the inputs, and late. PyTorch's ZBV and DualPipeV want two stages in each process, which are
+not neighbours."""
 
 
 class Part(nn.Module):
@@ -80,7 +83,7 @@ class PipelinedBackpropagation:
     Args:
         blocks, heads: of this process; a head is the classifier (last block), an observer, or None.
         shapes: of what enters and what leaves this process, without the batch.
-        schedule: `gpipe` or `1f1b`.
+        schedule: one of `SCHEDULES`.
         microbatches: per batch, a divisor of `batch_size`.
         receiver, link: bring test batches and labels from the process below, and take them to the one above.
         host: where what crosses a link lives.
@@ -122,7 +125,8 @@ class PipelinedBackpropagation:
             self._part, topology.rank, topology.world_size, host, *examples, topology=topology, ledger=ledger
         )
         loss = self._loss if link is None else _no_loss
-        self._schedule = SCHEDULES[schedule](stage, n_microbatches=microbatches, loss_fn=loss)
+        stages = [stage] if schedule == "zero_bubble" else stage  # it may take several
+        self._schedule = SCHEDULES[schedule](stages, n_microbatches=microbatches, loss_fn=loss)
         self._judged: list[tuple[Tensor, Tensor]] = []
 
     def _loss(self, y: Tensor, labels: Tensor) -> Tensor:
