@@ -130,15 +130,17 @@ class _Run:
         if not isinstance(error, CheckpointError):  # `fgpipe.train` says that
             where = f"[block {error.block}]" if isinstance(error, NotFiniteError) else prefix(topology)
             print(f"{where} error: {cause}", file=sys.stderr, flush=True)
+        said = not isinstance(error, CheckpointError)
         if isinstance(error, RuntimeError) and not isinstance(error, (NotFiniteError, CheckpointError)):
             if gone := self._cluster.gone(patience=1.0):
                 rank, cause = next(iter(gone.items()))
+                said = False
             elif isinstance(error, LinkError) and error.rank is not None:
                 rank = error.rank
             blocks = topology.of(rank)
-        self._verdict(cause, rank, blocks)
+        self._verdict(cause, rank, blocks, said=said)
 
-    def _verdict(self, cause: str, rank: int, blocks: Sequence[int] | None = None) -> bool:
+    def _verdict(self, cause: str, rank: int, blocks: Sequence[int] | None = None, said: bool = False) -> bool:
         """Write it, unless another process has; `blocks` are at fault, all of `rank` if None. Is it there?"""
         verdict.write(
             self._path,
@@ -148,6 +150,7 @@ class _Run:
             reported_by=self._cluster.place.rank,
             last_batch=self._metrics.last_batch,
             resumed=self._plan.config.resume,
+            said=said,
         )
         return (self._path / verdict.NAME).exists()
 

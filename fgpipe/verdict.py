@@ -34,13 +34,22 @@ class Verdict:
 
 
 def write(
-    run: Path, cause: str, rank: int, blocks: Sequence[int], *, reported_by: int, last_batch: int | None, resumed: str | None
+    run: Path,
+    cause: str,
+    rank: int,
+    blocks: Sequence[int],
+    *,
+    reported_by: int,
+    last_batch: int | None,
+    resumed: str | None,
+    said: bool = False,
 ) -> bool:
     """Write the verdict if there is none yet; of all processes of a job the first one does.
 
     Args:
         run: the folder; without a run's configuration in it nothing is written, as it could not be resumed.
         resumed: the run's `resume` key.
+        said: this process has named the cause on stderr.
 
     Returns:
         Whether this process wrote it.
@@ -58,7 +67,7 @@ def write(
         print(f"fgpipe: {run / NAME} cannot be written: {error.strerror}", file=sys.stderr, flush=True)
         return False
     if written:
-        print(f"fgpipe: {verdict.cause}; {run / NAME} says why, and how to go on", file=sys.stderr, flush=True)
+        print(f"fgpipe: {'' if said else f'{verdict.cause}; '}{run / NAME} says why, and how to go on", file=sys.stderr, flush=True)
     return written
 
 

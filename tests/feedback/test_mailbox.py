@@ -103,6 +103,15 @@ def test_gone_is_an_error_unless_skipped(lost: str) -> None:
         mailbox(lost=lost)[0].put(Lost(RUN, 0, SENDER, BLOCK))
 
 
+def test_gone_is_no_error_once_it_has_come() -> None:
+    """A late message crosses the request for it; the sender has moved on when the request arrives."""
+    box, metrics = mailbox(window=1)
+    assert box.overdue() == Request(RUN, 0, BLOCK, SENDER)
+    box.put(message(0))
+    assert box.put(Lost(RUN, 0, SENDER, BLOCK)) is None
+    assert take_all(box) == [message(0)] and counted(metrics)["duplicates"] == 1
+
+
 @pytest.mark.parametrize(
     "changes, named",
     [

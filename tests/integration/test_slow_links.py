@@ -10,7 +10,7 @@ from tests.integration.launching import ROOT, launch
 
 pytestmark = pytest.mark.timeout(900)
 BATCHES, BATCH = 12, 32
-RTT = 0.2
+RTT = 0.6
 COMMON = [
     "epochs=1", f"data.train_samples={BATCHES * BATCH}", f"batch_size={BATCH}", "data.test_samples=50",
     "model.width=0.07", "threads=1", "device=cpu", "observe.tensorboard=false", "head=linear",

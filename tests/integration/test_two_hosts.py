@@ -38,13 +38,14 @@ def rights() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_two_hosts_are_one(rights, tmp_path: Path) -> None:
     """2 x 2 processes over a link: every loss, weight and statistic bit for bit, and nobody listens but on the link."""
     one, two = recorded(tmp_path / "one", 1, RUNS), tmp_path / "two"
     two.mkdir()
     (two / "runs.json").write_text(json.dumps({name: [*run, "interface=link0"] for name, run in RUNS.items()}))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=2", "--master_addr=host0"]
-    done = two_hosts("--", *torchrun, str(ROOT / "tests/integration/recording.py"), str(two))
+    done = two_hosts("--", *torchrun, str(ROOT / "tests/integration/recording.py"), str(two), timeout=500)
     assert done.returncode == 0, done.stderr
     for name, arrays in results(two, RUNS).items():
         assert arrays.keys() == one[name].keys()

@@ -63,6 +63,8 @@ class Mailbox:
         if batch < self._next or batch in self._ahead:
             self._metrics.count(self._block, "duplicates")
             return None
+        if isinstance(message, Lost) and self._lost != "skip":
+            raise FeedbackError(f"feedback for batch {batch}: block {self.sender} sent it once, and does not have it any more")
         if batch >= self._to_take + self._window:
             raise FeedbackError(f"feedback for batch {batch} came before block {self._block} can have sent it on")
         self._ahead[batch] = message
@@ -76,8 +78,6 @@ class Mailbox:
             if have != want:
                 raise FeedbackError(f"{what}: {name} is {have}, expected {want}")
         if isinstance(message, Lost):
-            if self._lost != "skip":
-                raise FeedbackError(f"{what}: block {self.sender} sent it once, and does not have it any more")
             return
         if message.probes != self._probes:
             raise FeedbackError(f"{what}: probes are not 0 to {len(self._probes) - 1}")
