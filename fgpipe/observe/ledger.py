@@ -27,7 +27,7 @@ class Ledger:
     def state(self, source: int) -> list[list[Any]]:
         """What one block has sent, as `[destination, kind, bytes, messages]`, for a checkpoint."""
         sent = ((destination, kind) for block, destination, kind in self._bytes if block == source)
-        return [[*key, self._bytes[source, *key], self._messages[source, *key]] for key in sent]
+        return [[*key, self._bytes[(source, *key)], self._messages[(source, *key)]] for key in sent]
 
     def restore(self, source: int, state: Iterable[list[Any]]) -> None:
         """Go on from what `state` gave."""
