@@ -88,6 +88,11 @@ class LinkConfig:
     def slow(self) -> bool:
         return self.rate is not None or self.rtt is not None
 
+    def refused(self, allowed: str) -> UserError:
+        """A slow link where there can be none."""
+        key = "rate" if self.rate is not None else "rtt"
+        return bad_value(f"link.{key}", getattr(self, key), allowed)
+
 
 @dataclass
 class OptimConfig:
@@ -426,8 +431,7 @@ def _check_link(config: Config) -> None:
     if link.between is not None and not link.slow:
         raise bad_value("link.between", list(link.between), "null unless link.rate or link.rtt is given")
     if link.slow and config.guess == "end_to_end":
-        key, value = ("link.rate", link.rate) if link.rate is not None else ("link.rtt", link.rtt)
-        raise bad_value(key, value, "null with guess=end_to_end, whose gradients take links of their own; see launch/two_hosts")
+        raise link.refused("null with guess=end_to_end, whose gradients take links of their own; see launch/two_hosts")
 
 
 def check_world(config: Config, world_size: int) -> None:
@@ -439,12 +443,10 @@ def check_world(config: Config, world_size: int) -> None:
     blocks = config.model.blocks
     if world_size > blocks:
         raise bad_value("nproc_per_node", world_size, f"at most one process per block (model.blocks={blocks})")
-    if config.guess == "end_to_end" and config.schedule != "gpipe" and config.microbatches < world_size:
-        allowed = f"at least the {world_size} processes with schedule={config.schedule}"
-        raise bad_value("microbatches", config.microbatches, allowed)
-    if config.guess == "end_to_end" and config.schedule == "zero_bubble" and config.microbatches % (config.microbatches // world_size):
-        allowed = f"a multiple of the {world_size} processes with schedule=zero_bubble"
-        raise bad_value("microbatches", config.microbatches, allowed)
+    if config.guess == "end_to_end" and config.schedule == "1f1b" and config.microbatches < world_size:
+        raise bad_value("microbatches", config.microbatches, f"at least the {world_size} processes with schedule=1f1b")
+    if config.guess == "end_to_end" and config.schedule == "zero_bubble" and config.microbatches % world_size:
+        raise bad_value("microbatches", config.microbatches, f"a multiple of the {world_size} processes with schedule=zero_bubble")
     if config.tangents == "oracle" and world_size > 1:
         raise bad_value("tangents", "oracle", f"forward with {world_size} processes; the oracle runs in one")
     _check_boundaries(config.link, world_size)
@@ -454,7 +456,6 @@ def check_world(config: Config, world_size: int) -> None:
 
 def _check_boundaries(link: LinkConfig, world_size: int) -> None:
     if link.slow and world_size == 1:
-        key, value = ("link.rate", link.rate) if link.rate is not None else ("link.rtt", link.rtt)
-        raise bad_value(key, value, "null in one process, which has no links")
+        raise link.refused("null in one process, which has no links")
     if link.between is not None and max(link.between) > world_size - 2:
         raise bad_value("link.between", list(link.between), f"0 to {world_size - 2} with {world_size} processes")

@@ -216,8 +216,7 @@ def ports(interface: Interface, processes: int) -> Finding:
 
 def round_trip(interface: Interface) -> Finding:
     """One tensor to another process and back, over gloo on the interface."""
-    interface.confine_gloo()
-    with tempfile.TemporaryDirectory() as folder:
+    with interface.confines_gloo(), tempfile.TemporaryDirectory() as folder:
         store = str(Path(folder) / "store")
         other = multiprocessing.get_context("spawn").Process(target=_echo, args=(store,), daemon=True)
         other.start()

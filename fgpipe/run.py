@@ -68,9 +68,9 @@ def run(config: Config, net: Net | None = None) -> dict[str, Any]:
     resumed = Checkpoints(source).manifest(step) if source is not None and step else None
     plan = Plan.make(config, DataFacts(*facts), net, place.rank, place.world_size, step)
     _prefix_warnings(plan.topology)
-    interface.confine_gloo()
     pipelined = config.guess == "end_to_end" and config.tangents == "forward"
-    cluster.connect(plan.topology, place.wire_device(device), config.deadline, alone=pipelined)
+    with interface.confines_gloo():
+        cluster.connect(plan.topology, place.wire_device(device), config.deadline, alone=pipelined)
     return _Run(plan, cluster, device, batches, Path(folder), resumed).execute()
 
 
@@ -130,11 +130,11 @@ class _Run:
         if not isinstance(error, CheckpointError):  # `fgpipe.train` says that
             where = f"[block {error.block}]" if isinstance(error, NotFiniteError) else prefix(topology)
             print(f"{where} error: {cause}", file=sys.stderr, flush=True)
-        said = not isinstance(error, CheckpointError)
+        said = True
         if isinstance(error, RuntimeError) and not isinstance(error, (NotFiniteError, CheckpointError)):
             if gone := self._cluster.gone(patience=1.0):
                 rank, cause = next(iter(gone.items()))
-                said = False
+                said = False  # but only what came of it
             elif isinstance(error, LinkError) and error.rank is not None:
                 rank = error.rank
             blocks = topology.of(rank)

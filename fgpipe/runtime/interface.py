@@ -3,6 +3,8 @@
 import ipaddress
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import psutil
@@ -42,9 +44,18 @@ class Interface:
     def is_loopback(self) -> bool:
         return ipaddress.IPv4Address(self.address).is_loopback
 
-    def confine_gloo(self) -> None:
-        """Have gloo listen here alone, unless GLOO_SOCKET_IFNAME says where; before the process group is made.
+    @contextmanager
+    def confines_gloo(self) -> Iterator[None]:
+        """A process group that is made within has gloo listen here alone, unless GLOO_SOCKET_IFNAME says where.
 
         Of itself gloo takes the interface of the host's name, which others may reach, and it asks nobody who they are.
+        The variable is gone afterwards: it would decide for later runs of this process, and for programs it starts.
         """
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", self.name)
+        if "GLOO_SOCKET_IFNAME" in os.environ:
+            yield
+            return
+        os.environ["GLOO_SOCKET_IFNAME"] = self.name
+        try:
+            yield
+        finally:
+            del os.environ["GLOO_SOCKET_IFNAME"]

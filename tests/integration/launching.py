@@ -6,6 +6,8 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -45,6 +47,12 @@ def rank_of(pid: int) -> int:
     """The rank that torchrun gave a worker."""
     variables = Path(f"/proc/{pid}/environ").read_text().split("\0")
     return int(next(value for name, _, value in (line.partition("=") for line in variables) if name == "RANK"))
+
+
+def listening(pid: int) -> list[str]:
+    """Addresses on which a process listens, over TCP."""
+    connections = psutil.Process(pid).net_connections("tcp")
+    return [each.laddr.ip for each in connections if each.status == psutil.CONN_LISTEN]
 
 
 def wait_until(condition, seconds: float) -> bool:

@@ -22,6 +22,7 @@ import fgpipe.assembly
 import fgpipe.run
 from fgpipe.config import compose_config
 from fgpipe.observe.metrics import Metrics
+from tests.integration.launching import listening
 
 RANK = os.environ.get("RANK", "0")
 BYTES_ACKED, BYTES_RECEIVED = 120, 128
@@ -44,7 +45,7 @@ class Recorded(Metrics):
         self.losses.setdefault(f"loss/{training}/{block}", []).append(losses.double().mean().item())
 
     def take(self) -> Tensor:
-        self.listening = listening()
+        self.listening = listening(os.getpid())
         return super().take()
 
 
@@ -62,22 +63,6 @@ def connections() -> list[dict[str, int]]:
             continue  # not TCP, or not connected
         sent, received = (struct.unpack_from("Q", information, at)[0] for at in (BYTES_ACKED, BYTES_RECEIVED))
         found.append({"local": local, "remote": remote, "sent": sent, "received": received})
-    return found
-
-
-def listening() -> list[str]:
-    """Addresses on which this process listens over TCP."""
-    found = []
-    for descriptor in os.listdir("/proc/self/fd"):
-        try:
-            if not re.match("socket:", os.readlink(f"/proc/self/fd/{descriptor}")):
-                continue
-            with socket.socket(fileno=os.dup(int(descriptor))) as each:
-                inet = each.family in (socket.AF_INET, socket.AF_INET6)
-                if inet and each.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-                    found.append(each.getsockname()[0])
-        except OSError:
-            continue  # closed meanwhile
     return found
 
 

@@ -34,6 +34,7 @@ RUNS["coded"] = [*COMMON, "lanes=2", "decode=predicted", "step=normalised", "tar
 RUNS["subspace"] = [*COMMON, "guess=local_subspace", "space=activity", "directions=3", "window=auto"]
 RUNS["gpipe"] = [*COMMON, "guess=end_to_end"]
 RUNS["1f1b"] = [*COMMON, "guess=end_to_end", "schedule=1f1b", "microbatches=8", "observe.heads=true"]
+RUNS["zero_bubble"] = [*COMMON, "guess=end_to_end", "schedule=zero_bubble", "microbatches=8"]
 RUNS["eager"] = [*COMMON, "feedback=eager"]
 SIXTEEN = {"plain": [*COMMON, "model=resnet18_16", "window=auto", "scope=block", "model.width=0.1"]}
 

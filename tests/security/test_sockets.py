@@ -12,19 +12,13 @@ import pytest
 
 from fgpipe.errors import UserError
 from fgpipe.runtime.interface import Interface
-from tests.integration.launching import command, environment, processes_with, rank_of, wait_until
+from tests.integration.launching import command, environment, listening, processes_with, rank_of, wait_until
 
 OTHERS = [
     name
     for name, addresses in psutil.net_if_addrs().items()
     if any(each.family == socket.AF_INET and not ipaddress.ip_address(each.address).is_loopback for each in addresses)
 ]
-
-
-def listening(pid: int) -> list[str]:
-    """Addresses on which a process listens, over TCP."""
-    connections = psutil.Process(pid).net_connections("tcp")
-    return [each.laddr.ip for each in connections if each.status == psutil.CONN_LISTEN]
 
 
 @pytest.mark.slow
@@ -69,6 +63,9 @@ def test_interfaces() -> None:
 
 def test_gloo_is_confined_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
-    Interface("lo", "127.0.0.1").confine_gloo()
-    Interface("eth9", "10.0.0.9").confine_gloo()
-    assert os.environ["GLOO_SOCKET_IFNAME"] == "lo"
+    with Interface("lo", "127.0.0.1").confines_gloo():
+        assert os.environ["GLOO_SOCKET_IFNAME"] == "lo"
+        with Interface("eth9", "10.0.0.9").confines_gloo():
+            assert os.environ["GLOO_SOCKET_IFNAME"] == "lo"
+        assert os.environ["GLOO_SOCKET_IFNAME"] == "lo"
+    assert "GLOO_SOCKET_IFNAME" not in os.environ, "or it would decide for what this process starts"

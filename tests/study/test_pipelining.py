@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from fgpipe.config import compose_config
+from fgpipe.config import check_world, compose_config
 from fgpipe.data import Batches
+from fgpipe.errors import UserError
 from fgpipe.models.heads import Head
 from fgpipe.models.net import Net
 from fgpipe.run import run
@@ -62,3 +63,10 @@ def test_equals_a_plain_loop(schedule: str, microbatches: int, tmp_path: Path, m
 def test_too_few_microbatches(tmp_path: Path) -> None:
     done = launch(2, "-m", "fgpipe.train", *OVERRIDES, "schedule=1f1b", "microbatches=1", f"run_dir={tmp_path / 'run'}")
     assert "microbatches=1: allowed: at least the 2 processes with schedule=1f1b" in done.stderr
+
+
+@pytest.mark.parametrize("microbatches", [2, 6, 9])
+def test_zero_bubble_wants_whole_rounds(microbatches: int) -> None:
+    config = compose_config(["guess=end_to_end", "schedule=zero_bubble", "batch_size=36", f"microbatches={microbatches}"])
+    with pytest.raises(UserError, match=f"microbatches={microbatches}: allowed: a multiple of the 4 processes"):
+        check_world(config, 4)

@@ -37,12 +37,14 @@ class Part(nn.Module):
         device: torch.device,
         host: torch.device,
         keep_outputs: bool,
+        copy: bool,
     ) -> None:
+        """Args: copy: return a tensor of its own, not a view; `zero_bubble` detaches it in place."""
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
         self.classifier = classifier
         """Of the last process; used by its loss, and here so that its gradients are scaled with the others."""
-        self._device, self._host, self._keep = device, host, keep_outputs
+        self._device, self._host, self._keep, self._copy = device, host, keep_outputs, copy
         self.outputs: list[list[Tensor]] = []
         """Of each microbatch, each block's output, detached, if they are to be kept."""
 
@@ -54,7 +56,8 @@ class Part(nn.Module):
             outputs.append(x.detach())
         if self._keep:
             self.outputs.append(outputs)
-        return wire(x).contiguous().to(self._host)
+        y = wire(x).contiguous().to(self._host)
+        return y.clone() if self._copy else y
 
 
 class CountedStage(PipelineStage):
@@ -113,7 +116,8 @@ class PipelinedBackpropagation:
         self._placeholder = (batch_size, 0)
         self._classifier = heads[-1] if link is None else None
         self._observers = [None if head is self._classifier else head for head in heads]
-        self._part = Part(blocks, self._classifier, device, host, keep_outputs=any(self._observers))
+        zero_bubble = schedule == "zero_bubble"
+        self._part = Part(blocks, self._classifier, device, host, keep_outputs=any(self._observers), copy=zero_bubble)
         trained = [*blocks] if link is not None else [*blocks, self._classifier]
         self._optimizers = [make_optimizer([module]) for module in trained]
         self._observer_optimizers = [head and make_optimizer([head]) for head in self._observers]
@@ -125,7 +129,7 @@ class PipelinedBackpropagation:
             self._part, topology.rank, topology.world_size, host, *examples, topology=topology, ledger=ledger
         )
         loss = self._loss if link is None else _no_loss
-        stages = [stage] if schedule == "zero_bubble" else stage  # it may take several
+        stages = [stage] if zero_bubble else stage  # it may take several
         self._schedule = SCHEDULES[schedule](stages, n_microbatches=microbatches, loss_fn=loss)
         self._judged: list[tuple[Tensor, Tensor]] = []
 
