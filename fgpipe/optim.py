@@ -30,19 +30,30 @@ def learning_rate(config: OptimConfig, *, batches: int, epochs: int) -> Learning
     return {"step": step, "one_cycle": one_cycle, "constant": lambda batch: config.lr}[config.schedule]
 
 
+def _own(estimates: Iterable[Tensor]) -> Iterable[Tensor]:
+    return estimates
+
+
 class Optimizer:
     """`torch.optim.SGD` with momentum, stepped with a gradient estimate in place of the gradient."""
 
-    def __init__(self, modules: Iterable[nn.Module], config: OptimConfig, rate: LearningRate) -> None:
+    def __init__(
+        self,
+        modules: Iterable[nn.Module],
+        config: OptimConfig,
+        rate: LearningRate,
+        average: Callable[[Iterable[Tensor]], Iterable[Tensor]] = _own,
+    ) -> None:
+        """Args: average: from the estimates of this replica to their mean over all."""
         self.parameters = [parameter for module in modules for parameter in module.parameters()]
-        self._rate = rate
+        self._rate, self._average = rate, average
         self._sgd = torch.optim.SGD(
             self.parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, foreach=True
         )
 
     def step(self, estimates: Iterable[Tensor], batch: int) -> None:
         """Update with one estimate per parameter, in the order of `parameters`, at the learning rate of `batch`."""
-        for parameter, estimate in zip(self.parameters, estimates, strict=True):
+        for parameter, estimate in zip(self.parameters, self._average(estimates), strict=True):
             parameter.grad = estimate
         for group in self._sgd.param_groups:
             group["lr"] = self._rate(batch)

@@ -95,15 +95,15 @@ class Cluster:
         """Rank and pid of the other processes of this host."""
         self._restore: Callable[[], object] = lambda: None
 
-    def share(self, facts: Facts | None) -> Facts:
-        """What the process of block 0 found when it loaded the data, numbers and text; the others pass None and wait."""
+    def share(self, facts: Facts | None, name: str = "facts") -> Facts:
+        """What a process of block 0 found when it loaded the data, numbers and text; the others pass None and wait."""
         if self.store is None:
             assert facts is not None
             return facts
         if facts is not None:
-            self.store.set("facts", json.dumps(facts))
-        self.store.wait(["facts"], DATA_DEADLINE)
-        return tuple(json.loads(self.store.get("facts").decode()))
+            self.store.set(name, json.dumps(facts))
+        self.store.wait([name], DATA_DEADLINE)
+        return tuple(json.loads(self.store.get(name).decode()))
 
     def connect(self, topology: Topology, wire: torch.device, deadline: float, *, alone: bool = False) -> None:
         """Make the process group, agree on the run's id, and say who is gone when the job is ended.
@@ -214,6 +214,8 @@ def _state(pid: int) -> str | None:
 
 
 def prefix(topology: Topology, rank: int | None = None) -> str:
-    """`[block 3]` or `[blocks 2-4]`: how lines of a process begin."""
-    blocks = topology.local if rank is None else topology.of(rank)
-    return f"[block {blocks[0]}]" if len(blocks) == 1 else f"[blocks {blocks[0]}-{blocks[-1]}]"
+    """`[block 3]`, `[blocks 2-4]`, or `[block 3, replica 1]` where there are several: how lines of a process begin."""
+    rank = topology.rank if rank is None else rank
+    blocks = topology.of(rank)
+    which = f"block {blocks[0]}" if len(blocks) == 1 else f"blocks {blocks[0]}-{blocks[-1]}"
+    return f"[{which}, replica {topology.replica_of(rank)}]" if topology.replicas > 1 else f"[{which}]"

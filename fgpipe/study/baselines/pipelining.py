@@ -90,6 +90,8 @@ class PipelinedBackpropagation:
         microbatches: per batch, a divisor of `batch_size`.
         receiver, link: bring test batches and labels from the process below, and take them to the one above.
         host: where what crosses a link lives.
+        make_optimizer: from a block's index and modules of it to an optimizer of their parameters.
+        group: of the processes of the pipeline, in its order; None is the default group.
     """
 
     def __init__(
@@ -107,9 +109,10 @@ class PipelinedBackpropagation:
         host: torch.device,
         receiver: Receiver | None,
         link: DistributedLink | None,
-        make_optimizer: Callable[[list[nn.Module]], Optimizer],
+        make_optimizer: Callable[[int, list[nn.Module]], Optimizer],
         metrics: Metrics,
         ledger: Ledger,
+        group: dist.ProcessGroup | None = None,
     ) -> None:
         self._topology, self._heads, self._metrics, self._device = topology, heads, metrics, device
         self._receiver, self._link = receiver, link
@@ -118,15 +121,18 @@ class PipelinedBackpropagation:
         self._observers = [None if head is self._classifier else head for head in heads]
         zero_bubble = schedule == "zero_bubble"
         self._part = Part(blocks, self._classifier, device, host, keep_outputs=any(self._observers), copy=zero_bubble)
-        trained = [*blocks] if link is not None else [*blocks, self._classifier]
-        self._optimizers = [make_optimizer([module]) for module in trained]
-        self._observer_optimizers = [head and make_optimizer([head]) for head in self._observers]
+        self._optimizers = [make_optimizer(j, [block]) for j, block in zip(topology.local, blocks, strict=True)]
+        if self._classifier is not None:
+            self._optimizers.append(make_optimizer(topology.local[-1], [self._classifier]))
+        self._observer_optimizers = [
+            head and make_optimizer(j, [head]) for j, head in zip(topology.local, self._observers, strict=True)
+        ]
         sizes = [(batch_size // microbatches, *shape) for shape in shapes]
         examples = [wire(torch.empty(size, dtype=dtype, device=host)).contiguous().requires_grad_() for size in sizes]
         if receiver is None:
             examples[0].requires_grad_(False)
         stage = CountedStage(
-            self._part, topology.position, len(topology.pipeline), host, *examples, topology=topology, ledger=ledger
+            self._part, topology.position, len(topology.pipeline), host, *examples, topology=topology, ledger=ledger, group=group
         )
         loss = self._loss if link is None else _no_loss
         stages = [stage] if zero_bubble else stage  # it may take several
