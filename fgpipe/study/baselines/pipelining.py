@@ -158,6 +158,8 @@ class PipelinedBackpropagation:
             )
             for optimizer in self._optimizers:
                 optimizer.step([parameter.grad for parameter in optimizer.parameters], batch.id)
+                for parameter in optimizer.parameters:
+                    parameter.grad = None
             self._record(batch.labels)
             self._observe(batch.labels, batch.id)
             if batch.drain:
