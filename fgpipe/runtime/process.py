@@ -26,7 +26,7 @@ Facts = tuple[int | str, ...]
 _runs = itertools.count()
 """Runs that this process has begun; every process begins the same ones."""
 DATA_DEADLINE = timedelta(hours=1)
-"""How long the others wait while the first process loads, or downloads, the data."""
+"""How long the others wait while the process of block 0 loads, or downloads, the data."""
 
 
 @dataclass(frozen=True)
@@ -89,12 +89,14 @@ class Cluster:
         self.on_end: Callable[[str, int], bool] = lambda cause, rank: False
         """Told the cause, and the rank at fault, when SIGTERM ends the process."""
         self._saves = False
+        self.hosts = [0]
+        """The host of each rank: that of its first process."""
         self._others: dict[int, int] = {}
         """Rank and pid of the other processes of this host."""
         self._restore: Callable[[], object] = lambda: None
 
     def share(self, facts: Facts | None) -> Facts:
-        """What the first process found when it loaded the data, numbers and text; the others pass None and wait."""
+        """What the process of block 0 found when it loaded the data, numbers and text; the others pass None and wait."""
         if self.store is None:
             assert facts is not None
             return facts
@@ -128,6 +130,7 @@ class Cluster:
         hosts = torch.zeros_like(pids)
         hosts[rank] = rank - self.place.local_rank
         pids, hosts = self.sum(pids).tolist(), self.sum(hosts).tolist()
+        self.hosts = hosts
         self._others = {other: pids[other] for other in range(len(pids)) if hosts[other] == hosts[rank] and other != rank}
         self._topology = topology
         signal.signal(signal.SIGTERM, self._terminate)

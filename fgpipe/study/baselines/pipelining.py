@@ -126,7 +126,7 @@ class PipelinedBackpropagation:
         if receiver is None:
             examples[0].requires_grad_(False)
         stage = CountedStage(
-            self._part, topology.rank, topology.world_size, host, *examples, topology=topology, ledger=ledger
+            self._part, topology.position, len(topology.pipeline), host, *examples, topology=topology, ledger=ledger
         )
         loss = self._loss if link is None else _no_loss
         stages = [stage] if zero_bubble else stage  # it may take several
