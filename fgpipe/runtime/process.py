@@ -89,6 +89,8 @@ class Cluster:
         self.on_end: Callable[[str, int], bool] = lambda cause, rank: False
         """Told the cause, and the rank at fault, when SIGTERM ends the process."""
         self._saves = False
+        self.hosts = [0]
+        """For each rank, the first rank of its host."""
         self._others: dict[int, int] = {}
         """Rank and pid of the other processes of this host."""
         self._restore: Callable[[], object] = lambda: None
@@ -127,7 +129,8 @@ class Cluster:
         pids[rank] = os.getpid()
         hosts = torch.zeros_like(pids)
         hosts[rank] = rank - self.place.local_rank
-        pids, hosts = self.sum(pids).tolist(), self.sum(hosts).tolist()
+        pids, self.hosts = self.sum(pids).tolist(), self.sum(hosts).tolist()
+        hosts = self.hosts
         self._others = {other: pids[other] for other in range(len(pids)) if hosts[other] == hosts[rank] and other != rank}
         self._topology = topology
         signal.signal(signal.SIGTERM, self._terminate)
@@ -190,6 +193,21 @@ class Cluster:
             except RuntimeError as error:
                 raise LinkError(f"a sum over all processes failed: {' '.join(str(error).split())}") from error
         return tensor
+
+    def collect(self, table: Tensor, rank: int) -> list[Tensor]:
+        """Every process's `table` `[any, columns]` of int64, at `rank`; nothing at the others. Collective."""
+        rows = torch.zeros(self.place.world_size, dtype=torch.int64)
+        rows[self.place.rank] = len(table)
+        rows = self.sum(rows).tolist()
+        if self.place.rank != rank:
+            if len(table):
+                dist.send(table, rank)
+            return []
+        tables = [table if other == rank else table.new_empty(count, table.shape[1]) for other, count in enumerate(rows)]
+        for other, received in enumerate(tables):
+            if other != rank and len(received):
+                dist.recv(received, other)
+        return tables
 
     def barrier(self) -> None:
         """Wait until every process is here."""
