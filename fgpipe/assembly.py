@@ -16,6 +16,7 @@ from fgpipe.gradients.probes import Lanes, plan_lanes
 from fgpipe.models.net import Net, materialize, resnet
 from fgpipe.observe.ledger import Ledger
 from fgpipe.observe.metrics import Metrics
+from fgpipe.observe.timeline import Timeline
 from fgpipe.optim import Optimizer, Trained, learning_rate
 from fgpipe.rng import generator
 from fgpipe.runtime.costs import block_costs, forward_flops, input_shapes
@@ -29,11 +30,13 @@ from fgpipe.runtime.links.base import Link
 from fgpipe.runtime.links.distributed import DistributedLink, Receiver
 from fgpipe.runtime.links.memory import MemoryLink
 from fgpipe.runtime.links.slow import SlowLinks
+from fgpipe.runtime.phases import Phases
 from fgpipe.runtime.process import Cluster
 from fgpipe.runtime.reference import OracleTrainer
 from fgpipe.runtime.replicas import Replicas
 from fgpipe.runtime.schedule import windows
 from fgpipe.runtime.stage import Stage
+from fgpipe.runtime.straggler import Straggler
 from fgpipe.runtime.topology import Topology, balanced
 from fgpipe.runtime.worker import Node, Source, Worker, never
 
@@ -145,9 +148,11 @@ def build_trainer(
     device: torch.device,
     metrics: Metrics,
     ledger: Ledger,
-    replicas: Replicas = Replicas(),
+    timeline: Timeline | None = None,
+    replicas: Replicas | None = None,
 ) -> Trainer:
     """The trainer that the configuration asks for; collective, as sockets are made."""
+    timeline, replicas = timeline or Timeline(), replicas or Replicas()
     config = plan.config
     rate = learning_rate(config.optim, batches=plan.facts.train_batches, epochs=config.epochs)
 
@@ -171,7 +176,7 @@ def build_trainer(
             cosine=config.observe.cosine,
         )
     if config.guess == "end_to_end":
-        return _pipelined(plan, modules, cluster, device, make_optimizer, metrics, ledger, replicas)
+        return _pipelined(plan, modules, cluster, device, make_optimizer, metrics, ledger, timeline, replicas)
     stages = {
         j: Stage(
             j,
@@ -187,10 +192,15 @@ def build_trainer(
             run=cluster.run,
             replica=plan.topology.replica,
             replicas=plan.topology.replicas,
+            phases=_phases(plan, j, timeline, device),
         )
         for j, each in modules.items()
     }
-    return _connect(plan, stages, cluster, device, metrics, ledger)
+    return _connect(plan, stages, cluster, device, metrics, ledger, timeline)
+
+
+def _phases(plan: Plan, j: int, timeline: Timeline, device: torch.device) -> Phases:
+    return Phases(j, timeline, Straggler.of(plan.config.slow, plan.config.seed, j), device=device)
 
 
 def _modules(plan: Plan, j: int, device: torch.device) -> Modules:
@@ -206,7 +216,13 @@ def _modules(plan: Plan, j: int, device: torch.device) -> Modules:
 
 
 def _connect(
-    plan: Plan, stages: dict[int, Stage], cluster: Cluster, device: torch.device, metrics: Metrics, ledger: Ledger
+    plan: Plan,
+    stages: dict[int, Stage],
+    cluster: Cluster,
+    device: torch.device,
+    metrics: Metrics,
+    ledger: Ledger,
+    timeline: Timeline,
 ) -> Worker:
     config, method, topology = plan.config, plan.method, plan.topology
     wire = cluster.place.wire_device(device)
@@ -226,7 +242,7 @@ def _connect(
         for j in stages
         if method.waits(j)
     }
-    inbox = Inbox(stages, mailboxes)
+    inbox = Inbox(stages, mailboxes, timeline)
     feedback: FeedbackPlane = MemoryFeedback(inbox.deliver_feedback)
     if cluster.store is not None:
         most = max(1, *plan.lanes.counts)
@@ -244,7 +260,7 @@ def _connect(
             fail=inbox.fail,
         )
     first = topology.local[0]
-    receiver = _receiver(plan, wire) if first else None
+    receiver = _receiver(plan, wire, timeline) if first else None
     if receiver is not None:
         receiver.start(plan.batches, partial(inbox.deliver_batch, first), inbox.fail)
     nodes = [
@@ -262,12 +278,13 @@ def _connect(
         inbox,
         feedback,
         eager=config.feedback.policy == "eager",
-        deadline=config.deadline,
         fixed_order=topology.replicas > 1,
+        deadline=config.deadline,
+        timeline=timeline,
     )
 
 
-def _receiver(plan: Plan, wire: torch.device) -> Receiver:
+def _receiver(plan: Plan, wire: torch.device, timeline: Timeline) -> Receiver:
     first = plan.topology.local[0]
     return Receiver(
         first,
@@ -277,6 +294,7 @@ def _receiver(plan: Plan, wire: torch.device) -> Receiver:
         held=plan.windows[first] if plan.method.keeps_graph(first) else 1,
         dtype=DTYPES[plan.config.dtype],
         device=wire,
+        timeline=timeline,
     )
 
 
@@ -298,6 +316,7 @@ def _pipelined(
     make_optimizer: Callable[[int, list[nn.Module]], Optimizer],
     metrics: Metrics,
     ledger: Ledger,
+    timeline: Timeline,
     replicas: Replicas,
 ) -> Trainer:
     from fgpipe.study.baselines.pipelining import PipelinedBackpropagation  # imports half of PyTorch, for a second
@@ -305,6 +324,7 @@ def _pipelined(
     config, topology = plan.config, plan.topology
     host = cluster.place.wire_device(device)
     first, last = topology.local[0], topology.local[-1]
+    straggler, share = _backward_share(plan)
     above = DistributedLink(last, topology.rank_of(last + 1), ledger, host) if last < plan.method.last else None
     return PipelinedBackpropagation(
         topology,
@@ -317,10 +337,21 @@ def _pipelined(
         dtype=DTYPES[config.dtype],
         device=device,
         host=host,
-        receiver=_receiver(plan, host) if first else None,
+        receiver=_receiver(plan, host, timeline) if first else None,
         link=above,
         make_optimizer=make_optimizer,
         metrics=metrics,
         ledger=ledger,
         group=replicas.pipeline,
+        phases=[_phases(plan, j, timeline, device) for j in topology.local],
+        backward=Phases(first, timeline, straggler, share, device),
     )
+
+
+def _backward_share(plan: Plan) -> tuple[Straggler | None, float]:
+    """The slow block, if it is here, and its share of the FLOPs of this process's backward pass."""
+    slow, local = plan.config.slow, plan.topology.local
+    if slow.block not in local:
+        return None, 1.0
+    flops = forward_flops(plan.net, (2, plan.facts.channels, plan.facts.height, plan.facts.width))
+    return Straggler.of(slow, plan.config.seed, slow.block), flops[slow.block] / sum(flops[j] for j in local)

@@ -95,6 +95,15 @@ class LinkConfig:
 
 
 @dataclass
+class SlowConfig:
+    """A block that is slower than it is, for studies; off while block is null."""
+
+    block: int | None = None
+    factor: float = 1.0
+    jitter: float = 0.0
+
+
+@dataclass
 class OptimConfig:
     schedule: str = MISSING
     lr: float = MISSING
@@ -139,6 +148,7 @@ class Config:
     target: TargetConfig = field(default_factory=TargetConfig)
     feedback: FeedbackConfig = field(default_factory=FeedbackConfig)
     link: LinkConfig = field(default_factory=LinkConfig)
+    slow: SlowConfig = field(default_factory=SlowConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     observe: ObserveConfig = field(default_factory=ObserveConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -166,6 +176,7 @@ class Config:
     placement: str | None = None
     interface: str = MISSING
     deadline: float = MISSING
+    trace: bool = False
     run_dir: str | None = None
     resume: str | None = None
 
@@ -247,6 +258,9 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "link.rate": _optional(_reads(bits_per_second, RATE)),
     "link.rtt": _optional(_reads(seconds, TIME)),
     "link.between": _optional((_is_boundaries, "a list such as [0], where k is between processes k and k + 1")),
+    "slow.block": _optional(_at_least(0)),
+    "slow.factor": _at_least(1),
+    "slow.jitter": _at_least(0),
     "optim.schedule": _one_of("step", "one_cycle", "constant"),
     "optim.lr": _above(0),
     "optim.momentum": (lambda value: 0 <= value < 1, "a number from 0 to below 1"),
@@ -276,6 +290,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "threads": (lambda value: value == "auto" or _is_count(value), "auto, or a whole number of at least 1"),
     "partition": (_is_partition, "counted, or a list of blocks per process such as [4,4]"),
     "deadline": _above(0),
+    "trace": _one_of(False, True),
     "observe.cosine": _optional(_at_least(1)),
     "checkpoint.every_steps": _optional(_at_least(1)),
     "checkpoint.every_minutes": _optional(_above(0)),
@@ -374,6 +389,7 @@ def check(config: Config) -> None:
     if config.tangents == "oracle" and config.window != 1:
         raise bad_value("window", config.window, "1 with tangents=oracle, which has no pipeline")
     _check_link(config)
+    _check_slow(config)
     if config.guess == "end_to_end" and config.tangents == "forward" and config.share % config.microbatches:
         what = f"the {config.share} samples of a replica" if config.replicas > 1 else f"batch_size={config.batch_size}"
         raise bad_value("microbatches", config.microbatches, f"a divisor of {what}")
@@ -420,6 +436,10 @@ def _check_replicas(config: Config) -> None:
     for key, value, only, reason in refused:
         if value != only:
             raise bad_value(key, value, f"{only} with {replicas}, {reason}")
+    if config.trace:
+        raise bad_value("trace", "true", f"false with {replicas}, whose waits for each other would look like work")
+    if config.slow.block is not None:
+        raise bad_value("slow.block", config.slow.block, f"null with {replicas}, which would wait for it as one")
     if config.feedback.lost == "skip":
         raise bad_value("feedback.lost", "skip", f"retry | fail with {replicas}, of which all make the same updates")
 
@@ -465,6 +485,17 @@ def _check_link(config: Config) -> None:
         raise link.refused("null with guess=end_to_end, whose gradients take links of their own; see launch/two_hosts")
 
 
+def _check_slow(config: Config) -> None:
+    slow = config.slow
+    for key, off in (("factor", 1.0), ("jitter", 0.0)):
+        if slow.block is None and (value := getattr(slow, key)) != off:
+            raise bad_value(f"slow.{key}", value, f"{off:g} unless slow.block is given")
+    if config.tangents == "oracle" and slow.block is not None:
+        raise bad_value("slow.block", slow.block, "null with tangents=oracle, which has no pipeline")
+    if config.tangents == "oracle" and config.trace:
+        raise bad_value("trace", "true", "false with tangents=oracle, which has no pipeline")
+
+
 def check_world(config: Config, world_size: int) -> None:
     """Reject a number of processes that the run cannot be split over.
 
@@ -485,6 +516,8 @@ def check_world(config: Config, world_size: int) -> None:
     if config.guess == "end_to_end" and config.schedule == "zero_bubble" and config.microbatches % world_size:
         raise bad_value("microbatches", config.microbatches, f"a multiple of the {world_size} processes with schedule=zero_bubble")
     _check_boundaries(config.link, world_size)
+    if config.slow.block is not None and config.slow.block >= blocks:
+        raise bad_value("slow.block", config.slow.block, f"0 to {blocks - 1} with {blocks} blocks")
     if not isinstance(config.partition, str) and len(config.partition) != world_size:
         raise bad_value("partition", list(config.partition), f"one number per process of a pipeline ({world_size})")
 

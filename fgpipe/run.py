@@ -33,6 +33,7 @@ from fgpipe.runtime.replicas import Replicas
 from fgpipe.runtime.topology import Topology
 from fgpipe.runtime.worker import Stalled
 from fgpipe.saver import Preempted, Saver
+from fgpipe.tracer import Tracer
 
 EXPECTED = (LinkError, FeedbackError, Stalled, NotFiniteError, CheckpointError)
 """Errors whose text says it all; others are mistakes of ours, or how torch finds that a peer is gone."""
@@ -111,19 +112,28 @@ class _Run:
         on_batch, on_cosines = self._progress and self._progress.batch, self._folder and self._folder.cosines
         self._metrics = Metrics(plan.method.blocks, on_batch, on_cosines)
         self._ledger = Ledger(plan.method.blocks)
+        self._tracer = Tracer(config.trace, cluster, plan.topology)
         self._path, cluster.on_end = folder, self._verdict
         self._saver = Saver(plan, cluster, replicas, folder, self._metrics, self._ledger, resumed)
 
     def execute(self) -> dict[str, Any]:
         try:
+            self._tracer.begin()
             trainer = build_trainer(
-                self._plan, self._cluster, self._device, self._metrics, self._ledger, self._replicas
+                self._plan,
+                self._cluster,
+                self._device,
+                self._metrics,
+                self._ledger,
+                self._tracer.timeline,
+                self._replicas,
             )
             first, index, seconds = self._resume(trainer)
             for epoch in range(first, self._plan.config.epochs):
                 self._epoch(trainer, epoch, index, seconds)
                 index, seconds = 0, 0.0
             trainer.close()
+            self._tracer.end(self._folder and self._folder.path)
         except Exception as error:
             self._end_badly(error)
             raise

@@ -22,6 +22,9 @@ WRONG = {
     "directions": ["0", "-3", "1.5", "many", "8"],
     "link.rate": ["100", "0Mbit", "-1Mbit", "fast", "100MB"],
     "link.rtt": ["50", "0ms", "-5ms", "far", "1h"],
+    "slow.block": ["-1", "all"],
+    "slow.factor": ["0.5", "-2", "inf", "very"],
+    "slow.jitter": ["-0.1", "nan", "some"],
     "link.between": ["[]", "[-1]", "[0,0]", "all", "[1.5]"],
     "optim.lr": ["0", "-0.1", "nan", "fast"],
     "optim.momentum": ["1", "-0.1"],
@@ -44,6 +47,7 @@ WRONG = {
     "replicas": ["0", "two", "3"],
     "partition": ["[0,8]", "even", "[3,3]"],
     "deadline": ["0", "-5", "soon"],
+    "trace": ["maybe"],
 }
 """Values that are wrong by type, range or combination."""
 CHOICES = set(RULES) - set(WRONG)
@@ -86,6 +90,10 @@ def refuse(key: str, value: str) -> str:
     (["tangents=oracle", "window=3"], "window=3: allowed: 1 with tangents=oracle"),
     (["link.between=[0]"], "link.between=[0]: allowed: null unless link.rate or link.rtt is given"),
     (["link.rtt=5ms", "guess=end_to_end"], "link.rtt=5ms: allowed: null with guess=end_to_end"),
+    (["slow.factor=4"], "slow.factor=4: allowed: 1 unless slow.block is given"),
+    (["slow.jitter=0.5"], "slow.jitter=0.5: allowed: 0 unless slow.block is given"),
+    (["slow.block=1", "tangents=oracle", "window=1"], "slow.block=1: allowed: null with tangents=oracle"),
+    (["trace=true", "tangents=oracle", "window=1"], "trace=true: allowed: false with tangents=oracle"),
     (["data.std=[1,1,1]"], "data.std=[1.0, 1.0, 1.0]: allowed: as many numbers as data.mean has (1)"),
     (["epochs"], "epochs: allowed: key=value"),
     (["model.widht=1"], "model.widht=1: no such key; did you mean model.width"),

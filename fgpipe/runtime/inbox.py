@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
+from fgpipe.observe.timeline import SCALARS, Timeline
 from fgpipe.runtime.feedback.mailbox import Mailbox
 from fgpipe.runtime.feedback.messages import Feedback, FeedbackError, Lost, Request
 from fgpipe.runtime.links.base import Batch
@@ -19,11 +20,12 @@ class Inbox:
     Args:
         blocks: the blocks of this process.
         mailboxes: of those that wait for scalars.
+        timeline: of this process.
     """
 
-    def __init__(self, blocks: Iterable[int], mailboxes: Mapping[int, Mailbox]) -> None:
+    def __init__(self, blocks: Iterable[int], mailboxes: Mapping[int, Mailbox], timeline: Timeline) -> None:
         self._inputs: dict[int, deque[Batch]] = {block: deque() for block in blocks}
-        self._mailboxes = mailboxes
+        self._mailboxes, self._timeline = mailboxes, timeline
         self._heard: dict[tuple[int, str], float] = {}
         """When something last came for a block, and on which plane (`time.monotonic`)."""
         self._arrived = threading.Condition()
@@ -42,12 +44,15 @@ class Inbox:
         Raises:
             FeedbackError: they are not what a block here waits for.
         """
+        began = time.monotonic_ns()
         with self._arrived:
             mailbox = self._mailboxes.get(feedback.receiver)
             if mailbox is None:
                 raise FeedbackError(f"feedback came for block {feedback.receiver}, which asked for none here")
             missing = mailbox.put(feedback)
             self._heard[feedback.receiver, "feedback"] = time.monotonic()
+            if self._timeline.on:
+                self._timeline.add(SCALARS, feedback.receiver, feedback.batch, began, feedback.sender)
             self._arrived.notify()
             return missing
 

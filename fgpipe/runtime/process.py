@@ -90,7 +90,7 @@ class Cluster:
         """Told the cause, and the rank at fault, when SIGTERM ends the process."""
         self._saves = False
         self.hosts = [0]
-        """The host of each rank: that of its first process."""
+        """For each rank, the first rank of its host."""
         self._others: dict[int, int] = {}
         """Rank and pid of the other processes of this host."""
         self._restore: Callable[[], object] = lambda: None
@@ -129,9 +129,9 @@ class Cluster:
         pids[rank] = os.getpid()
         hosts = torch.zeros_like(pids)
         hosts[rank] = rank - self.place.local_rank
-        pids, hosts = self.sum(pids).tolist(), self.sum(hosts).tolist()
-        self.hosts = hosts
-        self._others = {other: pids[other] for other in range(len(pids)) if hosts[other] == hosts[rank] and other != rank}
+        pids, self.hosts = self.sum(pids).tolist(), self.sum(hosts).tolist()
+        mine = [other for other, host in enumerate(self.hosts) if host == self.hosts[rank] and other != rank]
+        self._others = {other: pids[other] for other in mine}
         self._topology = topology
         signal.signal(signal.SIGTERM, self._terminate)
 
@@ -193,6 +193,21 @@ class Cluster:
             except RuntimeError as error:
                 raise LinkError(f"a sum over all processes failed: {' '.join(str(error).split())}") from error
         return tensor
+
+    def collect(self, table: Tensor, rank: int) -> list[Tensor]:
+        """Every process's `table` `[any, columns]` of int64, at `rank`; nothing at the others. Collective."""
+        rows = torch.zeros(self.place.world_size, dtype=torch.int64)
+        rows[self.place.rank] = len(table)
+        rows = self.sum(rows).tolist()
+        if self.place.rank != rank:
+            if len(table):
+                dist.send(table, rank)
+            return []
+        tables = [table if other == rank else table.new_empty(count, table.shape[1]) for other, count in enumerate(rows)]
+        for other, received in enumerate(tables):
+            if other != rank and len(received):
+                dist.recv(received, other)
+        return tables
 
     def barrier(self) -> None:
         """Wait until every process is here."""

@@ -25,6 +25,7 @@ from fgpipe.optim import Optimizer, Trained, parts
 from fgpipe.runtime.feedback.messages import Feedback
 from fgpipe.runtime.finite import check_finite
 from fgpipe.runtime.links.base import Batch
+from fgpipe.runtime.phases import Phases
 
 Guess = dict[str, Tensor] | Tensor
 """By parameter name (weight space), or shaped as the block's output (activity space): `[B, ...]`, one for each sample,
@@ -56,6 +57,7 @@ class Stage:
         make_optimizer: from modules to an optimizer of their parameters.
         window: batches that may be in flight here.
         run: id of the run, for messages.
+        phases: times the work of training, and makes a slow block slow.
         replica, replicas: which share of every batch comes here, and of how many.
     """
 
@@ -73,13 +75,14 @@ class Stage:
         seed: int,
         window: int,
         run: int = 0,
+        phases: Phases,
         replica: int = 0,
         replicas: int = 1,
     ) -> None:
         self.index, self.block, self.head, self.guess_head = index, block, head, guess_head
         self._method, self._lanes, self._metrics, self._seed, self._run = method, lanes, metrics, seed, run
         self._replica, self._replicas = replica, replicas
-        self._plain, self._last = method.is_plain(index), index == method.last
+        self._plain, self._last, self._phase = method.is_plain(index), index == method.last, phases
         self._optimizer = make_optimizer([block])
         self._head_optimizer = make_optimizer([head]) if head is not None else None
         self._device = self._optimizer.parameters[0].device
@@ -110,25 +113,30 @@ class Stage:
         self._metrics.last_batch = batch.id
         batch = batch.to(self._device)
         weights = self._weights_for(batch.id)
-        y, push = self._primal(weights, batch)
-        check_finite(y, self.index, f"activation of {batch.name}")
+        with self._phase("forward", batch.id):
+            y, push = self._primal(weights, batch)
+            check_finite(y, self.index, f"activation of {batch.name}")
         above = self._lanes.on_link(self.index)
         if not self._last and not above:
-            send(replace(batch, x=y.detach(), tangent=None))
+            with self._phase("send", batch.id, self.index + 1):
+                send(replace(batch, x=y.detach(), tangent=None))
         losses, push_losses = self._own_loss(y, batch)
         guess, head_gradients = (None, None) if self._plain else self._guess(y, losses, weights, batch)
         dy = self._push(push, batch, y, guess)
         if dy is not None:
             check_finite(dy.value, self.index, f"tangent of {batch.name}")
         if above:  # all lanes of the plan, in its order: the receiver counts on it
-            send(replace(batch, x=y.detach(), tangent=widen(restrict(dy, above), above, y.detach())))
+            tangent = widen(restrict(dy, above), above, y.detach())
+            with self._phase("send", batch.id, self.index + 1):
+                send(replace(batch, x=y.detach(), tangent=tangent))
         scalars = self._evaluate_targets(dy, push_losses, batch, reply)
         if self._plain:
             self._descend(losses, weights, batch)
             return
         if self._head_optimizer is not None:
-            gradients = head_gradients or torch.autograd.grad(losses.mean(), self._head_optimizer.parameters)
-            self._head_optimizer.step(gradients, batch.id)
+            with self._phase("head", batch.id):
+                gradients = head_gradients or torch.autograd.grad(losses.mean(), self._head_optimizer.parameters)
+                self._head_optimizer.step(gradients, batch.id)
         entry = InFlight(
             batch.id,
             self._version,
@@ -161,9 +169,9 @@ class Stage:
         if self.head is None:
             return None, None
         attached = self._plain or self._method.has_local_guess
-        with torch.enable_grad():
+        with self._phase("loss", batch.id), torch.enable_grad():
             losses, logits, push = linearize_losses(self.head, y if attached else y.detach(), batch.labels)
-        check_finite(losses, self.index, f"loss of {batch.name}")
+            check_finite(losses, self.index, f"loss of {batch.name}")
         self._metrics.record(self.index, True, losses, logits, batch.labels)
         return losses, push
 
@@ -171,6 +179,12 @@ class Stage:
         self, y: Tensor, losses: Tensor | None, weights: nn.Module, batch: Batch
     ) -> tuple[Guess, tuple[Tensor, ...] | None]:
         """The guess and, where the same backward pass gives it, the gradient of the trained head."""
+        with self._phase("guess", batch.id):
+            return self._make_guess(y, losses, weights, batch)
+
+    def _make_guess(
+        self, y: Tensor, losses: Tensor | None, weights: nn.Module, batch: Batch
+    ) -> tuple[Guess, tuple[Tensor, ...] | None]:
         in_weights = self._method.space == "weight"
         places = list(weights.parameters()) if in_weights else [y]
         if self._method.is_random:
@@ -191,6 +205,10 @@ class Stage:
         """The lanes at the block's output: those from below, and the block's own probes."""
         if push is None:
             return None
+        with self._phase("push", batch.id):
+            return self._push_lanes(push, batch, y, guess)
+
+    def _push_lanes(self, push: Push, batch: Batch, y: Tensor, guess: Guess | None) -> Tangent | None:
         dx = batch.tangent
         if guess is None:
             return push(dx, {})
@@ -210,21 +228,25 @@ class Stage:
         evaluated = restrict(dy, wanted)
         if evaluated is None or push_losses is None:
             return None
-        readings = arrange(evaluated, wanted, read(push_losses(evaluated), self._method.scope))
-        check_finite(readings, self.index, f"scalar of {batch.name}")
-        decoded = self.decoder.decode(self._draw(batch.id), readings)
+        with self._phase("read", batch.id):
+            readings = arrange(evaluated, wanted, read(push_losses(evaluated), self._method.scope))
+            check_finite(readings, self.index, f"scalar of {batch.name}")
+            decoded = self.decoder.decode(self._draw(batch.id), readings)
         own = decoded.pop(self.index, None)
         for block, scalars in decoded.items():
             probes = tuple(range(len(scalars)))
-            reply(Feedback(self._run, batch.id, self.index, block, probes, tuple(scalars.flatten().tolist())))
+            feedback = Feedback(self._run, batch.id, self.index, block, probes, tuple(scalars.flatten().tolist()))
+            with self._phase("reply", batch.id, block):
+                reply(feedback)
         return own
 
     def _descend(self, losses: Tensor, weights: nn.Module, batch: Batch) -> None:
         """Plain gradient descent of block and head on their own loss."""
-        gradients = torch.autograd.grad(losses.mean(), [*weights.parameters(), *self._head_optimizer.parameters])
-        split = len(self._optimizer.parameters)
-        self._optimizer.step(gradients[:split], batch.id)
-        self._head_optimizer.step(gradients[split:], batch.id)
+        with self._phase("update", batch.id):
+            gradients = torch.autograd.grad(losses.mean(), [*weights.parameters(), *self._head_optimizer.parameters])
+            split = len(self._optimizer.parameters)
+            self._optimizer.step(gradients[:split], batch.id)
+            self._head_optimizer.step(gradients[split:], batch.id)
 
     def apply(self, feedback: Feedback) -> None:
         """Update with the scalars of the oldest batch in flight."""
@@ -242,20 +264,22 @@ class Stage:
 
     def _update(self, entry: InFlight, scalars: Tensor) -> None:
         """Apply c g (eq. 4), or what c g gives when it is back-propagated through the block alone (eq. 5)."""
+        with self._phase("update", entry.batch):
+            self._optimizer.step(self._estimates(entry, scalars), entry.batch)
+        self._version += 1
+
+    def _estimates(self, entry: InFlight, scalars: Tensor) -> Sequence[Tensor]:
         method = self._method
         if method.space == "weight":
             guess = entry.guess or self._named(self._noise(self._optimizer.parameters, entry.batch))
             norms = squared_norms(guess, method.scope).unsqueeze(1) if method.divides_by_norm else None
             factors = self.step_rule.factors(coefficients(scalars, norms))
-            estimates = list(weight_estimate(guess, factors[:, 0]).values())
-        else:
-            guess = self._noise([entry.output], entry.batch)[0] if entry.guess is None else entry.guess
-            norms = activity_squared_norms(guess, method.scope).unsqueeze(0) if method.divides_by_norm else None
-            factors = self.step_rule.factors(coefficients(scalars, norms))
-            signal = subspace_estimate(guess, factors) if method.is_subspace else activity_estimate(guess, factors[0])
-            estimates = torch.autograd.grad(entry.output, list(entry.weights.parameters()), signal)
-        self._optimizer.step(estimates, entry.batch)
-        self._version += 1
+            return list(weight_estimate(guess, factors[:, 0]).values())
+        guess = self._noise([entry.output], entry.batch)[0] if entry.guess is None else entry.guess
+        norms = activity_squared_norms(guess, method.scope).unsqueeze(0) if method.divides_by_norm else None
+        factors = self.step_rule.factors(coefficients(scalars, norms))
+        signal = subspace_estimate(guess, factors) if method.is_subspace else activity_estimate(guess, factors[0])
+        return torch.autograd.grad(entry.output, list(entry.weights.parameters()), signal)
 
     def _noise(self, like: list[Tensor], batch: int) -> list[Tensor]:
         return noise_like(self._method.guess, like, self._seed, self.index, self._draw(batch))

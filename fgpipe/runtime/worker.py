@@ -5,12 +5,14 @@ thread sleeps on it when no stage can go on. Of several stages that can, the hig
 wait between the stages of one process.
 """
 
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from fgpipe.observe.timeline import WAITS, Timeline
 from fgpipe.optim import Trained
 from fgpipe.runtime.feedback.base import FeedbackPlane
 from fgpipe.runtime.feedback.messages import Lost
@@ -23,6 +25,10 @@ Source = Callable[[int, int], tuple[Tensor, Tensor]]
 """From epoch and index of a batch to images and labels."""
 PATIENCE = 10
 """A process that has had nothing to do for this fraction of the deadline asks for the scalars that it waits for."""
+
+
+SHORT = 100_000
+"""Nanoseconds of looking into the inbox that the timeline does not call waiting."""
 
 
 def never() -> bool:
@@ -58,6 +64,7 @@ class Worker:
         eager: apply scalars as soon as they are there instead of when the window demands it.
         fixed_order: take actions in an order that no timing changes, as replicas must: they wait for each other.
         deadline: seconds without anything to do after which the run is given up.
+        timeline: of this process.
     """
 
     def __init__(
@@ -67,11 +74,12 @@ class Worker:
         feedback: FeedbackPlane,
         *,
         eager: bool,
+        fixed_order: bool,
         deadline: float,
-        fixed_order: bool = False,
+        timeline: Timeline,
     ) -> None:
-        self._nodes, self._inbox, self._feedback = nodes, inbox, feedback
-        self._eager, self._deadline, self._fixed_order = eager, deadline, fixed_order
+        self._nodes, self._inbox, self._feedback, self._timeline = nodes, inbox, feedback, timeline
+        self._eager, self._fixed_order, self._deadline = eager, fixed_order, deadline
         self._end = 0
 
     def train(
@@ -102,14 +110,14 @@ class Worker:
         for node in self._nodes:
             ids = range(start + indices.start, start + indices.stop)
             node.pending.extend(actions(ids, node.window, node.waits))
-        self._run(lambda batch: _from_source(source, batch, epoch, True, batch - start, drain=stop()))
+        self._run(self._next_in_training, lambda batch: _from_source(source, batch, epoch, True, batch - start, drain=stop()))
         return self._end - start
 
     def evaluate(self, epoch: int, batches: int, source: Source | None) -> None:
         """Send the test set through; arguments and errors as for `train`."""
         for node in self._nodes:
             node.pending.extend(Forward(batch) for batch in range(batches))
-        self._run(lambda batch: _from_source(source, batch, epoch, False, batch))
+        self._run(self._next, lambda batch: _from_source(source, batch, epoch, False, batch))
 
     def trained(self) -> dict[int, dict[str, Trained]]:
         """What each block here has learnt, by block and name; it is all there is to save of a drained pipeline."""
@@ -122,10 +130,10 @@ class Worker:
                 node.link.close()
         self._feedback.close()
 
-    def _run(self, first: Callable[[int], Batch]) -> None:
-        """Run all pending actions; `first` makes the batches of block 0."""
+    def _run(self, choose: Callable[[], Node], first: Callable[[int], Batch]) -> None:
+        """Run all pending actions; `choose` waits for the next node, `first` makes the batches of block 0."""
         while any(node.pending for node in self._nodes):
-            node = self._next()
+            node = choose()
             action = node.pending.popleft()
             if isinstance(action, Forward):
                 self._forward(node, action.batch, first)
@@ -138,6 +146,18 @@ class Worker:
             stage.skip(found.batch)
         else:
             stage.apply(found)
+
+    def _next_in_training(self) -> Node:
+        if not self._timeline.on:
+            return self._next()
+        began = time.monotonic_ns()
+        node = self._next()
+        if time.monotonic_ns() - began > SHORT:
+            action, block = node.pending[0], node.stage.index
+            is_input = isinstance(action, Forward)
+            other = block - 1 if is_input else self._inbox.scalars_from(block)
+            self._timeline.add(WAITS[0] if is_input else WAITS[1], block, action.batch, began, other)
+        return node
 
     def _next(self) -> Node:
         """The highest stage that can go on, or in a fixed order the one whose turn it is, once there is one."""

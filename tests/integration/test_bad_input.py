@@ -127,6 +127,8 @@ IN_PROCESS = {
         lambda folder: ["replicas=2", "decode=smoothed"],
         "decode=smoothed: allowed: plain with replicas=2",
     ),
+    "a trace of replicas": (lambda folder: ["replicas=2", "trace=true"], "trace=true: allowed: false with replicas=2"),
+    "a slow replica": (lambda folder: ["replicas=2", "slow.block=1"], "slow.block=1: allowed: null with replicas=2"),
     "microbatches of a share": (
         lambda folder: ["replicas=2", "guess=end_to_end", "batch_size=12"],
         "microbatches=4: allowed: a divisor of the 6 samples of a replica",

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from fgpipe.observe.metrics import Metrics
+from fgpipe.observe.timeline import Timeline
 from fgpipe.runtime.feedback.mailbox import Mailbox
 from fgpipe.runtime.feedback.messages import Feedback
 from fgpipe.runtime.inbox import Inbox
@@ -17,11 +18,12 @@ def waiting_worker(action: Forward | Apply) -> tuple[Worker, Inbox, Node]:
     """Block 3 of 8, which has nothing to do but `action`, within 0.5 s."""
     metrics = Metrics(8)
     mailbox = Mailbox(3, 7, 1, 1, 9, 0, window=5, lost="retry", metrics=metrics)
-    inbox = Inbox([3], {3: mailbox})
+    inbox = Inbox([3], {3: mailbox}, Timeline())
     stage = SimpleNamespace(index=3, has_applied=lambda batch: False)
     node = Node(stage, 5, True, None, None)
     node.pending.append(action)
-    return Worker([node], inbox, SimpleNamespace(ask=lambda request: None), eager=False, deadline=0.5), inbox, node
+    feedback = SimpleNamespace(ask=lambda request: None)
+    return Worker([node], inbox, feedback, eager=False, fixed_order=False, deadline=0.5, timeline=Timeline()), inbox, node
 
 
 @pytest.mark.parametrize(

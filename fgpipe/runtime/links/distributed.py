@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fgpipe.gradients.dual import Tangent
 from fgpipe.observe.ledger import Ledger
+from fgpipe.observe.timeline import RECEIVE, Timeline
 from fgpipe.runtime.links.base import Batch, Link
 from fgpipe.runtime.links.slow import Delay
 
@@ -127,6 +128,7 @@ class Receiver:
         held: int,
         dtype: torch.dtype,
         device: torch.device,
+        timeline: Timeline,
     ) -> None:
         """
         Args:
@@ -135,7 +137,9 @@ class Receiver:
             lanes: the lanes that training batches arrive with.
             held: batches whose input the block may need at one time, the one that it works on included.
             dtype, device: of the wire's tensors.
+            timeline: of this process.
         """
+        self._timeline = timeline
         self._block, self._peer, self._shape, self._lanes = block, peer, shape, lanes
         self._ring = [torch.empty(0, dtype=dtype, device=device) for _ in range(held + IN_FLIGHT)]
         self._room = threading.Semaphore(IN_FLIGHT)
@@ -176,6 +180,7 @@ class Receiver:
         """
         header = torch.empty(HEADER, dtype=torch.int64)
         self._wait(header)
+        began = time.monotonic_ns()
         shape = shape or self._shape
         batch, epoch, flags, samples = self._check(header.tolist(), shape)
         lanes = self._lanes if flags & TRAINING else ()
@@ -189,6 +194,8 @@ class Receiver:
         training, drain = bool(flags & TRAINING), bool(flags & DRAIN)
         received = Batch(batch, epoch, training, stacked[:samples], labels, tangent, drain)
         self._latest, self._arrived = received.name, time.monotonic()
+        if self._timeline.on and training:
+            self._timeline.add(RECEIVE, self._block, batch, began, self._block - 1)
         return received
 
     def _check(self, header: list[int], expected: tuple[int, ...]) -> tuple[int, int, int, int]:

@@ -18,6 +18,7 @@ from fgpipe.observe.metrics import Metrics
 from fgpipe.optim import Optimizer, Trained, parts
 from fgpipe.runtime.links.base import Batch
 from fgpipe.runtime.links.distributed import DistributedLink, Receiver, unwire, wire
+from fgpipe.runtime.phases import Phases
 from fgpipe.runtime.topology import Topology
 from fgpipe.runtime.worker import Source, never
 
@@ -38,21 +39,28 @@ class Part(nn.Module):
         host: torch.device,
         keep_outputs: bool,
         copy: bool,
+        phases: Sequence[Phases],
     ) -> None:
-        """Args: copy: return a tensor of its own, not a view; `zero_bubble` detaches it in place."""
+        """Args:
+        copy: return a tensor of its own, not a view; `zero_bubble` detaches it in place.
+        phases: one of each block.
+        """
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
         self.classifier = classifier
         """Of the last process; used by its loss, and here so that its gradients are scaled with the others."""
         self._device, self._host, self._keep, self._copy = device, host, keep_outputs, copy
+        self._phases, self.at = phases, (0, 0)
+        """`at`: the batch and microbatch that come next."""
         self.outputs: list[list[Tensor]] = []
         """Of each microbatch, each block's output, detached, if they are to be kept."""
 
     def forward(self, x: Tensor) -> Tensor:
         x = unwire(x.to(self._device))
         outputs = []
-        for block in self.blocks:
-            x = block(x)
+        for block, phase in zip(self.blocks, self._phases, strict=True):
+            with phase("forward", *self.at):
+                x = block(x)
             outputs.append(x.detach())
         if self._keep:
             self.outputs.append(outputs)
@@ -60,12 +68,36 @@ class Part(nn.Module):
         return y.clone() if self._copy else y
 
 
-class CountedStage(PipelineStage):
-    """Counts what it sends: activations upwards, gradients downwards."""
+class ObservedStage(PipelineStage):
+    """Counts what it sends, activations upwards and gradients downwards, and times its passes."""
 
-    def __init__(self, *arguments: Any, topology: Topology, ledger: Ledger, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self._local, self._ledger = topology.local, ledger
+    batch = 0
+    """The batch under way."""
+
+    def __init__(
+        self,
+        part: Part,
+        *arguments: Any,
+        topology: Topology,
+        ledger: Ledger,
+        phases: Phases,
+        group: dist.ProcessGroup | None,
+    ) -> None:
+        """Args: phases: of the backward passes, which all blocks here make as one; they count as the first block's."""
+        super().__init__(part, *arguments, group=group)
+        self._part, self._local, self._ledger, self._phase = part, topology.local, ledger, phases
+
+    def forward_one_chunk(self, fwd_chunk_id: int, *arguments: Any, **options: Any) -> Any:
+        self._part.at = (self.batch, fwd_chunk_id)
+        return super().forward_one_chunk(fwd_chunk_id, *arguments, **options)
+
+    def backward_one_chunk(self, bwd_chunk_id: int, *arguments: Any, **options: Any) -> None:
+        with self._phase("backward", self.batch, bwd_chunk_id):
+            super().backward_one_chunk(bwd_chunk_id, *arguments, **options)
+
+    def backward_weight_one_chunk(self, bwd_chunk_id: int, *arguments: Any, **options: Any) -> None:
+        with self._phase("weights", self.batch, bwd_chunk_id):
+            super().backward_weight_one_chunk(bwd_chunk_id, *arguments, **options)
 
     def get_fwd_send_ops(self, fwd_chunk_id: int) -> list[dist.P2POp]:
         operations = super().get_fwd_send_ops(fwd_chunk_id)
@@ -91,6 +123,8 @@ class PipelinedBackpropagation:
         receiver, link: bring test batches and labels from the process below, and take them to the one above.
         host: where what crosses a link lives.
         make_optimizer: from a block's index and modules of it to an optimizer of their parameters.
+        phases: one of each block.
+        backward: of the backward passes; see `ObservedStage`.
         group: of the processes of the pipeline, in its order; None is the default group.
     """
 
@@ -112,6 +146,8 @@ class PipelinedBackpropagation:
         make_optimizer: Callable[[int, list[nn.Module]], Optimizer],
         metrics: Metrics,
         ledger: Ledger,
+        phases: list[Phases],
+        backward: Phases,
         group: dist.ProcessGroup | None = None,
     ) -> None:
         self._topology, self._heads, self._metrics, self._device = topology, heads, metrics, device
@@ -120,10 +156,14 @@ class PipelinedBackpropagation:
         self._classifier = heads[-1] if link is None else None
         self._observers = [None if head is self._classifier else head for head in heads]
         zero_bubble = schedule == "zero_bubble"
-        self._part = Part(blocks, self._classifier, device, host, keep_outputs=any(self._observers), copy=zero_bubble)
+        self._phases = phases
+        self._part = Part(
+            blocks, self._classifier, device, host, keep_outputs=any(self._observers), copy=zero_bubble, phases=phases
+        )
         self._optimizers = [make_optimizer(j, [block]) for j, block in zip(topology.local, blocks, strict=True)]
         if self._classifier is not None:
             self._optimizers.append(make_optimizer(topology.local[-1], [self._classifier]))
+        self._optimizer_phases = [*phases, phases[-1]][: len(self._optimizers)]  # the classifier is the last block's
         self._observer_optimizers = [
             head and make_optimizer(j, [head]) for j, head in zip(topology.local, self._observers, strict=True)
         ]
@@ -131,8 +171,9 @@ class PipelinedBackpropagation:
         examples = [wire(torch.empty(size, dtype=dtype, device=host)).contiguous().requires_grad_() for size in sizes]
         if receiver is None:
             examples[0].requires_grad_(False)
-        stage = CountedStage(
-            self._part, topology.position, len(topology.pipeline), host, *examples, topology=topology, ledger=ledger, group=group
+        place = (topology.position, len(topology.pipeline), host)
+        self._stage = stage = ObservedStage(
+            self._part, *place, *examples, topology=topology, ledger=ledger, phases=backward, group=group
         )
         loss = self._loss if link is None else _no_loss
         stages = [stage] if zero_bubble else stage  # it may take several
@@ -140,7 +181,8 @@ class PipelinedBackpropagation:
         self._judged: list[tuple[Tensor, Tensor]] = []
 
     def _loss(self, y: Tensor, labels: Tensor) -> Tensor:
-        losses, logits = self._classifier.losses(unwire(y).to(self._device), labels.to(self._device))
+        with self._phases[-1]("loss", *self._part.at):
+            losses, logits = self._classifier.losses(unwire(y).to(self._device), labels.to(self._device))
         self._judged.append((losses.detach(), logits.detach()))
         return losses.mean()
 
@@ -156,14 +198,17 @@ class PipelinedBackpropagation:
         self._mode(training=True)
         for index in indices or range(batches):
             batch = self._next(epoch * batches + index, epoch, index, True, source, stop)
-            self._metrics.last_batch = batch.id
+            self._metrics.last_batch = self._stage.batch = batch.id
             self._schedule.step(
                 *([wire(batch.x)] if self._receiver is None else []),
                 target=batch.labels if self._link is None else None,
                 return_outputs=False,
             )
-            for optimizer in self._optimizers:
-                optimizer.step([parameter.grad for parameter in optimizer.parameters], batch.id)
+            for phase, optimizer in zip(self._optimizer_phases, self._optimizers, strict=True):
+                with phase("update", batch.id):
+                    optimizer.step([parameter.grad for parameter in optimizer.parameters], batch.id)
+                for parameter in optimizer.parameters:
+                    parameter.grad = None
             self._record(batch.labels)
             self._observe(batch.labels, batch.id)
             if batch.drain:
