@@ -30,6 +30,7 @@ from fgpipe.runtime.interface import Interface
 from fgpipe.runtime.links.distributed import LinkError
 from fgpipe.runtime.process import Cluster, Facts, Place, prefix
 from fgpipe.runtime.replicas import Replicas
+from fgpipe.runtime.start import Late
 from fgpipe.runtime.topology import Topology
 from fgpipe.runtime.worker import Stalled
 from fgpipe.saver import Preempted, Saver
@@ -66,21 +67,21 @@ def run(config: Config, net: Net | None = None) -> dict[str, Any]:
     interface = Interface.find(config.interface, place.several_hosts)
     device = place.device(config.device)
     torch.set_num_threads(place.threads(config.threads))
-    batches, found = _load(config) if place.rank == pipelines[0][0] else (None, None)
-    cluster = Cluster(place)
-    step, folder, *facts = cluster.share(found)
-    for replica, (first, *_) in enumerate(pipelines):
-        if first == place.rank and batches is None:  # what had to be downloaded is there
-            batches, _ = _data(config, replica)
-    for replica, (first, *_) in enumerate(pipelines):
-        cluster.share((replica,) if first == place.rank else None, f"data/{replica}")
+    batches = found = None
+    with _said(place):
+        cluster = Cluster(place, config.deadline)
+        if place.rank == pipelines[0][0]:
+            with cluster.loading():
+                batches, found = _load(config)
+        step, folder, *facts = cluster.share(found, pipelines[0][0])
+        batches = _load_shares(config, cluster, pipelines, batches)
     source = resume.source(config)
     resumed = Checkpoints(source).manifest(step) if source is not None and step else None
     plan = Plan.make(config, DataFacts(*facts), net, place.rank, place.world_size, step, pipelines)
     _prefix_warnings(plan.topology)
     pipelined = config.guess == "end_to_end" and config.tangents == "forward"
-    with interface.confines_gloo():
-        cluster.connect(plan.topology, place.wire_device(device), config.deadline, alone=pipelined)
+    with _said(place), interface.confines_gloo():
+        cluster.connect(plan.topology, place.wire_device(device), alone=pipelined)
         replicas = Replicas.connect(plan.topology, place.wire_device(device), config.deadline, pipelined)
     if place.rank == plan.topology.reporter and (wide := placement.wide_boundary(plan.topology, cluster.hosts, plan.link_bytes)):
         print(f"fgpipe: warning: {wide}", file=sys.stderr, flush=True)
@@ -258,6 +259,17 @@ class _Run:
         }
 
 
+@contextmanager
+def _said(place: Place) -> Iterator[None]:
+    """Around the start: who did not come to it is named on stderr, by one of those who did."""
+    try:
+        yield
+    except LinkError as error:
+        if place.rank == (error.speaker if isinstance(error, Late) else place.rank):
+            print(f"[rank {place.rank}] error: {error}", file=sys.stderr, flush=True)
+        raise
+
+
 def _load(config: Config) -> tuple[Batches, Facts]:
     """The data, and what the other processes must know: the step to go on from, the run folder, and `DataFacts`."""
     batches, facts = _data(config, 0)
@@ -266,6 +278,23 @@ def _load(config: Config) -> tuple[Batches, Facts]:
     folder = folder_for(config)
     verdict.retire(folder)
     return batches, (manifest.step if manifest else 0, str(folder), *astuple(facts))
+
+
+def _load_shares(
+    config: Config, cluster: Cluster, pipelines: Sequence[Sequence[int]], batches: Batches | None
+) -> Batches | None:
+    """The share of this process's replica, if it has block 0, once all replicas have theirs.
+
+    The others load when the first one, whose `batches` are there, has: what had to be downloaded is there then.
+    """
+    rank, others = cluster.place.rank, [(replica, ranks[0]) for replica, ranks in enumerate(pipelines) if replica]
+    for replica, first in others:
+        if rank == first:
+            with cluster.loading():
+                batches, _ = _data(config, replica)
+    for replica, first in others:
+        cluster.share((replica,) if rank == first else None, first, f"data/{replica}")
+    return batches
 
 
 def _data(config: Config, replica: int) -> tuple[Batches, DataFacts]:
