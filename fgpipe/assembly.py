@@ -128,27 +128,20 @@ def build_trainer(
     """The trainer that the configuration asks for; collective, as sockets are made."""
     timeline = timeline or Timeline()
     config = plan.config
-    rate = learning_rate(config.optim, batches=plan.facts.train_batches, epochs=config.epochs)
-    make_optimizer = partial(Optimizer, config=config.optim, rate=rate)
-    modules = {j: _modules(plan, j, device) for j in plan.topology.local}
     if config.tangents == "oracle":
-        blocks, heads, guess_heads = (
-            [getattr(each, name) for each in modules.values()] for name in ("block", "head", "guess_head")
-        )
-        return OracleTrainer(
-            blocks,
-            heads,
-            guess_heads,
-            method=plan.method,
-            lanes=plan.lanes,
-            make_optimizer=make_optimizer,
-            metrics=metrics,
-            seed=config.seed,
-            cosine=config.observe.cosine,
-        )
+        return _reference(plan, device, metrics)
     if config.guess == "end_to_end":
-        return _pipelined(plan, modules, cluster, device, make_optimizer, metrics, ledger, timeline)
-    stages = {
+        return _pipelined(plan, cluster, device, metrics, ledger, timeline)
+    stages = build_stages(plan, device, metrics, timeline, cluster.run)
+    return _connect(plan, stages, cluster, device, metrics, ledger, timeline)
+
+
+def build_stages(
+    plan: Plan, device: torch.device, metrics: Metrics, timeline: Timeline, run: int = 0
+) -> dict[int, Stage]:
+    """The stages of this process, by block, connected to nothing."""
+    make_optimizer = _optimizers(plan)
+    return {
         j: Stage(
             j,
             each.block,
@@ -158,14 +151,39 @@ def build_trainer(
             lanes=plan.lanes,
             make_optimizer=make_optimizer,
             metrics=metrics,
-            seed=config.seed,
+            seed=plan.config.seed,
             window=plan.windows[j],
-            run=cluster.run,
+            run=run,
             phases=_phases(plan, j, timeline, device),
         )
-        for j, each in modules.items()
+        for j, each in _all_modules(plan, device).items()
     }
-    return _connect(plan, stages, cluster, device, metrics, ledger, timeline)
+
+
+def _optimizers(plan: Plan) -> Callable[[list[nn.Module]], Optimizer]:
+    config = plan.config.optim
+    rate = learning_rate(config, batches=plan.facts.train_batches, epochs=plan.config.epochs)
+    return partial(Optimizer, config=config, rate=rate)
+
+
+def _all_modules(plan: Plan, device: torch.device) -> dict[int, Modules]:
+    return {j: _modules(plan, j, device) for j in plan.topology.local}
+
+
+def _reference(plan: Plan, device: torch.device, metrics: Metrics) -> OracleTrainer:
+    modules = _all_modules(plan, device).values()
+    blocks, heads, guess_heads = ([getattr(each, name) for each in modules] for name in ("block", "head", "guess_head"))
+    return OracleTrainer(
+        blocks,
+        heads,
+        guess_heads,
+        method=plan.method,
+        lanes=plan.lanes,
+        make_optimizer=_optimizers(plan),
+        metrics=metrics,
+        seed=plan.config.seed,
+        cosine=plan.config.observe.cosine,
+    )
 
 
 def _phases(plan: Plan, j: int, timeline: Timeline, device: torch.device) -> Phases:
@@ -272,17 +290,15 @@ def _link(plan: Plan, j: int, inbox: Inbox, wire: torch.device, ledger: Ledger) 
 
 def _pipelined(
     plan: Plan,
-    modules: dict[int, Modules],
     cluster: Cluster,
     device: torch.device,
-    make_optimizer: Callable[[list[nn.Module]], Optimizer],
     metrics: Metrics,
     ledger: Ledger,
     timeline: Timeline,
 ) -> Trainer:
     from fgpipe.study.baselines.pipelining import PipelinedBackpropagation  # imports half of PyTorch, for a second
 
-    config, topology = plan.config, plan.topology
+    config, topology, modules = plan.config, plan.topology, _all_modules(plan, device)
     host = cluster.place.wire_device(device)
     first, last = topology.local[0], topology.local[-1]
     straggler, share = _backward_share(plan)
@@ -300,7 +316,7 @@ def _pipelined(
         host=host,
         receiver=_receiver(plan, host, timeline) if first else None,
         link=above,
-        make_optimizer=make_optimizer,
+        make_optimizer=_optimizers(plan),
         metrics=metrics,
         ledger=ledger,
         phases=[_phases(plan, j, timeline, device) for j in topology.local],
