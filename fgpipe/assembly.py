@@ -91,8 +91,16 @@ class Plan:
 
     @classmethod
     def make(
-        cls, config: Config, facts: DataFacts, net: Net | None, rank: int, world_size: int, step: int = 0
+        cls,
+        config: Config,
+        facts: DataFacts,
+        net: Net | None,
+        rank: int,
+        world_size: int,
+        step: int = 0,
+        ranks: tuple[int, ...] = (),
     ) -> "Plan":
+        """Args: ranks: of the processes along the pipeline; in order if empty."""
         net = net or resnet(config.model, config.head, in_channels=facts.channels, classes=facts.classes)
         method = Method.of(config)
         tensors = [len(list(block.parameters())) for block in net.blocks]
@@ -103,8 +111,14 @@ class Plan:
             sizes = balanced(block_costs(forward, method, lanes), world_size)
         else:
             sizes = tuple(config.partition)
-        topology, shapes = Topology(sizes, rank), tuple(input_shapes(net, images))
+        topology, shapes = Topology(sizes, rank, ranks), tuple(input_shapes(net, images))
         return cls(config, facts, net, method, lanes, windows(method, config.window), topology, shapes, step)
+
+    @property
+    def link_bytes(self) -> list[int]:
+        """Of a training batch, activation and tangents, upwards from each block but the last."""
+        one = [self.config.batch_size * shape.numel() * DTYPES[self.config.dtype].itemsize for shape in self.shapes[1:-1]]
+        return [(1 + len(self.lanes.on_link(j))) * size for j, size in enumerate(one)]
 
     @property
     def batches(self) -> int:
@@ -242,7 +256,7 @@ def _connect(
             deadline=config.deadline,
             largest=(most, most * samples),
             kept=plan.windows if config.feedback.lost == "retry" else [0] * method.blocks,
-            links=SlowLinks.of(config.link, topology.world_size),
+            links=SlowLinks.of(config.link, len(topology.pipeline)),
             deliver=inbox.deliver_feedback,
             fail=inbox.fail,
         )
@@ -284,8 +298,8 @@ def _link(plan: Plan, j: int, inbox: Inbox, wire: torch.device, ledger: Ledger) 
     if j + 1 in plan.topology.local:
         return MemoryLink(partial(inbox.deliver_batch, j + 1))
     topology = plan.topology
-    delay = SlowLinks.of(plan.config.link, topology.world_size).delay(topology.rank, topology.rank + 1, inbox.fail)
-    return DistributedLink(j, topology.rank + 1, ledger, wire, delay)
+    links, position = SlowLinks.of(plan.config.link, len(topology.pipeline)), topology.position
+    return DistributedLink(j, topology.rank_of(j + 1), ledger, wire, links.delay(position, position + 1, inbox.fail))
 
 
 def _pipelined(

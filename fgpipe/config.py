@@ -82,7 +82,7 @@ class LinkConfig:
     rate: str | None = None
     rtt: str | None = None
     between: list[int] | None = None
-    """k: the boundary of processes k and k + 1; null is every one."""
+    """k: the boundary of the processes at positions k and k + 1 of the pipeline; null is every one."""
 
     @property
     def slow(self) -> bool:
@@ -172,6 +172,7 @@ class Config:
     device: str = MISSING
     threads: Any = MISSING
     partition: Any = MISSING
+    placement: str | None = None
     interface: str = MISSING
     deadline: float = MISSING
     trace: bool = False
@@ -383,6 +384,8 @@ def check(config: Config) -> None:
     _check_slow(config)
     if config.guess == "end_to_end" and config.tangents == "forward" and config.batch_size % config.microbatches:
         raise bad_value("microbatches", config.microbatches, f"a divisor of batch_size={config.batch_size}")
+    if config.placement is not None and config.guess == "end_to_end":
+        raise bad_value("placement", config.placement, "null with guess=end_to_end, whose pipeline goes by rank")
     if config.resume == "auto" and config.run_dir is None:
         raise bad_value("resume", "auto", "with run_dir=FOLDER, the folder to continue in; or a run's folder")
     if not isinstance(config.partition, str) and sum(config.partition) != config.model.blocks:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.optim.sgd import sgd
 
 from fgpipe.config import OptimConfig
 
@@ -31,32 +32,40 @@ def learning_rate(config: OptimConfig, *, batches: int, epochs: int) -> Learning
 
 
 class Optimizer:
-    """`torch.optim.SGD` with momentum, stepped with a gradient estimate in place of the gradient."""
+    """SGD with momentum as in `torch.optim.SGD`, stepped with a gradient estimate in place of the gradient.
+
+    By PyTorch's functional form: the class imports PyTorch's compiler, which takes each process more than a second.
+    """
 
     def __init__(self, modules: Iterable[nn.Module], config: OptimConfig, rate: LearningRate) -> None:
         self.parameters = [parameter for module in modules for parameter in module.parameters()]
-        self._rate = rate
-        self._sgd = torch.optim.SGD(
-            self.parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, foreach=True
-        )
+        self._config, self._rate = config, rate
+        self._momentum: list[Tensor | None] = [None] * len(self.parameters)
 
+    @torch.no_grad()
     def step(self, estimates: Iterable[Tensor], batch: int) -> None:
         """Update with one estimate per parameter, in the order of `parameters`, at the learning rate of `batch`."""
-        for parameter, estimate in zip(self.parameters, estimates, strict=True):
-            parameter.grad = estimate
-        for group in self._sgd.param_groups:
-            group["lr"] = self._rate(batch)
-        self._sgd.step()
-        self._sgd.zero_grad(set_to_none=True)
+        sgd(
+            self.parameters,
+            list(estimates),
+            self._momentum,
+            foreach=True,
+            weight_decay=self._config.weight_decay,
+            momentum=self._config.momentum,
+            lr=self._rate(batch),
+            dampening=0,
+            nesterov=False,
+            maximize=False,
+        )
 
     def momentum(self) -> list[Tensor | None]:
         """The momentum of each parameter; None where there was no step yet, or no momentum is used."""
-        return [self._sgd.state[parameter].get("momentum_buffer") for parameter in self.parameters]
+        return list(self._momentum)
 
     def restore(self, momentum: Iterable[Tensor | None]) -> None:
         """Take what `momentum` gave before; tensors are moved to their parameter's device."""
-        for parameter, value in zip(self.parameters, momentum, strict=True):
-            self._sgd.state[parameter] = {} if value is None else {"momentum_buffer": value.to(parameter.device)}
+        pairs = zip(self.parameters, momentum, strict=True)
+        self._momentum = [None if value is None else value.to(parameter.device) for parameter, value in pairs]
 
 
 class Trained(NamedTuple):

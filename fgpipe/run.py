@@ -22,6 +22,7 @@ from fgpipe.observe.ledger import Ledger, report
 from fgpipe.observe.metrics import Metrics, incident_report, scores, staleness_report
 from fgpipe.observe.progress import Progress, closing_table
 from fgpipe.observe.record import RunFolder, folder_for, scores_of
+from fgpipe.runtime import placement
 from fgpipe.runtime.feedback.messages import FeedbackError
 from fgpipe.runtime.finite import NotFiniteError
 from fgpipe.runtime.interface import Interface
@@ -57,21 +58,24 @@ def run(config: Config, net: Net | None = None) -> dict[str, Any]:
     if net is not None:
         config = replace(config, model=replace(config.model, blocks=len(net.blocks)))
     check_world(config, place.world_size)
+    ranks = placement.read(config.placement, place.world_size)
     if (done := resume.check_run_dir(config)) is not None:
         return _already(done, config, place)
     interface = Interface.find(config.interface, place.several_hosts)
     device = place.device(config.device)
     torch.set_num_threads(place.threads(config.threads))
-    batches, found = _load(config) if place.rank == 0 else (None, None)
+    batches, found = _load(config) if place.rank == ranks[0] else (None, None)
     cluster = Cluster(place)
     step, folder, *facts = cluster.share(found)
     source = resume.source(config)
     resumed = Checkpoints(source).manifest(step) if source is not None and step else None
-    plan = Plan.make(config, DataFacts(*facts), net, place.rank, place.world_size, step)
+    plan = Plan.make(config, DataFacts(*facts), net, place.rank, place.world_size, step, ranks)
     _prefix_warnings(plan.topology)
     pipelined = config.guess == "end_to_end" and config.tangents == "forward"
     with interface.confines_gloo():
         cluster.connect(plan.topology, place.wire_device(device), config.deadline, alone=pipelined)
+    if place.rank == plan.topology.reporter and (wide := placement.wide_boundary(plan.topology, cluster.hosts, plan.link_bytes)):
+        print(f"fgpipe: warning: {wide}", file=sys.stderr, flush=True)
     return _Run(plan, cluster, device, batches, Path(folder), resumed).execute()
 
 
@@ -213,6 +217,7 @@ class _Run:
             "device": str(self._device),
             "world_size": place.world_size,
             "blocks_per_process": list(plan.topology.sizes),
+            "ranks": list(plan.topology.pipeline),
             "threads_per_process": torch.get_num_threads(),
             "windows": list(plan.windows),
             "test_accuracy": self._table["test"][plan.method.last].accuracy,
@@ -229,6 +234,14 @@ class _Run:
 
 def _load(config: Config) -> tuple[Batches, Facts]:
     """The data, and what the other processes must know: the step to go on from, the run folder, and `DataFacts`."""
+    try:
+        return _loaded(config)
+    except UserError as error:
+        error.alone = True
+        raise
+
+
+def _loaded(config: Config) -> tuple[Batches, Facts]:
     dataset = load(config.data)
     batches = Batches(dataset, config.data, config.batch_size, config.seed, DTYPES[config.dtype])
     facts = DataFacts.of(dataset, batches, config.data.size)

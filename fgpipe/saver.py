@@ -109,7 +109,8 @@ class Saver:
         best, self._best = test_accuracy > self._best, max(test_accuracy, self._best)
         done, every = (epoch + 1) * self._plan.facts.train_batches, self._config.every_steps
         # only the process of block 0 goes by its clock, as in `stop`
-        wanted = self._cluster.preempted or (self._cluster.place.rank == 0 and self._minutes_are_over())
+        is_source = self._cluster.place.rank == self._plan.topology.source
+        wanted = self._cluster.preempted or (is_source and self._minutes_are_over())
         agreed = self._cluster.sum(torch.tensor([int(wanted)])).item()
         if agreed or best or epoch + 1 == self._plan.config.epochs or (every is not None and done % every == 0):
             self._save(trained, epoch + 1, 0, test_accuracy, epochs, 0.0)

@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> int:
         else:
             run(config)
     except UserError as error:
-        if Place.from_environment().local_rank == 0:
+        if error.alone or Place.from_environment().local_rank == 0:
             print(f"fgpipe: {error}", file=sys.stderr, flush=True)
         else:
             time.sleep(REPORT_BY_FIRST)  # torchrun ends the others as soon as the first has ended

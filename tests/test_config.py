@@ -51,8 +51,8 @@ WRONG = {
 """Values that are wrong by type, range or combination."""
 CHOICES = set(RULES) - set(WRONG)
 """Keys with a list of names."""
-FREE = {"data.root", "run_dir", "resume", "interface", "scope"}
-"""Any text may be one of these; `load`, `resume`, `run` and the sockets judge it, and the space judges the scope."""
+FREE = {"data.root", "run_dir", "resume", "placement", "interface", "scope"}
+"""Any text may be one of these; `load`, `resume`, `run`, `placement` and the sockets judge it, and the space judges the scope."""
 
 
 def test_every_key_is_covered() -> None:

@@ -54,6 +54,14 @@ def channels(block: nn.Module) -> int:
 def materialize(module: nn.Module, generator: torch.Generator, *, dtype: torch.dtype, device: torch.device) -> nn.Module:
     """The module on `device`, channels last; drawn from `generator` if it was on the meta device."""
     if any(parameter.is_meta for parameter in module.parameters()):
-        module.to_empty(device="cpu")
+        to_empty(module)
         initialize(module, generator)
     return module.to(device=device, dtype=dtype).to(memory_format=torch.channels_last)
+
+
+def to_empty(module: nn.Module) -> None:
+    """Move a module from the meta device to the CPU, with any numbers.
+
+    As `nn.Module.to_empty` does, without its `empty_like`: from meta to CPU that imports a symbolic algebra.
+    """
+    module._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))

@@ -1,43 +1,73 @@
 """What each block costs per batch, counted, so that processes get runs of blocks of about the same cost."""
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.nn.modules.module import register_module_forward_hook
 
 from fgpipe.gradients.method import Method
 from fgpipe.gradients.probes import Lanes
-from fgpipe.models.net import Net
+from fgpipe.models.net import Net, to_empty
+
+COUNTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
 def forward_flops(net: Net, shape: tuple[int, ...], heads: bool = False) -> list[int]:
-    """FLOPs of one forward pass of each block, or of each head, for an input of `shape` `[B, ...]`."""
-    values, counts = _inputs(net, shape), []
-    labels = torch.zeros(shape[0], dtype=torch.int64, device="meta")
-    for block, head, x, y in zip(net.blocks, net.heads, values, values[1:], strict=False):
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            _ = _on_meta(head).losses(y, labels) if heads else _on_meta(block)(x)
-        counts.append(counter.get_total_flops())
-    return counts
+    """FLOPs of one forward pass of each block, or of each head, for an input of `shape` `[B, ...]`.
+
+    Those of convolutions and linear layers, a multiplication and an addition counted as two; all else counts as free.
+    """
+    labels = torch.zeros(shape[0], dtype=torch.int64)
+    values, counts = _run(net, shape)
+    if not heads:
+        return counts
+    return [_count(_on_cpu(head).losses, y, labels)[1] for head, y in zip(net.heads, values[1:], strict=True)]
 
 
 def input_shapes(net: Net, shape: tuple[int, ...]) -> list[torch.Size]:
     """The shape of each block's input, and of the last one's output, without the batch."""
-    return [x.shape[1:] for x in _inputs(net, shape)]
+    return [x.shape[1:] for x in _run(net, shape)[0]]
+
+
+def _run(net: Net, shape: tuple[int, ...]) -> tuple[list[Tensor], list[int]]:
+    """What enters each block and what leaves the last, numbers without a meaning, and the FLOPs of each block.
+
+    On the CPU: the meta device would import PyTorch's compiler, which takes each process more than a second.
+    """
+    values, counts = [torch.zeros(shape)], []
+    for block in net.blocks:
+        y, flops = _count(_on_cpu(block), values[-1])
+        values.append(y)
+        counts.append(flops)
+    return values, counts
 
 
 @torch.no_grad()
-def _inputs(net: Net, shape: tuple[int, ...]) -> list[Tensor]:
-    """What enters each block, and what leaves the last, on the meta device: nothing is computed."""
-    values = [torch.zeros(shape, device="meta")]
-    for block in net.blocks:
-        values.append(_on_meta(block)(values[-1]))
-    return values
+def _count(run: Any, *inputs: Tensor) -> tuple[Any, int]:
+    """What `run` returns, and the FLOPs of the layers that it calls."""
+    flops = 0
+
+    def add(layer: nn.Module, _: Any, y: Tensor) -> None:
+        nonlocal flops
+        if isinstance(layer, COUNTED):
+            flops += 2 * y.numel() * layer.weight[0].numel()
+
+    handle = register_module_forward_hook(add)
+    try:
+        y = run(*inputs)
+        return y, flops
+    finally:
+        handle.remove()
 
 
-def _on_meta(module: nn.Module) -> nn.Module:
-    return copy.deepcopy(module).to(device="meta", dtype=torch.float32)
+def _on_cpu(module: nn.Module) -> Any:
+    """A copy to try shapes with; on the meta device it has no weights, and any will do."""
+    copied = copy.deepcopy(module).eval()
+    if any(parameter.is_meta for parameter in copied.parameters()):
+        to_empty(copied)
+    return copied.to(device="cpu", dtype=torch.float32)
 
 
 def block_costs(forward: list[int], method: Method, lanes: Lanes) -> list[int]:

@@ -26,7 +26,7 @@ Facts = tuple[int | str, ...]
 _runs = itertools.count()
 """Runs that this process has begun; every process begins the same ones."""
 DATA_DEADLINE = timedelta(hours=1)
-"""How long the others wait while the first process loads, or downloads, the data."""
+"""How long the others wait while the process of block 0 loads, or downloads, the data."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Cluster:
         self._restore: Callable[[], object] = lambda: None
 
     def share(self, facts: Facts | None) -> Facts:
-        """What the first process found when it loaded the data, numbers and text; the others pass None and wait."""
+        """What the process of block 0 found when it loaded the data, numbers and text; the others pass None and wait."""
         if self.store is None:
             assert facts is not None
             return facts
@@ -130,8 +130,8 @@ class Cluster:
         hosts = torch.zeros_like(pids)
         hosts[rank] = rank - self.place.local_rank
         pids, self.hosts = self.sum(pids).tolist(), self.sum(hosts).tolist()
-        hosts = self.hosts
-        self._others = {other: pids[other] for other in range(len(pids)) if hosts[other] == hosts[rank] and other != rank}
+        mine = [other for other, host in enumerate(self.hosts) if host == self.hosts[rank] and other != rank]
+        self._others = {other: pids[other] for other in mine}
         self._topology = topology
         signal.signal(signal.SIGTERM, self._terminate)
 

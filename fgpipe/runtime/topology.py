@@ -7,18 +7,26 @@ from functools import lru_cache
 
 @dataclass(frozen=True)
 class Topology:
-    """Contiguous runs of blocks, one run for each process, in order."""
+    """Contiguous runs of blocks along a pipeline of processes. A position counts processes along it, from block 0 up."""
 
     sizes: tuple[int, ...]
+    """Blocks at each position."""
     rank: int
+    ranks: tuple[int, ...] = ()
+    """Of the process at each position; in order if empty."""
 
     @property
-    def world_size(self) -> int:
-        return len(self.sizes)
+    def pipeline(self) -> tuple[int, ...]:
+        """The rank at each position."""
+        return self.ranks or tuple(range(len(self.sizes)))
 
     @property
-    def blocks(self) -> int:
-        return sum(self.sizes)
+    def position(self) -> int:
+        """Of this process."""
+        return self.position_of(self.rank)
+
+    def position_of(self, rank: int) -> int:
+        return self.pipeline.index(rank)
 
     @property
     def local(self) -> range:
@@ -27,17 +35,23 @@ class Topology:
 
     def of(self, rank: int) -> range:
         """The blocks of a process."""
-        first = sum(self.sizes[:rank])
-        return range(first, first + self.sizes[rank])
+        position = self.position_of(rank)
+        first = sum(self.sizes[:position])
+        return range(first, first + self.sizes[position])
 
     def rank_of(self, block: int) -> int:
         """The process that holds a block."""
-        return next(rank for rank in range(self.world_size) if block in self.of(rank))
+        return next(rank for rank in self.pipeline if block in self.of(rank))
+
+    @property
+    def source(self) -> int:
+        """The process that has the data: the one with block 0."""
+        return self.pipeline[0]
 
     @property
     def reporter(self) -> int:
         """The process that reports: the one with the last block, which knows the net's own loss."""
-        return self.world_size - 1
+        return self.pipeline[-1]
 
 
 def balanced(costs: Sequence[float], parts: int) -> tuple[int, ...]:

@@ -181,7 +181,7 @@ def pump(source, sink, record: bytearray) -> None:
 
 def test_keys_differ_from_run_to_run_and_stay_secret() -> None:
     store = dist.HashStore()
-    first, second = (Keys.exchange(dist.PrefixStore(name, store), 0, 1, 5) for name in ("a", "b"))
+    first, second = (Keys.exchange(dist.PrefixStore(name, store), 0, [0], 5) for name in ("a", "b"))
     assert first.public != second.public and first.secret != second.secret
     assert [store.get(f"{name}key/0") for name in ("a/", "b/")] == [first.public, second.public]
     assert store.num_keys() == 2, "nothing but public keys is in the store"
@@ -190,4 +190,4 @@ def test_keys_differ_from_run_to_run_and_stay_secret() -> None:
 
 def test_a_missing_rank_is_named() -> None:
     with pytest.raises(FeedbackError, match="no key for the feedback plane from rank 1, 2"):
-        Keys.exchange(dist.HashStore(), 0, 3, 0.5)
+        Keys.exchange(dist.HashStore(), 0, range(3), 0.5)

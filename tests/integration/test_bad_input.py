@@ -31,6 +31,26 @@ def test_under_torchrun(case: tuple[int, list[str], str], tmp_path: Path) -> Non
     assert not processes_with(marker)
 
 
+PLACED = {
+    "the data": ("[1, 0]", ["data=image_folder", "data.root=nowhere-at-all"], "nowhere-at-all"),
+    "a rank twice": ("[1, 1]", [], "ranks=[1, 1]: allowed: each rank from 0 to 1 once, that with block 0 first; 1 is there twice"),
+    "backpropagation": ("[1, 0]", ["guess=end_to_end"], "allowed: null with guess=end_to_end"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", PLACED.values(), ids=PLACED.keys())
+def test_placed_processes(case: tuple[str, list[str], str], tmp_path: Path) -> None:
+    """What the process of block 0 alone can see, it reports, whatever its rank."""
+    ranks, overrides, expected = case
+    (tmp_path / "placement.yaml").write_text(f"ranks: {ranks}")
+    done = launch(2, "-m", "fgpipe.train", f"run_dir={tmp_path / 'run'}", "placement=placement.yaml", *overrides, cwd=tmp_path)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("fgpipe: ")]
+    assert len(lines) == 1 and expected in lines[0], done.stderr
+    assert done.returncode != 0 and re.search(r"exitcode\s*: 2", done.stderr)
+    assert not (tmp_path / "run").exists()
+
+
 def corrupt_image(folder: Path) -> list[str]:
     for part in ("train", "test"):
         (folder / "images" / part / "cat").mkdir(parents=True)

@@ -76,6 +76,26 @@ def test_processes_change_nothing(processes: int, one, tmp_path: Path) -> None:
     check_eager(tmp_path / "many" / "eager" / "summary.json")
 
 
+@pytest.mark.slow
+def test_placement_changes_nothing(one, tmp_path: Path) -> None:
+    """Four processes that stand along the pipeline in another order; ranks hold the blocks of their positions."""
+    ranks, sizes = [2, 0, 3, 1], [3, 2, 1, 2]
+    (tmp_path / "placement.yaml").write_text(f"ranks: {ranks}")
+    placed = [f"placement={tmp_path / 'placement.yaml'}", f"partition={sizes}"]
+    runs = {name: [*RUNS[name], *placed] for name in ("global-auto", "intermediate-3", "tensor", "activity", "coded")}
+    many = recorded(tmp_path / "many", 4, runs)
+    for name, arrays in many.items():
+        assert arrays.keys() == one[name].keys()
+        differing = [key for key, value in one[name].items() if not np.array_equal(value, arrays[key])]
+        assert not differing, f"{name}: {differing[:5]}"
+        summary = json.loads((tmp_path / "many" / name / "summary.json").read_text())
+        assert summary["ranks"] == ranks and summary["blocks_per_process"] == sizes
+        bounds = list(itertools.accumulate(sizes, initial=0))
+        for rank, first, end in zip(ranks, bounds, bounds[1:], strict=False):
+            with np.load(tmp_path / "many" / f"{name}-{rank}.npz") as own:
+                assert {int(key.split("/")[1]) for key in own if key.startswith("block/")} == set(range(first, end))
+
+
 def check_eager(summary: Path) -> None:
     """Staleness is recorded, and never reaches the window."""
     figures = json.loads(summary.read_text())

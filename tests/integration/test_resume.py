@@ -59,14 +59,16 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dic
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("processes", [8])
-def test_one_many_one(processes: int, whole, tmp_path: Path) -> None:
-    """Begun in one process, resumed at batch 4 in several, at batch 12 in one again: no bit differs."""
+@pytest.mark.parametrize("processes, ranks", [(8, None), (4, [2, 0, 3, 1])])
+def test_one_many_one(processes: int, ranks: list[int] | None, whole, tmp_path: Path) -> None:
+    """Begun in one process, resumed at batch 4 in several, in order or placed, at batch 12 in one: no bit differs."""
     folder, arrays = whole
     many, one = tmp_path / "many", tmp_path / "one"
     for name in METHODS:
         rewind(folder / name, many / name, 4)
-    check_equal(arrays, recorded(many, processes, "resume=auto"), 4)
+    (tmp_path / "placement.yaml").write_text(f"ranks: {ranks}")
+    placed = [f"placement={tmp_path / 'placement.yaml'}"] if ranks else []
+    check_equal(arrays, recorded(many, processes, "resume=auto", *placed), 4)
     for name in METHODS:
         rewind(many / name, one / name, 12)
     check_equal(arrays, recorded(one, 1, "resume=auto"), 12)

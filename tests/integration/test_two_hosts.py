@@ -42,10 +42,15 @@ def test_two_hosts_are_one(rights, tmp_path: Path) -> None:
     """2 x 2 processes over a link: every loss, weight and statistic bit for bit, and nobody listens but on the link."""
     one, two = recorded(tmp_path / "one", 1, RUNS), tmp_path / "two"
     two.mkdir()
-    (two / "runs.json").write_text(json.dumps({name: [*run, "interface=link0"] for name, run in RUNS.items()}))
+    (two / "placement.yaml").write_text("ranks: [1, 0, 3, 2]")
+    placed = {"weight": ["partition=[1,1,3,3]", f"placement={two / 'placement.yaml'}"], "activity": ["partition=[2,2,2,2]"]}
+    runs = {name: [*run, "interface=link0", *placed[name]] for name, run in RUNS.items()}
+    (two / "runs.json").write_text(json.dumps(runs))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=2", "--master_addr=host0"]
     done = two_hosts("--", *torchrun, str(ROOT / "tests/integration/recording.py"), str(two))
     assert done.returncode == 0, done.stderr
+    warnings = [line for line in done.stderr.splitlines() if line.startswith("fgpipe: warning")]
+    assert len(warnings) == 1 and "(ranks 0 and 3) meet at the widest link, blocks 1 and 2: 393216 bytes" in warnings[0], done.stderr
     for name, arrays in results(two, RUNS).items():
         assert arrays.keys() == one[name].keys()
         differing = [key for key, value in one[name].items() if not np.array_equal(value, arrays[key])]

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from fgpipe.config import compose_config
 from fgpipe.models.init import initialize
@@ -65,6 +66,22 @@ def test_heads_cost_less_than_a_tenth(blocks: int, head: str) -> None:
 def test_flops_are_counted_by_hand() -> None:
     """Block 0 at width 1: 2 * 9 * 64 * 32 * 32 * (3 + 64 + 64) for each sample."""
     assert forward_flops(configured(8, "mlp"), (2, 3, 32, 32))[0] == 2 * 2 * 9 * 64 * 32 * 32 * (3 + 64 + 64)
+
+
+@pytest.mark.parametrize("head", ["cnn", "mlp", "linear"])
+def test_flops_are_pytorchs(head: str) -> None:
+    """PyTorch's own counter counts the same for blocks and heads; predsim's has products without a layer, too."""
+    net, x, labels = configured(8, head, 0.25), torch.zeros(2, 3, 32, 32), torch.zeros(2, dtype=torch.int64)
+    expected: tuple[list[int], list[int]] = [], []
+    for block, judge in zip(net.blocks, net.heads, strict=True):
+        with FlopCounterMode(display=False) as of_block:
+            x = block.to_empty(device="cpu")(x)
+        with FlopCounterMode(display=False) as of_head:
+            judge.to_empty(device="cpu").losses(x, labels)
+        expected[0].append(of_block.get_total_flops())
+        expected[1].append(of_head.get_total_flops())
+    for heads in (False, True):
+        assert forward_flops(net, (2, 3, 32, 32), heads=heads) == expected[heads]
 
 
 def test_counting_leaves_a_net_alone() -> None:

@@ -7,7 +7,7 @@ import pytest
 from fgpipe.gradients.method import Method
 from fgpipe.gradients.probes import plan_lanes
 from fgpipe.runtime.schedule import Apply, actions, windows
-from fgpipe.runtime.topology import Topology, balanced
+from fgpipe.runtime.topology import balanced
 
 
 def method(guess: str = "local", depth: int | None = None) -> Method:
@@ -61,9 +61,3 @@ def test_balanced_is_the_best_split(parts: int) -> None:
     bounds = list(itertools.accumulate(sizes, initial=0))
     assert len(sizes) == parts and bounds[-1] == 7
     assert max(sum(costs[a:b]) for a, b in itertools.pairwise(bounds)) == best
-
-
-def test_topology() -> None:
-    topology = Topology((3, 1, 4), 1)
-    assert (topology.world_size, topology.blocks, list(topology.local), topology.reporter) == (3, 8, [3], 2)
-    assert [topology.rank_of(block) for block in range(8)] == [0, 0, 0, 1, 2, 2, 2, 2]

@@ -3,6 +3,7 @@
 A secret key stays in the memory of the process that made it. Only public keys go through the rendezvous store.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -25,21 +26,21 @@ class Keys:
     """Public key -> rank."""
 
     @classmethod
-    def exchange(cls, store: dist.Store, rank: int, world_size: int, deadline: float) -> "Keys":
-        """Make a pair and swap public keys with all processes; collective.
+    def exchange(cls, store: dist.Store, rank: int, ranks: Sequence[int], deadline: float) -> "Keys":
+        """Make a pair and swap public keys with the processes `ranks`, this one among them; collective.
 
         Raises:
             FeedbackError: a process has not shown its key within `deadline` seconds; the line names its rank.
         """
         public, secret = zmq.curve_keypair()
-        names = [f"key/{other}" for other in range(world_size)]
-        store.set(names[rank], public)
+        names = {f"key/{other}": other for other in ranks}
+        store.set(f"key/{rank}", public)
         try:
-            store.wait(names, timedelta(seconds=deadline))
+            store.wait(list(names), timedelta(seconds=deadline))
         except dist.DistStoreError as error:
-            missing = [str(other) for other, name in enumerate(names) if not store.check([name])]
+            missing = [str(other) for name, other in names.items() if not store.check([name])]
             raise FeedbackError(f"no key for the feedback plane from rank {', '.join(missing)}") from error
-        return cls(public, secret, {store.get(name): other for other, name in enumerate(names)})
+        return cls(public, secret, {store.get(name): other for name, other in names.items()})
 
     def of(self, rank: int) -> bytes:
         """The public key of a process."""

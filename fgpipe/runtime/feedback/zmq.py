@@ -77,14 +77,17 @@ class ZmqFeedback(FeedbackPlane):
         self._kept, self._deliver, self._fail = kept, deliver, fail
         self._milliseconds = int(1000 * deadline)
         self._limit = max(HANDSHAKE, SEAL + PER_MESSAGE + PER_PROBE * largest[0] + PER_SCALAR * largest[1])
-        self._keys = Keys.exchange(store, topology.rank, topology.world_size, deadline)
+        self._keys = Keys.exchange(store, topology.rank, topology.pipeline, deadline)
         self._context = zmq.Context()
         self._authenticator = self._keys.admit(self._context)
         self._sending = threading.Lock()
         """Guards what follows; the main thread and the receiving one send."""
         self._pushes: dict[int, zmq.Socket[bytes]] = {}
-        others = (rank for rank in range(topology.world_size) if rank != topology.rank)
-        self._delays: dict[int, Delay | None] = {rank: links.delay(topology.rank, rank, fail) for rank in others}
+        self._delays: dict[int, Delay | None] = {
+            rank: links.delay(topology.position, position, fail)
+            for position, rank in enumerate(topology.pipeline)
+            if rank != topology.rank
+        }
         self._latest: dict[int, int] = {}
         self._sent: dict[tuple[int, int], Feedback] = {}
         self._pull = self._socket(zmq.PULL)

@@ -1,6 +1,6 @@
 """Links that are slower than they are: a rate and a round trip (`link.*`), for studies on one host without root.
 
-Slow boundaries cut the row of processes into sites. Every two sites are joined by a link of their own, which each
+Slow boundaries cut the pipeline of processes into sites. Every two sites are joined by a link of their own, which each
 process has to itself: a message takes its size over the rate to leave, one after another, and half a round trip to
 arrive. It is the sender that keeps it that long, in a thread; nothing is lost, and the order is kept.
 """
@@ -25,23 +25,23 @@ class SlowLinks:
     latency: float
     """Seconds one way."""
     sites: tuple[int, ...]
-    """The site of each process."""
+    """The site of the process at each position of the pipeline."""
 
     @classmethod
-    def of(cls, config: LinkConfig, world_size: int) -> "SlowLinks":
+    def of(cls, config: LinkConfig, processes: int) -> "SlowLinks":
         """The links of a configuration that `fgpipe.config` has checked."""
         rate = None if config.rate is None else bits_per_second(config.rate)
         latency = 0.0 if config.rtt is None else seconds(config.rtt) / 2
-        between = range(world_size - 1) if config.between is None else config.between
+        between = range(processes - 1) if config.between is None else config.between
         slow = between if rate is not None or latency else ()
-        return cls(rate, latency, tuple(accumulate(int(rank - 1 in slow) for rank in range(world_size))))
+        return cls(rate, latency, tuple(accumulate(int(position - 1 in slow) for position in range(processes))))
 
-    def delay(self, rank: int, other: int, fail: Callable[[Exception], None]) -> "Delay | None":
-        """What delays messages from one process to another; None between processes of one site.
+    def delay(self, position: int, other: int, fail: Callable[[Exception], None]) -> "Delay | None":
+        """What delays messages from one position to another; None between processes of one site.
 
         Args: fail: told the error of a message that could not be sent.
         """
-        return Delay(self.rate, self.latency, fail) if self.sites[rank] != self.sites[other] else None
+        return Delay(self.rate, self.latency, fail) if self.sites[position] != self.sites[other] else None
 
 
 class Delay:

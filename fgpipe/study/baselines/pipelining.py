@@ -157,7 +157,7 @@ class PipelinedBackpropagation:
         examples = [wire(torch.empty(size, dtype=dtype, device=host)).contiguous().requires_grad_() for size in sizes]
         if receiver is None:
             examples[0].requires_grad_(False)
-        place = (topology.rank, topology.world_size, host)
+        place = (topology.position, len(topology.pipeline), host)
         self._stage = stage = ObservedStage(
             self._part, *place, *examples, topology=topology, ledger=ledger, phases=backward
         )
@@ -193,6 +193,8 @@ class PipelinedBackpropagation:
             for phase, optimizer in zip(self._optimizer_phases, self._optimizers, strict=True):
                 with phase("update", batch.id):
                     optimizer.step([parameter.grad for parameter in optimizer.parameters], batch.id)
+                for parameter in optimizer.parameters:
+                    parameter.grad = None
             self._record(batch.labels)
             self._observe(batch.labels, batch.id)
             if batch.drain:

@@ -1,0 +1,74 @@
+"""Where processes stand along the pipeline (`placement=FILE`), and whether hosts meet at its widest link."""
+
+from collections.abc import Sequence
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from fgpipe.errors import UserError, bad_value
+from fgpipe.runtime.topology import Topology
+
+
+def read(path: str | None, world_size: int) -> tuple[int, ...]:
+    """The rank at each position along the pipeline; in order without a file.
+
+    The file is YAML with one key, `ranks`, such as `ranks: [2, 0, 1, 3]`.
+
+    Raises:
+        UserError: it cannot be read, or does not list each rank once.
+    """
+    if path is None:
+        return tuple(range(world_size))
+    ranks = _ranks(path)
+    every = f"each rank from 0 to {world_size - 1} once, that with block 0 first"
+    twice = [rank for rank in dict.fromkeys(ranks) if ranks.count(rank) > 1]
+    unknown = [rank for rank in ranks if not 0 <= rank < world_size]
+    missing = [rank for rank in range(world_size) if rank not in ranks]
+    for which, what in ((twice, "is there twice"), (unknown, "does not exist"), (missing, "is missing")):
+        if which:
+            raise _refused(path, ranks, f"{every}; {which[0]} {what}")
+    return tuple(ranks)
+
+
+def _ranks(path: str) -> list[int]:
+    form = "a YAML file such as `ranks: [1, 0]`"
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except UnicodeDecodeError as error:
+        raise bad_value("placement", path, f"{form} (it is no text)") from error
+    except (YAMLError, OmegaConfBaseException) as error:
+        reason = getattr(error, "problem", None) or " ".join(str(error).split())
+        raise bad_value("placement", path, f"{form} ({reason})") from error
+    except OSError as error:
+        raise bad_value("placement", path, f"{form} ({error.strerror or error})") from error
+    if not isinstance(content, dict) or list(content) != ["ranks"]:
+        raise bad_value("placement", path, f"{form}, and nothing else in it")
+    ranks = content["ranks"]
+    if not isinstance(ranks, list) or not all(type(rank) is int for rank in ranks):
+        raise _refused(path, ranks, "a list of ranks such as [1, 0]")
+    return ranks
+
+
+def _refused(path: str, ranks: object, allowed: str) -> UserError:
+    return bad_value(f"placement={path}: ranks", ranks, allowed)
+
+
+def wide_boundary(topology: Topology, hosts: Sequence[int], link_bytes: Sequence[int]) -> str | None:
+    """A warning if two hosts meet at the widest link between blocks, where there is a narrower one; else None.
+
+    Args:
+        hosts: of each rank, in any numbering.
+        link_bytes: of a training batch, upwards from each block but the last.
+    """
+    widest, narrowest = max(link_bytes, default=0), min(link_bytes, default=0)
+    for below, above in zip(topology.pipeline, topology.pipeline[1:], strict=False):
+        block = topology.of(below)[-1]
+        if hosts[below] != hosts[above] and link_bytes[block] == widest > narrowest:
+            best = link_bytes.index(narrowest)
+            return (
+                f"two hosts (ranks {below} and {above}) meet at the widest link, blocks {block} and {block + 1}: "
+                f"{widest} bytes a batch; the narrowest, blocks {best} and {best + 1}, has {narrowest} "
+                "(partition and placement move the boundary)"
+            )
+    return None
