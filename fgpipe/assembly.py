@@ -33,6 +33,7 @@ from fgpipe.runtime.links.slow import SlowLinks
 from fgpipe.runtime.phases import Phases
 from fgpipe.runtime.process import Cluster
 from fgpipe.runtime.reference import OracleTrainer
+from fgpipe.runtime.replay import Replay, copied
 from fgpipe.runtime.schedule import windows
 from fgpipe.runtime.stage import Stage
 from fgpipe.runtime.straggler import Straggler
@@ -243,7 +244,12 @@ def _connect(
         for j in stages
         if method.waits(j)
     }
-    inbox = Inbox(stages, mailboxes, timeline)
+    first = topology.local[0]
+    receiver = _receiver(plan, wire, timeline) if first else None
+    replays = {}
+    if receiver is not None and config.replay.size is not None:
+        replays[first] = Replay(first, config.replay, config.seed, metrics, receiver.taken)
+    inbox = Inbox(stages, mailboxes, timeline, replays)
     feedback: FeedbackPlane = MemoryFeedback(inbox.deliver_feedback)
     if cluster.store is not None:
         most = max(1, *plan.lanes.counts)
@@ -260,17 +266,17 @@ def _connect(
             deliver=inbox.deliver_feedback,
             fail=inbox.fail,
         )
-    first = topology.local[0]
-    receiver = _receiver(plan, wire, timeline) if first else None
     if receiver is not None:
-        receiver.start(plan.batches, partial(inbox.deliver_batch, first), inbox.fail)
+        deliver = partial(inbox.deliver_batch, first)
+        keep = (lambda batch: deliver(copied(batch))) if replays else deliver
+        receiver.start(plan.batches, keep, inbox.fail)
     nodes = [
         Node(
             stage,
             plan.windows[j],
             waits=j in mailboxes,
             link=_link(plan, j, inbox, wire, ledger),
-            taken=receiver.taken if receiver is not None and j == first else None,
+            taken=receiver.taken if receiver is not None and j == first and not replays else None,
         )
         for j, stage in stages.items()
     ]

@@ -35,7 +35,7 @@ LAST = PROCESSES - 1
 BATCHES = 8
 COMMON = ["epochs=1", "trace=true", "window=auto", "threads=1", "device=cpu", "observe.tensorboard=false"]
 COMMON += ["optim=constant", "optim.lr=0.001"]  # nothing diverges, whatever is guessed
-SLOW = [f"slow.block={LAST}", "slow.factor=30"]
+SLOW = [f"slow.block={LAST}", "slow.factor=100", "deadline=600"]
 
 
 @dataclass(frozen=True)

@@ -154,7 +154,7 @@ def events(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Spans]:
     folder = tmp_path_factory.mktemp("unlocking")
     common = [
         "epochs=1", f"data.train_samples={8 * 32}", "batch_size=32", "data.test_samples=32", "model.width=0.07", "threads=1",
-        "device=cpu", "observe.tensorboard=false", "trace=true", "window=auto", "slow.factor=30", "head=linear",
+        "device=cpu", "observe.tensorboard=false", "trace=true", "window=auto", "slow.factor=100", "deadline=600", "head=linear",
     ]  # fmt: skip
     runs = {
         "local": ["target=local", "slow.block=4"],
