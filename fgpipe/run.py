@@ -4,7 +4,8 @@ import resource
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from fgpipe.runtime.finite import NotFiniteError
 from fgpipe.runtime.interface import Interface
 from fgpipe.runtime.links.distributed import LinkError
 from fgpipe.runtime.process import Cluster, Facts, Place, prefix
+from fgpipe.runtime.start import Late
 from fgpipe.runtime.topology import Topology
 from fgpipe.runtime.worker import Stalled
 from fgpipe.saver import Preempted, Saver
@@ -64,16 +66,20 @@ def run(config: Config, net: Net | None = None) -> dict[str, Any]:
     interface = Interface.find(config.interface, place.several_hosts)
     device = place.device(config.device)
     torch.set_num_threads(place.threads(config.threads))
-    batches, found = _load(config) if place.rank == ranks[0] else (None, None)
-    cluster = Cluster(place)
-    step, folder, *facts = cluster.share(found)
+    batches = found = None
+    with _said(place):
+        cluster = Cluster(place, config.deadline)
+        if place.rank == ranks[0]:
+            with cluster.loading():
+                batches, found = _load(config)
+        step, folder, *facts = cluster.share(found, ranks[0])
     source = resume.source(config)
     resumed = Checkpoints(source).manifest(step) if source is not None and step else None
     plan = Plan.make(config, DataFacts(*facts), net, place.rank, place.world_size, step, ranks)
     _prefix_warnings(plan.topology)
     pipelined = config.guess == "end_to_end" and config.tangents == "forward"
-    with interface.confines_gloo():
-        cluster.connect(plan.topology, place.wire_device(device), config.deadline, alone=pipelined)
+    with _said(place), interface.confines_gloo():
+        cluster.connect(plan.topology, place.wire_device(device), alone=pipelined)
     if place.rank == plan.topology.reporter and (wide := placement.wide_boundary(plan.topology, cluster.hosts, plan.link_bytes)):
         print(f"fgpipe: warning: {wide}", file=sys.stderr, flush=True)
     return _Run(plan, cluster, device, batches, Path(folder), resumed).execute()
@@ -231,6 +237,17 @@ class _Run:
             "bytes": report(traffic),
             "peak_memory_bytes": total(memory).tolist(),
         }
+
+
+@contextmanager
+def _said(place: Place) -> Iterator[None]:
+    """Around the start: who did not come to it is named on stderr, by one of those who did."""
+    try:
+        yield
+    except LinkError as error:
+        if place.rank == (error.speaker if isinstance(error, Late) else place.rank):
+            print(f"[rank {place.rank}] error: {error}", file=sys.stderr, flush=True)
+        raise
 
 
 def _load(config: Config) -> tuple[Batches, Facts]:

@@ -1,5 +1,6 @@
 """This process among the others: rendezvous, sums over processes, and who is to blame when the job is ended."""
 
+import ctypes
 import itertools
 import json
 import os
@@ -9,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -20,13 +22,14 @@ from torch import Tensor
 
 from fgpipe.errors import bad_value
 from fgpipe.runtime.links.distributed import LinkError
+from fgpipe.runtime.start import Start
 from fgpipe.runtime.topology import Topology
 
 Facts = tuple[int | str, ...]
 _runs = itertools.count()
 """Runs that this process has begun; every process begins the same ones."""
-DATA_DEADLINE = timedelta(hours=1)
-"""How long the others wait while the process of block 0 loads, or downloads, the data."""
+PR_SET_PDEATHSIG = 1
+"""Of Linux's prctl: the signal that a process gets when its parent dies."""
 
 
 @dataclass(frozen=True)
@@ -73,14 +76,18 @@ class Place:
 class Cluster:
     """The processes of a run, or just this one. The store is there at once; `connect` makes the process group."""
 
-    def __init__(self, place: Place) -> None:
-        self.place = place
+    def __init__(self, place: Place, deadline: float = 60.0) -> None:
+        """Args: deadline: seconds that a process waits for another one, in the start and later."""
+        self.place, self._deadline = place, deadline
         self.store: dist.Store | None = None
         if place.world_size > 1:
             # The store outlives a run: torchrun keeps it over restarts, and a program may call `train.run` again.
             attempt = f"fgpipe/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{next(_runs)}"
-            shared, _, _ = next(dist.rendezvous("env://", place.rank, place.world_size))
+            patience = timedelta(seconds=deadline)
+            shared, _, _ = next(dist.rendezvous("env://", place.rank, place.world_size, timeout=patience))
             self.store = dist.PrefixStore(attempt, shared)
+            self._start = Start(self.store, place.rank, place.world_size, deadline)
+            _follow_launcher()
         self.run = 0
         self.preempted = False
         """SIGTERM has asked for a last checkpoint (`save_on_sigterm`)."""
@@ -95,36 +102,53 @@ class Cluster:
         """Rank and pid of the other processes of this host."""
         self._restore: Callable[[], object] = lambda: None
 
-    def share(self, facts: Facts | None) -> Facts:
-        """What the process of block 0 found when it loaded the data, numbers and text; the others pass None and wait."""
+    def loading(self) -> AbstractContextManager[None]:
+        """Around loading, or downloading, the data: the others wait in `share`, and see that this process is alive."""
+        return nullcontext() if self.store is None else self._start.working()
+
+    def share(self, facts: Facts | None, source: int) -> Facts:
+        """What the process of block 0 found when it loaded the data, numbers and text; the others pass None and wait.
+
+        Args:
+            source: the rank of that process.
+
+        Raises:
+            LinkError: it gave no sign of life for as long as the deadline.
+        """
         if self.store is None:
             assert facts is not None
             return facts
         if facts is not None:
             self.store.set("facts", json.dumps(facts))
-        self.store.wait(["facts"], DATA_DEADLINE)
-        return tuple(json.loads(self.store.get("facts").decode()))
+        return tuple(json.loads(self._start.get("facts", source).decode()))
 
-    def connect(self, topology: Topology, wire: torch.device, deadline: float, *, alone: bool = False) -> None:
+    def connect(self, topology: Topology, wire: torch.device, *, alone: bool = False) -> None:
         """Make the process group, agree on the run's id, and say who is gone when the job is ended.
 
         Args: alone: make a group even if this is the only process.
+
+        Raises:
+            LinkError: not every process came within the deadline.
         """
         if self.store is None:
             if alone:
                 dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
             return
         rank = self.place.rank
-        dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if wire.type == "cuda" else "gloo",
-            store=dist.PrefixStore("group", self.store),
-            rank=rank,
-            world_size=self.place.world_size,
-            timeout=timedelta(seconds=deadline),
-        )
-        if rank == 0:
-            self.store.set("run", str(secrets.randbits(63)))
-        self.run = int(self.store.get("run"))
+        self._start.meet("the process group", lambda other: f"{prefix(topology, other)} rank {other}")
+        try:
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if wire.type == "cuda" else "gloo",
+                store=dist.PrefixStore("group", self.store),
+                rank=rank,
+                world_size=self.place.world_size,
+                timeout=timedelta(seconds=self._deadline),
+            )
+            if rank == 0:
+                self.store.set("run", str(secrets.randbits(63)))
+            self.run = int(self.store.get("run"))
+        except RuntimeError as error:
+            raise LinkError(f"start: no process group within {self._deadline:g} s: {str(error).splitlines()[0]}") from error
         pids = torch.zeros(self.place.world_size, dtype=torch.int64)
         pids[rank] = os.getpid()
         hosts = torch.zeros_like(pids)
@@ -217,6 +241,12 @@ class Cluster:
         """Leave the process group."""
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _follow_launcher() -> None:
+    """SIGTERM for this process when torchrun dies, even by SIGKILL: nobody else would end it."""
+    if sys.platform == "linux" and "TORCHELASTIC_RUN_ID" in os.environ:
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))
 
 
 def _state(pid: int) -> str | None:

@@ -10,8 +10,8 @@ import torch.distributed as dist
 
 from fgpipe.runtime.links.distributed import LinkError
 
-POLL = timedelta(seconds=1)
-"""Between signs of life, and between looks for them."""
+BEAT, POLL = 1.0, 0.1
+"""Seconds between signs of life, and between looks for them."""
 
 
 class Late(LinkError):
@@ -62,7 +62,7 @@ class Start:
         done = threading.Event()
 
         def beat() -> None:
-            while not done.wait(POLL.total_seconds()):
+            while not done.wait(BEAT):
                 self._store.add("alive", 1)
 
         thread = threading.Thread(target=beat, daemon=True, name="signs of life")
@@ -82,16 +82,14 @@ class Start:
         """
         beats, heard = 0, time.monotonic()
         with self._reaching():
-            while True:
-                try:
-                    self._store.wait([key], POLL)
-                    return self._store.get(key)
-                except dist.DistStoreError:
-                    now = self._store.add("alive", 0)
-                    if now != beats:
-                        beats, heard = now, time.monotonic()
-                    elif time.monotonic() - heard > self._deadline:
-                        raise self._late([rank], f"rank {rank}, which loads the data, gave no sign of life") from None
+            while not self._store.check([key]):  # a wait that is over has PyTorch warn, on stderr
+                time.sleep(POLL)
+                now = self._store.add("alive", 0)
+                if now != beats:
+                    beats, heard = now, time.monotonic()
+                elif time.monotonic() - heard > self._deadline:
+                    raise self._late([rank], f"rank {rank}, which loads the data, gave no sign of life")
+            return self._store.get(key)
 
     def _late(self, ranks: list[int], what: str) -> Late:
         return Late(f"start: {what} within {self._deadline:g} s", ranks, self._world_size)

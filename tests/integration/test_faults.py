@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from fgpipe.checkpoint import Checkpoints
 from tests.integration.launching import command, environment, processes_with, rank_of, wait_until
 
 
@@ -32,4 +33,63 @@ def test_killed_rank(victim: int, tmp_path: Path) -> None:
     finally:
         job.kill()
         for pid in processes_with(marker):
+            os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "victim, line",
+    [
+        (0, "[rank 1] error: start: rank 0, which loads the data, gave no sign of life within 8 s"),
+        (1, "[rank 0] error: start: [blocks 4-7] rank 1 did not come to the process group within 8 s"),
+    ],
+)
+def test_stopped_in_the_start(victim: int, line: str, tmp_path: Path) -> None:
+    """SIGSTOP before the process has got anywhere: the other one's deadline ends the job."""
+    marker = str(tmp_path / "run")
+    overrides = [f"run_dir={marker}", "threads=1", "device=cpu", "partition=[4,4]", "deadline=8"]
+    with (tmp_path / "log").open("w") as log:
+        job = subprocess.Popen(command(2, "-m", "fgpipe.train", *overrides), env=environment(), stdout=log, stderr=log)
+    text = (tmp_path / "log").read_text
+    try:
+        assert wait_until(lambda: len(processes_with(marker)) == 3, 60), text()
+        workers = [pid for pid in processes_with(marker) if pid != job.pid]
+        os.kill(next(pid for pid in workers if rank_of(pid) == victim), signal.SIGSTOP)
+        assert wait_until(lambda: line in text(), 60), text()
+        assert job.wait(timeout=45) != 0
+        assert text().count("within 8 s") == 1
+        assert wait_until(lambda: not processes_with(marker), 5)
+    finally:
+        job.kill()
+        for pid in processes_with(marker):
+            os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("saves", [True, False])
+def test_killed_launcher(saves: bool, tmp_path: Path) -> None:
+    """SIGKILL for torchrun: no worker goes on without it, and what can be saved is."""
+    run = tmp_path / "run"
+    overrides = [f"run_dir={run}", "epochs=500", "threads=1", "device=cpu", "scope=block", "observe.tensorboard=false"]
+    overrides += ["checkpoint.every_minutes=60"] * saves
+    with (tmp_path / "log").open("w") as log:
+        job = subprocess.Popen(command(2, "-m", "fgpipe.train", *overrides), env=environment(), stdout=log, stderr=log)
+    text = (tmp_path / "log").read_text
+    try:
+        assert wait_until(lambda: "epoch 1/500:" in text(), 120), text()
+        assert not saves or wait_until(lambda: bool(Checkpoints(run).steps()), 20), text()
+        before = Checkpoints(run).steps()
+        job.kill()
+        job.wait()
+        assert wait_until(lambda: not processes_with(str(run)), 45), text()
+        if saves:
+            assert Checkpoints(run).steps()[-1] > before[-1], text()
+            assert "on SIGTERM" in text()
+        else:
+            cause = "SIGTERM, while all processes of its host were alive"
+            assert f"fgpipe: {cause}; {run / 'verdict.json'}" in text(), (text(), list(run.iterdir()))
+    finally:
+        job.kill()
+        job.wait()
+        for pid in processes_with(str(run)):
             os.kill(pid, signal.SIGKILL)
