@@ -20,7 +20,7 @@ from fgpipe.data import Batches, load
 from fgpipe.errors import UserError
 from fgpipe.models.net import Net
 from fgpipe.observe.ledger import Ledger, report
-from fgpipe.observe.metrics import Metrics, incident_report, scores, staleness_report
+from fgpipe.observe.metrics import REPLAYS, Metrics, incident_report, scores, staleness_report
 from fgpipe.observe.progress import Progress, closing_table
 from fgpipe.observe.record import RunFolder, folder_for, scores_of
 from fgpipe.runtime import placement
@@ -230,7 +230,7 @@ class _Run:
         plan, place, total = self._plan, self._cluster.place, self._cluster.sum
         own = self._metrics.staleness()
         traffic, staleness = total(self._ledger.as_tensor()), total(own if self._replicas.index == 0 else own.zero_())
-        incidents = total(self._metrics.incidents())
+        incidents, replays = total(self._metrics.incidents()), total(self._metrics.incidents(REPLAYS))
         memory = torch.zeros(place.world_size, dtype=torch.int64)
         memory[place.rank] = _peak_memory(self._device)
         images = plan.config.epochs * plan.facts.train_batches * plan.config.batch_size
@@ -249,6 +249,7 @@ class _Run:
             "extra_drains": self._saver.extra_drains,
             "staleness": staleness_report(staleness),
             "scalars": incident_report(incidents),
+            "replay": incident_report(replays, REPLAYS),
             "bytes": report(traffic),
             "peak_memory_bytes": total(memory).tolist(),
         }
