@@ -34,12 +34,15 @@ from fgpipe.runtime.phases import Phases
 from fgpipe.runtime.process import Cluster
 from fgpipe.runtime.reference import OracleTrainer
 from fgpipe.runtime.replicas import Replicas
+from fgpipe.runtime.replay import Replay, copied
 from fgpipe.runtime.schedule import windows
 from fgpipe.runtime.stage import Stage
 from fgpipe.runtime.straggler import Straggler
 from fgpipe.runtime.topology import Topology, balanced
 from fgpipe.runtime.worker import Node, Source, Worker, never
 
+MakeOptimizer = Callable[[int, list[nn.Module]], Optimizer]
+"""From a block and modules of it to an optimizer of their parameters."""
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -154,30 +157,33 @@ def build_trainer(
     """The trainer that the configuration asks for; collective, as sockets are made."""
     timeline, replicas = timeline or Timeline(), replicas or Replicas()
     config = plan.config
-    rate = learning_rate(config.optim, batches=plan.facts.train_batches, epochs=config.epochs)
-
-    def make_optimizer(block: int, modules: list[nn.Module]) -> Optimizer:
-        return Optimizer(modules, config.optim, rate, partial(replicas.average, ledger, block))
-
-    modules = {j: _modules(plan, j, device) for j in plan.topology.local}
+    make_optimizer = _optimizers(plan, ledger, replicas)
     if config.tangents == "oracle":
-        blocks, heads, guess_heads = (
-            [getattr(each, name) for each in modules.values()] for name in ("block", "head", "guess_head")
-        )
-        return OracleTrainer(
-            blocks,
-            heads,
-            guess_heads,
-            method=plan.method,
-            lanes=plan.lanes,
-            make_optimizer=partial(make_optimizer, 0),
-            metrics=metrics,
-            seed=config.seed,
-            cosine=config.observe.cosine,
-        )
+        return _reference(plan, device, make_optimizer, metrics)
     if config.guess == "end_to_end":
-        return _pipelined(plan, modules, cluster, device, make_optimizer, metrics, ledger, timeline, replicas)
-    stages = {
+        return _pipelined(plan, cluster, device, make_optimizer, metrics, ledger, timeline, replicas)
+    stages = build_stages(plan, device, metrics, ledger, timeline, replicas, cluster.run)
+    return _connect(plan, stages, cluster, device, metrics, ledger, timeline)
+
+
+def _optimizers(plan: Plan, ledger: Ledger, replicas: Replicas) -> MakeOptimizer:
+    config = plan.config.optim
+    rate = learning_rate(config, batches=plan.facts.train_batches, epochs=plan.config.epochs)
+    return lambda block, modules: Optimizer(modules, config, rate, partial(replicas.average, ledger, block))
+
+
+def build_stages(
+    plan: Plan,
+    device: torch.device,
+    metrics: Metrics,
+    ledger: Ledger,
+    timeline: Timeline,
+    replicas: Replicas,
+    run: int = 0,
+) -> dict[int, Stage]:
+    """The stages of this process, by block, connected to nothing."""
+    make_optimizer = _optimizers(plan, ledger, replicas)
+    return {
         j: Stage(
             j,
             each.block,
@@ -187,16 +193,35 @@ def build_trainer(
             lanes=plan.lanes,
             make_optimizer=partial(make_optimizer, j),
             metrics=metrics,
-            seed=config.seed,
+            seed=plan.config.seed,
             window=plan.windows[j],
-            run=cluster.run,
+            run=run,
             replica=plan.topology.replica,
             replicas=plan.topology.replicas,
             phases=_phases(plan, j, timeline, device),
         )
-        for j, each in modules.items()
+        for j, each in _all_modules(plan, device).items()
     }
-    return _connect(plan, stages, cluster, device, metrics, ledger, timeline)
+
+
+def _all_modules(plan: Plan, device: torch.device) -> dict[int, Modules]:
+    return {j: _modules(plan, j, device) for j in plan.topology.local}
+
+
+def _reference(plan: Plan, device: torch.device, make_optimizer: MakeOptimizer, metrics: Metrics) -> OracleTrainer:
+    modules = _all_modules(plan, device).values()
+    blocks, heads, guess_heads = ([getattr(each, name) for each in modules] for name in ("block", "head", "guess_head"))
+    return OracleTrainer(
+        blocks,
+        heads,
+        guess_heads,
+        method=plan.method,
+        lanes=plan.lanes,
+        make_optimizer=partial(make_optimizer, 0),
+        metrics=metrics,
+        seed=plan.config.seed,
+        cosine=plan.config.observe.cosine,
+    )
 
 
 def _phases(plan: Plan, j: int, timeline: Timeline, device: torch.device) -> Phases:
@@ -242,7 +267,12 @@ def _connect(
         for j in stages
         if method.waits(j)
     }
-    inbox = Inbox(stages, mailboxes, timeline)
+    first = topology.local[0]
+    receiver = _receiver(plan, wire, timeline) if first else None
+    replays = {}
+    if receiver is not None and config.replay.size is not None:
+        replays[first] = Replay(first, config.replay, config.seed, metrics, receiver.taken)
+    inbox = Inbox(stages, mailboxes, timeline, replays)
     feedback: FeedbackPlane = MemoryFeedback(inbox.deliver_feedback)
     if cluster.store is not None:
         most = max(1, *plan.lanes.counts)
@@ -259,17 +289,17 @@ def _connect(
             deliver=inbox.deliver_feedback,
             fail=inbox.fail,
         )
-    first = topology.local[0]
-    receiver = _receiver(plan, wire, timeline) if first else None
     if receiver is not None:
-        receiver.start(plan.batches, partial(inbox.deliver_batch, first), inbox.fail)
+        deliver = partial(inbox.deliver_batch, first)
+        keep = (lambda batch: deliver(copied(batch))) if replays else deliver
+        receiver.start(plan.batches, keep, inbox.fail)
     nodes = [
         Node(
             stage,
             plan.windows[j],
             waits=j in mailboxes,
             link=_link(plan, j, inbox, wire, ledger),
-            taken=receiver.taken if receiver is not None and j == first else None,
+            taken=receiver.taken if receiver is not None and j == first and not replays else None,
         )
         for j, stage in stages.items()
     ]
@@ -310,10 +340,9 @@ def _link(plan: Plan, j: int, inbox: Inbox, wire: torch.device, ledger: Ledger) 
 
 def _pipelined(
     plan: Plan,
-    modules: dict[int, Modules],
     cluster: Cluster,
     device: torch.device,
-    make_optimizer: Callable[[int, list[nn.Module]], Optimizer],
+    make_optimizer: MakeOptimizer,
     metrics: Metrics,
     ledger: Ledger,
     timeline: Timeline,
@@ -321,7 +350,7 @@ def _pipelined(
 ) -> Trainer:
     from fgpipe.study.baselines.pipelining import PipelinedBackpropagation  # imports half of PyTorch, for a second
 
-    config, topology = plan.config, plan.topology
+    config, topology, modules = plan.config, plan.topology, _all_modules(plan, device)
     host = cluster.place.wire_device(device)
     first, last = topology.local[0], topology.local[-1]
     straggler, share = _backward_share(plan)

@@ -104,6 +104,15 @@ class SlowConfig:
 
 
 @dataclass
+class ReplayConfig:
+    """Buffers between the processes of a run with a local target; off while size is null."""
+
+    size: int | None = None
+    reuse: int = 4
+    take: str = "newest"
+
+
+@dataclass
 class OptimConfig:
     schedule: str = MISSING
     lr: float = MISSING
@@ -149,6 +158,7 @@ class Config:
     feedback: FeedbackConfig = field(default_factory=FeedbackConfig)
     link: LinkConfig = field(default_factory=LinkConfig)
     slow: SlowConfig = field(default_factory=SlowConfig)
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     observe: ObserveConfig = field(default_factory=ObserveConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -261,6 +271,9 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "slow.block": _optional(_at_least(0)),
     "slow.factor": _at_least(1),
     "slow.jitter": _at_least(0),
+    "replay.size": _optional(_at_least(1)),
+    "replay.reuse": _at_least(1),
+    "replay.take": _one_of("newest", "oldest", "random"),
     "optim.schedule": _one_of("step", "one_cycle", "constant"),
     "optim.lr": _above(0),
     "optim.momentum": (lambda value: 0 <= value < 1, "a number from 0 to below 1"),
@@ -390,6 +403,7 @@ def check(config: Config) -> None:
         raise bad_value("window", config.window, "1 with tangents=oracle, which has no pipeline")
     _check_link(config)
     _check_slow(config)
+    _check_replay(config)
     if config.guess == "end_to_end" and config.tangents == "forward" and config.share % config.microbatches:
         what = f"the {config.share} samples of a replica" if config.replicas > 1 else f"batch_size={config.batch_size}"
         raise bad_value("microbatches", config.microbatches, f"a divisor of {what}")
@@ -496,6 +510,23 @@ def _check_slow(config: Config) -> None:
         raise bad_value("trace", "true", "false with tangents=oracle, which has no pipeline")
 
 
+def _check_replay(config: Config) -> None:
+    replay, off = config.replay, ReplayConfig()
+    if replay.size is None:
+        for key in ("reuse", "take"):
+            if (value := getattr(replay, key)) != getattr(off, key):
+                raise bad_value(f"replay.{key}", value, f"{getattr(off, key)} unless replay.size is given")
+        return
+    if config.target.depth != 0:
+        raise bad_value("replay.size", replay.size, f"null with target={config.target.name}, whose scalars go by the batch")
+    if config.tangents == "oracle":
+        raise bad_value("replay.size", replay.size, "null with tangents=oracle, which has no pipeline")
+    if config.replicas > 1:
+        raise bad_value("replay.size", replay.size, f"null with replicas={config.replicas}, whose updates go together")
+    if config.checkpoint.on or config.resume is not None:
+        raise bad_value("replay.size", replay.size, "null with checkpoint.* or resume; what is in a buffer is not saved")
+
+
 def check_world(config: Config, world_size: int) -> None:
     """Reject a number of processes that the run cannot be split over.
 
@@ -516,6 +547,8 @@ def check_world(config: Config, world_size: int) -> None:
     if config.guess == "end_to_end" and config.schedule == "zero_bubble" and config.microbatches % world_size:
         raise bad_value("microbatches", config.microbatches, f"a multiple of the {world_size} processes with schedule=zero_bubble")
     _check_boundaries(config.link, world_size)
+    if config.replay.size is not None and world_size == 1:
+        raise bad_value("replay.size", config.replay.size, "null in one process, whose blocks take turns")
     if config.slow.block is not None and config.slow.block >= blocks:
         raise bad_value("slow.block", config.slow.block, f"0 to {blocks - 1} with {blocks} blocks")
     if not isinstance(config.partition, str) and len(config.partition) != world_size:

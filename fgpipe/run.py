@@ -20,7 +20,7 @@ from fgpipe.data import Batches, load
 from fgpipe.errors import UserError
 from fgpipe.models.net import Net
 from fgpipe.observe.ledger import Ledger, report
-from fgpipe.observe.metrics import Metrics, incident_report, scores, staleness_report
+from fgpipe.observe.metrics import REPLAYS, Metrics, incident_report, scores, staleness_report
 from fgpipe.observe.progress import Progress, closing_table
 from fgpipe.observe.record import RunFolder, folder_for, scores_of
 from fgpipe.runtime import placement
@@ -67,14 +67,9 @@ def run(config: Config, net: Net | None = None) -> dict[str, Any]:
     interface = Interface.find(config.interface, place.several_hosts)
     device = place.device(config.device)
     torch.set_num_threads(place.threads(config.threads))
-    batches = found = None
     with _said(place):
         cluster = Cluster(place, config.deadline)
-        if place.rank == pipelines[0][0]:
-            with cluster.loading():
-                batches, found = _load(config)
-        step, folder, *facts = cluster.share(found, pipelines[0][0])
-        batches = _load_shares(config, cluster, pipelines, batches)
+        batches, (step, folder, *facts) = _share_data(config, cluster, [ranks[0] for ranks in pipelines])
     source = resume.source(config)
     resumed = Checkpoints(source).manifest(step) if source is not None and step else None
     plan = Plan.make(config, DataFacts(*facts), net, place.rank, place.world_size, step, pipelines)
@@ -235,7 +230,7 @@ class _Run:
         plan, place, total = self._plan, self._cluster.place, self._cluster.sum
         own = self._metrics.staleness()
         traffic, staleness = total(self._ledger.as_tensor()), total(own if self._replicas.index == 0 else own.zero_())
-        incidents = total(self._metrics.incidents())
+        incidents, replays = total(self._metrics.incidents()), total(self._metrics.incidents(REPLAYS))
         memory = torch.zeros(place.world_size, dtype=torch.int64)
         memory[place.rank] = _peak_memory(self._device)
         images = plan.config.epochs * plan.facts.train_batches * plan.config.batch_size
@@ -254,6 +249,7 @@ class _Run:
             "extra_drains": self._saver.extra_drains,
             "staleness": staleness_report(staleness),
             "scalars": incident_report(incidents),
+            "replay": incident_report(replays, REPLAYS),
             "bytes": report(traffic),
             "peak_memory_bytes": total(memory).tolist(),
         }
@@ -270,6 +266,24 @@ def _said(place: Place) -> Iterator[None]:
         raise
 
 
+def _share_data(config: Config, cluster: Cluster, loaders: Sequence[int]) -> tuple[Batches | None, Facts]:
+    """The data of this process, if it is one of the `loaders`, the process of block 0 of each replica; and the facts.
+
+    The first of them goes first: what it has to download is there when the others load.
+    """
+    rank, batches, found = cluster.place.rank, None, None
+    if rank == loaders[0]:
+        with cluster.loading():
+            batches, found = _load(config)
+    facts = cluster.share(found, loaders[0], "facts")
+    if rank in loaders[1:]:
+        with cluster.loading():
+            batches, _ = _data(config, loaders.index(rank))
+    for replica, loader in enumerate(loaders[1:], 1):
+        cluster.share((replica,) if rank == loader else None, loader, f"data/{replica}")
+    return batches, facts
+
+
 def _load(config: Config) -> tuple[Batches, Facts]:
     """The data, and what the other processes must know: the step to go on from, the run folder, and `DataFacts`."""
     batches, facts = _data(config, 0)
@@ -278,23 +292,6 @@ def _load(config: Config) -> tuple[Batches, Facts]:
     folder = folder_for(config)
     verdict.retire(folder)
     return batches, (manifest.step if manifest else 0, str(folder), *astuple(facts))
-
-
-def _load_shares(
-    config: Config, cluster: Cluster, pipelines: Sequence[Sequence[int]], batches: Batches | None
-) -> Batches | None:
-    """The share of this process's replica, if it has block 0, once all replicas have theirs.
-
-    The others load when the first one, whose `batches` are there, has: what had to be downloaded is there then.
-    """
-    rank, others = cluster.place.rank, [(replica, ranks[0]) for replica, ranks in enumerate(pipelines) if replica]
-    for replica, first in others:
-        if rank == first:
-            with cluster.loading():
-                batches, _ = _data(config, replica)
-    for replica, first in others:
-        cluster.share((replica,) if rank == first else None, first, f"data/{replica}")
-    return batches
 
 
 def _data(config: Config, replica: int) -> tuple[Batches, DataFacts]:

@@ -15,6 +15,9 @@ PHASES = ("test", "train")
 """Indexed by `training`."""
 INCIDENTS = ("duplicates", "asked", "skipped")
 """Of a block's scalars: came again and were dropped; were asked for again; were lost, so that an update was skipped."""
+REPLAYS = ("reused", "past_limit", "unseen")
+"""Of batches in a block's replay buffer: steps on one that was used before, and of these past the limit of reuse, when no
+other would come; batches that no step was made on."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ class Metrics:
             self._on_cosines(step, cosines)
 
     def count(self, block: int, incident: str) -> None:
-        """Something happened to scalars of a block: one of `INCIDENTS`."""
+        """Something happened to scalars or batches of a block: one of `INCIDENTS` or `REPLAYS`."""
         self._incidents[block, incident] += 1
 
     def take(self) -> Tensor:
@@ -91,9 +94,9 @@ class Metrics:
         """Go on from what `state` gave."""
         self._sums[:, block] = torch.tensor(state["scores"], dtype=torch.float64)
         self._staleness[block] = torch.tensor(state["staleness"], dtype=torch.float64)
-    def incidents(self) -> Tensor:
-        """int64 `[J, incidents]`, over the whole run."""
-        return torch.tensor([[self._incidents[block, each] for each in INCIDENTS] for block in range(self.blocks)])
+    def incidents(self, names: Sequence[str] = INCIDENTS) -> Tensor:
+        """int64 `[J, names]`, over the whole run."""
+        return torch.tensor([[self._incidents[block, each] for each in names] for block in range(self.blocks)])
 
 
 def scores(sums: Tensor) -> dict[str, dict[int, Score]]:
@@ -120,6 +123,6 @@ def staleness_report(table: Tensor) -> dict[int, dict[str, float]]:
     return report
 
 
-def incident_report(table: Tensor) -> dict[int, dict[str, int]]:
+def incident_report(table: Tensor, names: Sequence[str] = INCIDENTS) -> dict[int, dict[str, int]]:
     """Block -> incident -> number."""
-    return {block: dict(zip(INCIDENTS, counts, strict=True)) for block, counts in enumerate(table.tolist())}
+    return {block: dict(zip(names, counts, strict=True)) for block, counts in enumerate(table.tolist())}

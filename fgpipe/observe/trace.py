@@ -1,7 +1,7 @@
 """One timeline of all processes in Chrome's trace event format, which Perfetto (ui.perfetto.dev) and chrome://tracing open.
 
 A process is a group of three tracks: compute, batches that arrive, scalars that arrive. Arrows follow a batch from the
-block that sends it to the block above and, where the sender has asked for scalars, on to the block that evaluates them,
+block that sends it to its arrival above (within a process, to the forward pass there) and, where the sender has asked for scalars, on to the block that evaluates them,
 back, and to the update that they make. Of backpropagation, they follow each microbatch up and its gradient down.
 """
 
@@ -99,8 +99,7 @@ def chains(events: Mapping[int, Sequence[Event]]) -> Iterator[list[Placed]]:
             reply = repliers.get((block, batch))
             way = [
                 by_kind_and_place.get(("send", block, batch)),
-                by_kind_and_place.get((RECEIVE, block + 1, batch)),
-                by_kind_and_place.get(("forward", block + 1, batch)),
+                by_kind_and_place.get((RECEIVE, block + 1, batch)) or by_kind_and_place.get(("forward", block + 1, batch)),
                 reply,
                 reply and by_kind_and_place.get((SCALARS, block, batch)),
                 reply and by_kind_and_place.get(("update", block, batch)),

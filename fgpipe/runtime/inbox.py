@@ -10,6 +10,7 @@ from fgpipe.observe.timeline import SCALARS, Timeline
 from fgpipe.runtime.feedback.mailbox import Mailbox
 from fgpipe.runtime.feedback.messages import Feedback, FeedbackError, Lost, Request
 from fgpipe.runtime.links.base import Batch
+from fgpipe.runtime.replay import Replay
 
 Found = TypeVar("Found")
 
@@ -21,15 +22,29 @@ class Inbox:
         blocks: the blocks of this process.
         mailboxes: of those that wait for scalars.
         timeline: of this process.
+        replays: in place of a block's queue of batches, where there are any.
     """
 
-    def __init__(self, blocks: Iterable[int], mailboxes: Mapping[int, Mailbox], timeline: Timeline) -> None:
-        self._inputs: dict[int, deque[Batch]] = {block: deque() for block in blocks}
+    def __init__(
+        self,
+        blocks: Iterable[int],
+        mailboxes: Mapping[int, Mailbox],
+        timeline: Timeline,
+        replays: Mapping[int, Replay] | None = None,
+    ) -> None:
+        self._replays = replays or {}
+        self._inputs: dict[int, deque[Batch] | Replay] = {block: self._replays.get(block, deque()) for block in blocks}
         self._mailboxes, self._timeline = mailboxes, timeline
         self._heard: dict[tuple[int, str], float] = {}
         """When something last came for a block, and on which plane (`time.monotonic`)."""
         self._arrived = threading.Condition()
         self._error: Exception | None = None
+
+    def begin(self, batches: range) -> None:
+        """These training batches come next."""
+        with self._arrived:
+            for replay in self._replays.values():
+                replay.begin(batches)
 
     def deliver_batch(self, block: int, batch: Batch) -> None:
         """A batch has arrived for a block here."""
@@ -77,7 +92,7 @@ class Inbox:
         return bool(self._inputs[block])
 
     def take_batch(self, block: int) -> Batch:
-        """The oldest batch that waits for a block."""
+        """The oldest batch that waits for a block, or the one that its replay buffer gives."""
         with self._arrived:
             return self._inputs[block].popleft()
 

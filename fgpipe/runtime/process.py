@@ -106,8 +106,8 @@ class Cluster:
         """Around loading, or downloading, the data: the others wait in `share`, and see that this process is alive."""
         return nullcontext() if self.store is None else self._start.working()
 
-    def share(self, facts: Facts | None, source: int, name: str = "facts") -> Facts:
-        """What a process of block 0 found when it loaded the data, numbers and text; the others pass None and wait.
+    def share(self, facts: Facts | None, source: int, name: str) -> Facts:
+        """What a process found when it loaded the data, numbers and text; the others pass None and wait.
 
         Args:
             source: the rank of that process.

@@ -98,6 +98,11 @@ class Stage:
         means = self.step_rule.means | {"prediction": self.decoder.prediction}
         return parts(self.block, self._optimizer, self.head, self._head_optimizer, means)
 
+    @property
+    def in_flight(self) -> tuple[InFlight, ...]:
+        """What is kept of each batch whose scalars have not been applied, oldest first."""
+        return tuple(self._in_flight)
+
     def has_applied(self, batch: int) -> bool:
         """The scalars of a batch that was forwarded have been applied, and of all earlier ones."""
         return not self._in_flight or self._in_flight[0].batch > batch

@@ -51,7 +51,7 @@ class Node:
     link: Link | None
     """To the block above; None for the last block."""
     taken: Callable[[], None] | None
-    """Called when a batch from another process is taken from the inbox."""
+    """Called when a batch from another process is taken from the inbox, unless a replay buffer stands there."""
     pending: deque[Action] = field(default_factory=deque)
 
 
@@ -107,8 +107,9 @@ class Worker:
         """
         indices, start = indices or range(batches), epoch * batches
         self._end = start + indices.stop
+        ids = range(start + indices.start, start + indices.stop)
+        self._inbox.begin(ids)
         for node in self._nodes:
-            ids = range(start + indices.start, start + indices.stop)
             node.pending.extend(actions(ids, node.window, node.waits))
         self._run(self._next_in_training, lambda batch: _from_source(source, batch, epoch, True, batch - start, drain=stop()))
         return self._end - start

@@ -20,7 +20,7 @@ from fgpipe.config import compose_config
 from fgpipe.data import Batches, load
 from fgpipe.gradients.guess import redraw
 from fgpipe.gradients.oracle import estimate
-from tests.integration.launching import ROOT, command, environment, launch, processes_with, rank_of, wait_until
+from tests.integration.launching import ROOT, command, environment, launch, processes_with, wait_until, workers_with
 from tests.integration.rewinding import rewind
 from tests.integration.test_resume import Job
 
@@ -288,7 +288,7 @@ def test_lost_replica(signum: signal.Signals, tmp_path: Path) -> None:
     text = (tmp_path / "log").read_text
     try:
         assert wait_until(lambda: "epoch 2/500:" in text(), 200), text()
-        workers = {rank_of(pid): pid for pid in processes_with(str(run)) if pid != job.pid}
+        workers = workers_with(str(run))
         os.kill(workers[1], signum)
         began = time.monotonic()
         assert wait_until((run / "verdict.json").exists, 3 * deadline), text()

@@ -73,7 +73,7 @@ def test_everything_is_there_once(folder: Path, name: str) -> None:
     assert {key: count for key, count in found.items() if key[0] in kinds} == expected
     ways = list(trace.chains(trace.read(folder / name / "trace.json")))
     assert len(ways) == 7 * len(batches)
-    assert {way[-1][1].kind for way in ways} == ({"update"} if asks else {"forward"})
+    assert {way[-1][1].kind for way in ways} == ({"update"} if asks else {"receive", "forward"})
 
 
 @pytest.mark.slow

@@ -1,0 +1,124 @@
+"""Replay buffers (`replay.*`): a block with a local target need not wait for a slow one below, nor one above for it.
+
+As in asynchronous decoupled greedy learning (Belilovsky et al. 2021): the input of the first block of a process is a
+bounded buffer, and the block may train on what is in it more than once. An epoch is a fixed number of steps of every
+block; each step sends one batch up, whatever it was trained on. What arrives at a full buffer pushes another out.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+
+from fgpipe.config import ReplayConfig
+from fgpipe.observe.metrics import Metrics
+from fgpipe.rng import generator
+from fgpipe.runtime.links.base import Batch
+
+
+@dataclass(eq=False)
+class Entry:
+    """A batch in the buffer."""
+
+    batch: Batch
+    uses: int = 0
+    """Steps that were made on it."""
+
+
+def copied(batch: Batch) -> Batch:
+    """The batch with an activation of its own: the receiver will use the buffer that it came in again."""
+    return replace(batch, x=batch.x.clone()) if batch.training else batch
+
+
+class Replay:
+    """The input of one block, to be used as the queue that it is without a buffer; not safe for threads by itself.
+
+    Test batches pass in order, and the buffer is no place for them.
+    """
+
+    def __init__(
+        self, block: int, config: ReplayConfig, seed: int, metrics: Metrics, taken: Callable[[], None]
+    ) -> None:
+        """Args:
+        config: with a size.
+        metrics: counts what is trained on again, and what never is.
+        taken: tells the receiver that there is room for another batch.
+        """
+        assert config.size is not None
+        self._block, self._config, self._seed, self._metrics, self._taken = block, config, seed, metrics, taken
+        self._size = config.size
+        self._entries: list[Entry] = []
+        """In the order of their ids."""
+        self._tests: deque[Batch] = deque()
+        self._steps, self._left, self._first = range(0), 0, 0
+        """Of the epoch under way: its steps, how many are left, and the first batch that is not too late."""
+        self._newest = -1
+
+    def begin(self, steps: range) -> None:
+        """As many steps as there are batches in `steps` come next; their ids are these, whatever they are made on."""
+        self._steps, self._left, self._first = steps, len(steps), steps.start
+
+    def append(self, batch: Batch) -> None:
+        """A batch has arrived from below."""
+        if not batch.training:
+            self._tests.append(batch)
+            return
+        self._taken()
+        self._newest = batch.id
+        if batch.id < self._first:
+            self._metrics.count(self._block, "unseen")
+            return
+        self._entries.append(Entry(batch))
+        if len(self._entries) > self._size:
+            self._push_one_out()
+
+    def _push_one_out(self) -> None:
+        """Of the batches with the most uses, the one whose turn would be last."""
+        most = max(entry.uses for entry in self._entries)
+        worn = [entry for entry in self._entries if entry.uses == most]
+        at = {"newest": 0, "oldest": -1}.get(self._config.take)
+        self._remove(worn[self._draw("replay_drop", self._newest, len(worn)) if at is None else at])
+
+    def _remove(self, entry: Entry) -> None:
+        self._entries.remove(entry)
+        if not entry.uses:
+            self._metrics.count(self._block, "unseen")
+
+    def __len__(self) -> int:
+        """Batches that may be taken now: to train on while there are steps left, else test batches."""
+        return len(self._usable()) if self._left else len(self._tests)
+
+    def _usable(self) -> list[Entry]:
+        """Those below the limit; all, if none is and no other will come in this epoch."""
+        here = [entry for entry in self._entries if entry.batch.id in self._steps]
+        fresh = [entry for entry in here if entry.uses < self._config.reuse]
+        return fresh or (here if self._newest >= self._steps.stop - 1 else [])
+
+    def popleft(self) -> Batch:
+        """The batch for the next step, or the next test batch."""
+        if not self._left:
+            self._taken()
+            return self._tests.popleft()
+        usable, step = self._usable(), self._steps.stop - self._left
+        least = min(entry.uses for entry in usable)
+        rested = [entry for entry in usable if entry.uses == least]
+        at = {"newest": -1, "oldest": 0}.get(self._config.take)
+        chosen = rested[self._draw("replay_take", step, len(rested)) if at is None else at]
+        for what, happened in (("reused", chosen.uses > 0), ("past_limit", chosen.uses >= self._config.reuse)):
+            if happened:
+                self._metrics.count(self._block, what)
+        chosen.uses += 1
+        self._left -= 1
+        if not self._left:
+            self._end()
+        return replace(chosen.batch, id=step)
+
+    def _end(self) -> None:
+        """The epoch's steps are made: what is left of it, or still comes, is not needed."""
+        self._first = self._steps.stop
+        for entry in [entry for entry in self._entries if entry.batch.id < self._first]:
+            self._remove(entry)
+
+    def _draw(self, purpose: str, counter: int, count: int) -> int:
+        return int(torch.randint(count, (), generator=generator(self._seed, purpose, self._block, counter)))

@@ -1,0 +1,122 @@
+"""What waited for what, read off a timeline: pure functions from events to the batches where an order does not hold.
+
+A lock is a fact about causes, and a timeline has only times. So each check asks for an order that a lock makes
+impossible, and a run with a deliberately slow block makes sure that it is no accident when it is there.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from fgpipe.observe.timeline import Event
+
+
+@dataclass(frozen=True)
+class Span:
+    """From the first beginning to the last end of what a block did with a batch, in nanoseconds; all microbatches."""
+
+    began: int
+    ended: int
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Of one check on one block."""
+
+    batches: int
+    """That were looked at."""
+    broken: tuple[str, ...]
+    """One line for each of them where the order does not hold."""
+
+    @property
+    def holds(self) -> bool:
+        """For every batch, and there were some."""
+        return self.batches > 0 and not self.broken
+
+
+Spans = Mapping[tuple[str, int], Mapping[int, Span]]
+"""By kind and block, then by batch."""
+
+
+def spans(events: Iterable[Event]) -> Spans:
+    """What each block did with each batch."""
+    found: dict[tuple[str, int], dict[int, Span]] = defaultdict(dict)
+    for event in events:
+        batches = found[event.kind, event.block]
+        known = batches.get(event.batch, Span(event.began, event.ended))
+        batches[event.batch] = Span(min(known.began, event.began), max(known.ended, event.ended))
+    return defaultdict(dict, found)
+
+
+def update_unlocked(found: Spans, block: int) -> Verdict:
+    """The block's update for a batch begins before the block above has finished its forward pass of it."""
+    updates, above = found["update", block], found["forward", block + 1]
+    broken = []
+    for batch, update in updates.items():
+        if batch not in above:
+            broken.append(f"batch {batch}: block {block + 1} has no forward pass of it")
+        elif update.began >= above[batch].ended:
+            late = _ms(update.began - above[batch].ended)
+            broken.append(
+                f"batch {batch}: block {block} updated {late} after block {block + 1} had finished its forward pass"
+            )
+    return Verdict(len(updates), tuple(broken))
+
+
+def backward_unlocked(found: Spans, block: int, target: int) -> Verdict:
+    """The block's update begins when its scalars are there, and no backward pass above can have had a part in it.
+
+    None is recorded for any block above (`backward` events are those whose gradient goes to the block below); and the
+    block that evaluates the target has not finished the update in which it makes its own, inside its process.
+    """
+    updates, scalars, top = found["update", block], found["scalars", block], found["update", target]
+    backward = {
+        batch for (kind, other), batches in found.items() if kind == "backward" and other > block for batch in batches
+    }
+    broken = []
+    for batch, update in updates.items():
+        if batch not in scalars:
+            broken.append(f"batch {batch}: block {block} updated without scalars")
+        elif update.began < scalars[batch].ended:
+            broken.append(
+                f"batch {batch}: block {block} updated {_ms(scalars[batch].ended - update.began)} before its scalars"
+            )
+        elif batch in backward:
+            broken.append(f"batch {batch}: a block above {block} made a backward pass")
+        elif batch not in top or update.began >= top[batch].ended:
+            broken.append(f"batch {batch}: block {block} updated when block {target} had finished its own update")
+    return Verdict(len(updates), tuple(broken))
+
+
+def backward_locked(found: Spans, block: int) -> Verdict:
+    """The block's update for a batch begins only after the gradient from above, which the backward pass there gives."""
+    above = min((other for kind, other in found if kind == "backward" and other > block), default=None)
+    updates, gradients = found["update", block], found["backward", above] if above is not None else {}
+    broken = []
+    for batch, update in updates.items():
+        if batch not in gradients:
+            broken.append(f"batch {batch}: no block above {block} made a backward pass")
+        elif update.began < gradients[batch].ended:
+            early = _ms(gradients[batch].ended - update.began)
+            broken.append(f"batch {batch}: block {block} updated {early} before the gradient from block {above}")
+    return Verdict(len(updates), tuple(broken))
+
+
+def _ms(nanoseconds: int) -> str:
+    return f"{nanoseconds / 1e6:.3f} ms"
+
+
+def extra_compute(events: Iterable[Event], kinds: Iterable[str], blocks: Iterable[int]) -> float:
+    """Compute beyond the forward pass, in units of it: all blocks' together, the median over the batches.
+
+    Args: kinds: of events that are compute.
+    """
+    kinds, blocks = set(kinds), set(blocks)
+    total: dict[int, int] = defaultdict(int)
+    forward: dict[int, int] = defaultdict(int)
+    for event in events:
+        if event.kind in kinds and event.block in blocks:
+            total[event.batch] += event.ended - event.began
+            forward[event.batch] += (event.ended - event.began) * (event.kind == "forward")
+    ratios = sorted(total[batch] / forward[batch] - 1 for batch in total)
+    return ratios[len(ratios) // 2]

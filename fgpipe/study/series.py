@@ -1,0 +1,43 @@
+"""Several runs of `fgpipe.train` in one set of processes, which take as long to start as a short run takes.
+
+Usage: torchrun ... -m fgpipe.study.series FILE, where FILE has a list of lists of overrides as JSON.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from fgpipe.config import compose_config
+from fgpipe.errors import UserError
+from fgpipe.run import run
+
+
+def launch(runs: Sequence[Sequence[str]], processes: int, file: Path) -> None:
+    """Run them all under torchrun, `file` being where they are written down; what they print goes to stderr.
+
+    Raises:
+        UserError: one cannot be run.
+        CalledProcessError: one has failed.
+    """
+    for overrides in runs:
+        compose_config(overrides)
+    file.write_text(json.dumps([list(overrides) for overrides in runs], indent=1))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    subprocess.run([*torchrun, "-m", "fgpipe.study.series", str(file)], stdout=sys.stderr, check=True)
+
+
+def main(file: Path) -> int:
+    """Run them, in one of the processes; returns the exit code."""
+    for overrides in json.loads(file.read_text()):
+        try:
+            run(compose_config(overrides))
+        except UserError as error:
+            print(f"fgpipe: {error}", file=sys.stderr)
+            return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))
