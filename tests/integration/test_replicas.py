@@ -306,6 +306,15 @@ def test_lost_replica(signum: signal.Signals, tmp_path: Path) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
+def test_replica_that_does_not_come() -> None:
+    """The start waits for its process group by the deadline, not for the half hour that is gloo's own."""
+    done = launch(2, str(ROOT / "tests/integration/peerless.py"), "4", timeout=120)
+    seconds, said = done.stdout.split(maxsplit=1)
+    assert (
+        4 <= float(seconds) < 7.5 and "start: no process group of ranks 0, 1, which have the same blocks: " in said
+    ), done.stdout
+
+
 def test_placed(four, tmp_path: Path) -> None:
     """Replicas whose ranks are listed in a file, across one another: the same bits."""
     (tmp_path / "placement.yaml").write_text("ranks: [[3, 0], [1, 2]]")
