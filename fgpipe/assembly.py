@@ -33,6 +33,7 @@ from fgpipe.runtime.links.slow import SlowLinks
 from fgpipe.runtime.phases import Phases
 from fgpipe.runtime.process import Cluster
 from fgpipe.runtime.reference import OracleTrainer
+from fgpipe.runtime.replicas import Replicas
 from fgpipe.runtime.replay import Replay, copied
 from fgpipe.runtime.schedule import windows
 from fgpipe.runtime.stage import Stage
@@ -40,6 +41,8 @@ from fgpipe.runtime.straggler import Straggler
 from fgpipe.runtime.topology import Topology, balanced
 from fgpipe.runtime.worker import Node, Source, Worker, never
 
+MakeOptimizer = Callable[[int, list[nn.Module]], Optimizer]
+"""From a block and modules of it to an optimizer of their parameters."""
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -99,9 +102,9 @@ class Plan:
         rank: int,
         world_size: int,
         step: int = 0,
-        ranks: tuple[int, ...] = (),
+        placement: tuple[tuple[int, ...], ...] = (),
     ) -> "Plan":
-        """Args: ranks: of the processes along the pipeline; in order if empty."""
+        """Args: placement: of each replica, the ranks along the pipeline; if empty, there is one, in order."""
         net = net or resnet(config.model, config.head, in_channels=facts.channels, classes=facts.classes)
         method = Method.of(config)
         tensors = [len(list(block.parameters())) for block in net.blocks]
@@ -109,23 +112,28 @@ class Plan:
         images = (2, facts.channels, facts.height, facts.width)
         if config.partition == "counted":
             forward = forward_flops(net, images)
-            sizes = balanced(block_costs(forward, method, lanes), world_size)
+            sizes = balanced(block_costs(forward, method, lanes), world_size // config.replicas)
         else:
             sizes = tuple(config.partition)
-        topology, shapes = Topology(sizes, rank, ranks), tuple(input_shapes(net, images))
+        topology, shapes = Topology(sizes, rank, placement), tuple(input_shapes(net, images))
         return cls(config, facts, net, method, lanes, windows(method, config.window), topology, shapes, step)
 
     @property
     def link_bytes(self) -> list[int]:
-        """Of a training batch, activation and tangents, upwards from each block but the last."""
-        one = [self.config.batch_size * shape.numel() * DTYPES[self.config.dtype].itemsize for shape in self.shapes[1:-1]]
+        """Of a training batch in one replica, activation and tangents, upwards from each block but the last."""
+        one = [self.config.share * shape.numel() * DTYPES[self.config.dtype].itemsize for shape in self.shapes[1:-1]]
         return [(1 + len(self.lanes.on_link(j))) * size for j, size in enumerate(one)]
+
+    @property
+    def test_batches(self) -> int:
+        """Batches that this replica tests."""
+        return len(range(self.topology.replica, self.facts.test_batches, self.topology.replicas))
 
     @property
     def batches(self) -> int:
         """Batches that are still to come, test ones included."""
         tests = self.config.epochs - self.step // self.facts.train_batches
-        return self.config.epochs * self.facts.train_batches - self.step + tests * self.facts.test_batches
+        return self.config.epochs * self.facts.train_batches - self.step + tests * self.test_batches
 
 
 @dataclass(frozen=True)
@@ -138,24 +146,43 @@ class Modules:
 
 
 def build_trainer(
-    plan: Plan, cluster: Cluster, device: torch.device, metrics: Metrics, ledger: Ledger, timeline: Timeline | None = None
+    plan: Plan,
+    cluster: Cluster,
+    device: torch.device,
+    metrics: Metrics,
+    ledger: Ledger,
+    timeline: Timeline | None = None,
+    replicas: Replicas | None = None,
 ) -> Trainer:
     """The trainer that the configuration asks for; collective, as sockets are made."""
-    timeline = timeline or Timeline()
+    timeline, replicas = timeline or Timeline(), replicas or Replicas()
     config = plan.config
+    make_optimizer = _optimizers(plan, ledger, replicas)
     if config.tangents == "oracle":
-        return _reference(plan, device, metrics)
+        return _reference(plan, device, make_optimizer, metrics)
     if config.guess == "end_to_end":
-        return _pipelined(plan, cluster, device, metrics, ledger, timeline)
-    stages = build_stages(plan, device, metrics, timeline, cluster.run)
+        return _pipelined(plan, cluster, device, make_optimizer, metrics, ledger, timeline, replicas)
+    stages = build_stages(plan, device, metrics, ledger, timeline, replicas, cluster.run)
     return _connect(plan, stages, cluster, device, metrics, ledger, timeline)
 
 
+def _optimizers(plan: Plan, ledger: Ledger, replicas: Replicas) -> MakeOptimizer:
+    config = plan.config.optim
+    rate = learning_rate(config, batches=plan.facts.train_batches, epochs=plan.config.epochs)
+    return lambda block, modules: Optimizer(modules, config, rate, partial(replicas.average, ledger, block))
+
+
 def build_stages(
-    plan: Plan, device: torch.device, metrics: Metrics, timeline: Timeline, run: int = 0
+    plan: Plan,
+    device: torch.device,
+    metrics: Metrics,
+    ledger: Ledger,
+    timeline: Timeline,
+    replicas: Replicas,
+    run: int = 0,
 ) -> dict[int, Stage]:
     """The stages of this process, by block, connected to nothing."""
-    make_optimizer = _optimizers(plan)
+    make_optimizer = _optimizers(plan, ledger, replicas)
     return {
         j: Stage(
             j,
@@ -164,28 +191,24 @@ def build_stages(
             each.guess_head,
             method=plan.method,
             lanes=plan.lanes,
-            make_optimizer=make_optimizer,
+            make_optimizer=partial(make_optimizer, j),
             metrics=metrics,
             seed=plan.config.seed,
             window=plan.windows[j],
             run=run,
+            replica=plan.topology.replica,
+            replicas=plan.topology.replicas,
             phases=_phases(plan, j, timeline, device),
         )
         for j, each in _all_modules(plan, device).items()
     }
 
 
-def _optimizers(plan: Plan) -> Callable[[list[nn.Module]], Optimizer]:
-    config = plan.config.optim
-    rate = learning_rate(config, batches=plan.facts.train_batches, epochs=plan.config.epochs)
-    return partial(Optimizer, config=config, rate=rate)
-
-
 def _all_modules(plan: Plan, device: torch.device) -> dict[int, Modules]:
     return {j: _modules(plan, j, device) for j in plan.topology.local}
 
 
-def _reference(plan: Plan, device: torch.device, metrics: Metrics) -> OracleTrainer:
+def _reference(plan: Plan, device: torch.device, make_optimizer: MakeOptimizer, metrics: Metrics) -> OracleTrainer:
     modules = _all_modules(plan, device).values()
     blocks, heads, guess_heads = ([getattr(each, name) for each in modules] for name in ("block", "head", "guess_head"))
     return OracleTrainer(
@@ -194,7 +217,7 @@ def _reference(plan: Plan, device: torch.device, metrics: Metrics) -> OracleTrai
         guess_heads,
         method=plan.method,
         lanes=plan.lanes,
-        make_optimizer=_optimizers(plan),
+        make_optimizer=partial(make_optimizer, 0),
         metrics=metrics,
         seed=plan.config.seed,
         cosine=plan.config.observe.cosine,
@@ -228,7 +251,7 @@ def _connect(
 ) -> Worker:
     config, method, topology = plan.config, plan.method, plan.topology
     wire = cluster.place.wire_device(device)
-    samples = config.batch_size if method.scope == "sample" else 1
+    samples = config.share if method.scope == "sample" else 1
     mailboxes = {
         j: Mailbox(
             j,
@@ -280,8 +303,15 @@ def _connect(
         )
         for j, stage in stages.items()
     ]
-    eager = config.feedback.policy == "eager"
-    return Worker(nodes, inbox, feedback, eager=eager, deadline=config.deadline, timeline=timeline)
+    return Worker(
+        nodes,
+        inbox,
+        feedback,
+        eager=config.feedback.policy == "eager",
+        fixed_order=topology.replicas > 1,
+        deadline=config.deadline,
+        timeline=timeline,
+    )
 
 
 def _receiver(plan: Plan, wire: torch.device, timeline: Timeline) -> Receiver:
@@ -289,7 +319,7 @@ def _receiver(plan: Plan, wire: torch.device, timeline: Timeline) -> Receiver:
     return Receiver(
         first,
         plan.topology.rank_of(first - 1),
-        shape=(plan.config.batch_size, *plan.shapes[first]),
+        shape=(plan.config.share, *plan.shapes[first]),
         lanes=plan.lanes.on_link(first - 1),
         held=plan.windows[first] if plan.method.keeps_graph(first) else 1,
         dtype=DTYPES[plan.config.dtype],
@@ -312,9 +342,11 @@ def _pipelined(
     plan: Plan,
     cluster: Cluster,
     device: torch.device,
+    make_optimizer: MakeOptimizer,
     metrics: Metrics,
     ledger: Ledger,
     timeline: Timeline,
+    replicas: Replicas,
 ) -> Trainer:
     from fgpipe.study.baselines.pipelining import PipelinedBackpropagation  # imports half of PyTorch, for a second
 
@@ -330,15 +362,16 @@ def _pipelined(
         shapes=(plan.shapes[first], plan.shapes[last + 1]),
         schedule=config.schedule,
         microbatches=config.microbatches,
-        batch_size=config.batch_size,
+        batch_size=config.share,
         dtype=DTYPES[config.dtype],
         device=device,
         host=host,
         receiver=_receiver(plan, host, timeline) if first else None,
         link=above,
-        make_optimizer=_optimizers(plan),
+        make_optimizer=make_optimizer,
         metrics=metrics,
         ledger=ledger,
+        group=replicas.pipeline,
         phases=[_phases(plan, j, timeline, device) for j in topology.local],
         backward=Phases(first, timeline, straggler, share, device),
     )

@@ -175,6 +175,7 @@ class Config:
     window: Any = MISSING
     schedule: str = MISSING
     microbatches: int = MISSING
+    replicas: int = MISSING
     epochs: int = MISSING
     batch_size: int = MISSING
     seed: int = MISSING
@@ -188,6 +189,11 @@ class Config:
     trace: bool = False
     run_dir: str | None = None
     resume: str | None = None
+
+    @property
+    def share(self) -> int:
+        """Samples of a batch that each replica takes."""
+        return self.batch_size // self.replicas
 
 
 def _one_of(*allowed: str | bool) -> tuple[Callable[[Any], bool], str]:
@@ -288,6 +294,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "window": (lambda value: value == "auto" or _is_count(value), "auto, or a whole number of at least 1"),
     "schedule": _one_of("gpipe", "1f1b", "zero_bubble"),
     "microbatches": _at_least(1),
+    "replicas": _at_least(1),
     "epochs": _at_least(1),
     "batch_size": _at_least(2),
     "seed": _at_least(0),
@@ -383,6 +390,7 @@ def check(config: Config) -> None:
             raise bad_value(key, value, allowed)
     _check_data(config.data)
     _check_target(config)
+    _check_replicas(config)
     if config.scope is None:
         config.scope = SCOPES[config.space][0]
     if config.scope not in SCOPES[config.space]:
@@ -396,8 +404,9 @@ def check(config: Config) -> None:
     _check_link(config)
     _check_slow(config)
     _check_replay(config)
-    if config.guess == "end_to_end" and config.tangents == "forward" and config.batch_size % config.microbatches:
-        raise bad_value("microbatches", config.microbatches, f"a divisor of batch_size={config.batch_size}")
+    if config.guess == "end_to_end" and config.tangents == "forward" and config.share % config.microbatches:
+        what = f"the {config.share} samples of a replica" if config.replicas > 1 else f"batch_size={config.batch_size}"
+        raise bad_value("microbatches", config.microbatches, f"a divisor of {what}")
     if config.placement is not None and config.guess == "end_to_end":
         raise bad_value("placement", config.placement, "null with guess=end_to_end, whose pipeline goes by rank")
     if config.resume == "auto" and config.run_dir is None:
@@ -427,6 +436,28 @@ def _check_target(config: Config) -> None:
         raise bad_value("target", name, "global with guess=end_to_end")
 
 
+def _check_replicas(config: Config) -> None:
+    if config.replicas == 1:
+        return
+    replicas = f"replicas={config.replicas}"
+    if config.batch_size % config.replicas or config.share < 2:
+        raise bad_value("batch_size", config.batch_size, f"a multiple of {replicas}, with at least 2 samples for each")
+    refused = (
+        ("feedback", config.feedback.policy, "in_order", "whose updates must come in one order"),
+        ("decode", config.decode, "plain", "whose running means would differ"),
+        ("step", config.step, "projection", "whose running means would differ"),
+    )
+    for key, value, only, reason in refused:
+        if value != only:
+            raise bad_value(key, value, f"{only} with {replicas}, {reason}")
+    if config.trace:
+        raise bad_value("trace", "true", f"false with {replicas}, whose waits for each other would look like work")
+    if config.slow.block is not None:
+        raise bad_value("slow.block", config.slow.block, f"null with {replicas}, which would wait for it as one")
+    if config.feedback.lost == "skip":
+        raise bad_value("feedback.lost", "skip", f"retry | fail with {replicas}, of which all make the same updates")
+
+
 def _check_subspace(config: Config) -> None:
     if config.guess != "local_subspace":
         if config.directions is not None:
@@ -435,8 +466,9 @@ def _check_subspace(config: Config) -> None:
     for key, only in (("space", "activity"), ("scope", "sample")):
         if (value := getattr(config, key)) != only:
             raise bad_value(key, value, f"{only} with guess=local_subspace")
-    if config.directions is not None and config.directions > config.batch_size:
-        raise bad_value("directions", config.directions, f"1 to batch_size={config.batch_size}, or null")
+    if config.directions is not None and config.directions > config.share:
+        what = f"{config.share}, the samples of a replica" if config.replicas > 1 else f"batch_size={config.batch_size}"
+        raise bad_value("directions", config.directions, f"1 to {what}, or null")
 
 
 def _check_lanes(config: Config) -> None:
@@ -489,6 +521,8 @@ def _check_replay(config: Config) -> None:
         raise bad_value("replay.size", replay.size, f"null with target={config.target.name}, whose scalars go by the batch")
     if config.tangents == "oracle":
         raise bad_value("replay.size", replay.size, "null with tangents=oracle, which has no pipeline")
+    if config.replicas > 1:
+        raise bad_value("replay.size", replay.size, f"null with replicas={config.replicas}, whose updates go together")
     if config.checkpoint.on or config.resume is not None:
         raise bad_value("replay.size", replay.size, "null with checkpoint.* or resume; what is in a buffer is not saved")
 
@@ -499,22 +533,26 @@ def check_world(config: Config, world_size: int) -> None:
     Raises:
         UserError: as `check`.
     """
-    blocks = config.model.blocks
+    blocks, replicas = config.model.blocks, config.replicas
+    if world_size % replicas:
+        raise bad_value("replicas", replicas, f"a divisor of the number of processes ({world_size})")
+    if config.tangents == "oracle" and world_size > 1:
+        raise bad_value("tangents", "oracle", f"forward with {world_size} processes; the oracle runs in one")
+    world_size //= replicas
     if world_size > blocks:
-        raise bad_value("nproc_per_node", world_size, f"at most one process per block (model.blocks={blocks})")
+        most = f"at most one process per block (model.blocks={blocks})" + (f" and replica ({replicas})" if replicas > 1 else "")
+        raise bad_value("nproc_per_node", world_size * replicas, most)
     if config.guess == "end_to_end" and config.schedule == "1f1b" and config.microbatches < world_size:
         raise bad_value("microbatches", config.microbatches, f"at least the {world_size} processes with schedule=1f1b")
     if config.guess == "end_to_end" and config.schedule == "zero_bubble" and config.microbatches % world_size:
         raise bad_value("microbatches", config.microbatches, f"a multiple of the {world_size} processes with schedule=zero_bubble")
-    if config.tangents == "oracle" and world_size > 1:
-        raise bad_value("tangents", "oracle", f"forward with {world_size} processes; the oracle runs in one")
     _check_boundaries(config.link, world_size)
     if config.replay.size is not None and world_size == 1:
         raise bad_value("replay.size", config.replay.size, "null in one process, whose blocks take turns")
     if config.slow.block is not None and config.slow.block >= blocks:
         raise bad_value("slow.block", config.slow.block, f"0 to {blocks - 1} with {blocks} blocks")
     if not isinstance(config.partition, str) and len(config.partition) != world_size:
-        raise bad_value("partition", list(config.partition), f"one number per process ({world_size} processes)")
+        raise bad_value("partition", list(config.partition), f"one number per process of a pipeline ({world_size})")
 
 
 def _check_boundaries(link: LinkConfig, world_size: int) -> None:

@@ -31,15 +31,26 @@ def learning_rate(config: OptimConfig, *, batches: int, epochs: int) -> Learning
     return {"step": step, "one_cycle": one_cycle, "constant": lambda batch: config.lr}[config.schedule]
 
 
+def _own(estimates: Iterable[Tensor]) -> Iterable[Tensor]:
+    return estimates
+
+
 class Optimizer:
     """SGD with momentum as in `torch.optim.SGD`, stepped with a gradient estimate in place of the gradient.
 
     By PyTorch's functional form: the class imports PyTorch's compiler, which takes each process more than a second.
     """
 
-    def __init__(self, modules: Iterable[nn.Module], config: OptimConfig, rate: LearningRate) -> None:
+    def __init__(
+        self,
+        modules: Iterable[nn.Module],
+        config: OptimConfig,
+        rate: LearningRate,
+        average: Callable[[Iterable[Tensor]], Iterable[Tensor]] = _own,
+    ) -> None:
+        """Args: average: from the estimates of this replica to their mean over all."""
         self.parameters = [parameter for module in modules for parameter in module.parameters()]
-        self._config, self._rate = config, rate
+        self._config, self._rate, self._average = config, rate, average
         self._momentum: list[Tensor | None] = [None] * len(self.parameters)
 
     @torch.no_grad()
@@ -47,7 +58,7 @@ class Optimizer:
         """Update with one estimate per parameter, in the order of `parameters`, at the learning rate of `batch`."""
         sgd(
             self.parameters,
-            list(estimates),
+            list(self._average(estimates)),
             self._momentum,
             foreach=True,
             weight_decay=self._config.weight_decay,

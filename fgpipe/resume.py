@@ -12,7 +12,7 @@ from fgpipe.config import Config
 from fgpipe.errors import UserError, bad_value
 
 FREE = {
-    "run_dir", "resume", "device", "threads", "partition", "placement", "interface", "deadline", "data.root", "observe.tensorboard",
+    "run_dir", "resume", "device", "threads", "partition", "placement", "replicas", "interface", "deadline", "data.root", "observe.tensorboard",
     "checkpoint.every_minutes", "checkpoint.keep", "link.rate", "link.rtt", "link.between",
 }  # fmt: skip
 """Keys that a run may be resumed with another value of: they say where and how fast it runs, not what it computes."""

@@ -29,6 +29,7 @@ from fgpipe.runtime.finite import NotFiniteError
 from fgpipe.runtime.interface import Interface
 from fgpipe.runtime.links.distributed import LinkError
 from fgpipe.runtime.process import Cluster, Facts, Place, prefix
+from fgpipe.runtime.replicas import Replicas
 from fgpipe.runtime.start import Late
 from fgpipe.runtime.topology import Topology
 from fgpipe.runtime.worker import Stalled
@@ -60,39 +61,44 @@ def run(config: Config, net: Net | None = None) -> dict[str, Any]:
     if net is not None:
         config = replace(config, model=replace(config.model, blocks=len(net.blocks)))
     check_world(config, place.world_size)
-    ranks = placement.read(config.placement, place.world_size)
+    pipelines = placement.read(config.placement, place.world_size, config.replicas)
     if (done := resume.check_run_dir(config)) is not None:
         return _already(done, config, place)
     interface = Interface.find(config.interface, place.several_hosts)
     device = place.device(config.device)
     torch.set_num_threads(place.threads(config.threads))
-    batches = found = None
     with _said(place):
         cluster = Cluster(place, config.deadline)
-        if place.rank == ranks[0]:
-            with cluster.loading():
-                batches, found = _load(config)
-        step, folder, *facts = cluster.share(found, ranks[0])
+        batches, (step, folder, *facts) = _share_data(config, cluster, [ranks[0] for ranks in pipelines])
     source = resume.source(config)
     resumed = Checkpoints(source).manifest(step) if source is not None and step else None
-    plan = Plan.make(config, DataFacts(*facts), net, place.rank, place.world_size, step, ranks)
+    plan = Plan.make(config, DataFacts(*facts), net, place.rank, place.world_size, step, pipelines)
     _prefix_warnings(plan.topology)
     pipelined = config.guess == "end_to_end" and config.tangents == "forward"
     with _said(place), interface.confines_gloo():
         cluster.connect(plan.topology, place.wire_device(device), alone=pipelined)
+        replicas = Replicas.connect(plan.topology, place.wire_device(device), config.deadline, pipelined)
     if place.rank == plan.topology.reporter and (wide := placement.wide_boundary(plan.topology, cluster.hosts, plan.link_bytes)):
         print(f"fgpipe: warning: {wide}", file=sys.stderr, flush=True)
-    return _Run(plan, cluster, device, batches, Path(folder), resumed).execute()
+    return _Run(plan, cluster, replicas, device, batches, Path(folder), resumed).execute()
 
 
 class _Run:
     """The epochs of one process, and the report if it is the one that reports."""
 
     def __init__(
-        self, plan: Plan, cluster: Cluster, device: torch.device, batches: Batches | None, folder: Path, resumed: Manifest | None
+        self,
+        plan: Plan,
+        cluster: Cluster,
+        replicas: Replicas,
+        device: torch.device,
+        batches: Batches | None,
+        folder: Path,
+        resumed: Manifest | None,
     ) -> None:
         config, facts = plan.config, plan.facts
-        self._plan, self._cluster, self._device, self._batches = plan, cluster, device, batches
+        self._plan, self._cluster, self._replicas = plan, cluster, replicas
+        self._device, self._batches = device, batches
         self._progress, self._folder, self._resumed = None, None, resumed
         done = resumed.epochs if resumed else []
         self._seconds = sum(line["train_seconds"] for line in done)
@@ -104,13 +110,20 @@ class _Run:
         self._ledger = Ledger(plan.method.blocks)
         self._tracer = Tracer(config.trace, cluster, plan.topology)
         self._path, cluster.on_end = folder, self._verdict
-        self._saver = Saver(plan, cluster, folder, self._metrics, self._ledger, resumed)
+        self._saver = Saver(plan, cluster, replicas, folder, self._metrics, self._ledger, resumed)
 
     def execute(self) -> dict[str, Any]:
         try:
             self._tracer.begin()
-            timeline = self._tracer.timeline
-            trainer = build_trainer(self._plan, self._cluster, self._device, self._metrics, self._ledger, timeline)
+            trainer = build_trainer(
+                self._plan,
+                self._cluster,
+                self._device,
+                self._metrics,
+                self._ledger,
+                self._tracer.timeline,
+                self._replicas,
+            )
             first, index, seconds = self._resume(trainer)
             for epoch in range(first, self._plan.config.epochs):
                 self._epoch(trainer, epoch, index, seconds)
@@ -194,11 +207,12 @@ class _Run:
             self._cluster.barrier()
             began = time.monotonic()
             index = trainer.train(epoch, facts.train_batches, source and source.train, segment, self._saver.stop)
+            self._replicas.average_statistics(self._ledger, trainer.trained())
             self._cluster.barrier()
             seconds += time.monotonic() - began
             if index < facts.train_batches:
                 self._saver.after_segment(trainer.trained(), epoch, segment, index, self._lines, seconds)
-        trainer.evaluate(epoch, facts.test_batches, source and (lambda epoch, index: source.test(index)))
+        trainer.evaluate(epoch, self._plan.test_batches, source and (lambda epoch, index: source.test(index)))
         self._table = scores(self._cluster.sum(self._metrics.take()))
         self._seconds += seconds
         last = self._plan.method.last
@@ -214,7 +228,8 @@ class _Run:
 
     def _figures(self, train_seconds: float) -> dict[str, Any]:
         plan, place, total = self._plan, self._cluster.place, self._cluster.sum
-        traffic, staleness = total(self._ledger.as_tensor()), total(self._metrics.staleness())
+        own = self._metrics.staleness()
+        traffic, staleness = total(self._ledger.as_tensor()), total(own if self._replicas.index == 0 else own.zero_())
         incidents, replays = total(self._metrics.incidents()), total(self._metrics.incidents(REPLAYS))
         memory = torch.zeros(place.world_size, dtype=torch.int64)
         memory[place.rank] = _peak_memory(self._device)
@@ -223,7 +238,8 @@ class _Run:
             "device": str(self._device),
             "world_size": place.world_size,
             "blocks_per_process": list(plan.topology.sizes),
-            "ranks": list(plan.topology.pipeline),
+            "replicas": plan.topology.replicas,
+            "ranks": list(map(list, plan.topology.pipelines)) if plan.topology.replicas > 1 else list(plan.topology.pipeline),
             "threads_per_process": torch.get_num_threads(),
             "windows": list(plan.windows),
             "test_accuracy": self._table["test"][plan.method.last].accuracy,
@@ -250,23 +266,50 @@ def _said(place: Place) -> Iterator[None]:
         raise
 
 
+def _share_data(config: Config, cluster: Cluster, loaders: Sequence[int]) -> tuple[Batches | None, Facts]:
+    """The data of this process, if it is one of the `loaders`, the process of block 0 of each replica; and the facts.
+
+    The first of them goes first: what it has to download is there when the others load.
+    """
+    rank, batches, found = cluster.place.rank, None, None
+    if rank == loaders[0]:
+        with cluster.loading():
+            batches, found = _load(config)
+    facts = cluster.share(found, loaders[0], "facts")
+    if rank in loaders[1:]:
+        with cluster.loading():
+            batches, _ = _data(config, loaders.index(rank))
+    for replica, loader in enumerate(loaders[1:], 1):
+        cluster.share((replica,) if rank == loader else None, loader, f"data/{replica}")
+    return batches, facts
+
+
 def _load(config: Config) -> tuple[Batches, Facts]:
     """The data, and what the other processes must know: the step to go on from, the run folder, and `DataFacts`."""
-    try:
-        return _loaded(config)
-    except UserError as error:
-        error.alone = True
-        raise
-
-
-def _loaded(config: Config) -> tuple[Batches, Facts]:
-    dataset = load(config.data)
-    batches = Batches(dataset, config.data, config.batch_size, config.seed, DTYPES[config.dtype])
-    facts = DataFacts.of(dataset, batches, config.data.size)
-    manifest = resume.choose(config, facts.train_batches)
+    batches, facts = _data(config, 0)
+    with _met_here_alone():
+        manifest = resume.choose(config, facts.train_batches)
     folder = folder_for(config)
     verdict.retire(folder)
     return batches, (manifest.step if manifest else 0, str(folder), *astuple(facts))
+
+
+def _data(config: Config, replica: int) -> tuple[Batches, DataFacts]:
+    """The share of a replica."""
+    with _met_here_alone():
+        dataset = load(config.data)
+        shares = {"share": replica, "shares": config.replicas}
+        batches = Batches(dataset, config.data, config.batch_size, config.seed, DTYPES[config.dtype], **shares)
+    return batches, DataFacts.of(dataset, batches, config.data.size)
+
+
+@contextmanager
+def _met_here_alone() -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        error.alone = True
+        raise
 
 
 def _already(summary: dict[str, Any], config: Config, place: Place) -> dict[str, Any]:

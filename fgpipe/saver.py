@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from fgpipe.observe.ledger import Ledger
 from fgpipe.observe.metrics import Metrics
 from fgpipe.optim import Trained
 from fgpipe.runtime.process import Cluster
+from fgpipe.runtime.replicas import Replicas
 
 
 State = Mapping[int, Mapping[str, Trained]]
@@ -38,9 +40,16 @@ class Saver:
     """
 
     def __init__(
-        self, plan: Plan, cluster: Cluster, run: Path, metrics: Metrics, ledger: Ledger, resumed: Manifest | None
+        self,
+        plan: Plan,
+        cluster: Cluster,
+        replicas: Replicas,
+        run: Path,
+        metrics: Metrics,
+        ledger: Ledger,
+        resumed: Manifest | None,
     ) -> None:
-        self._plan, self._cluster, self._run = plan, cluster, run
+        self._plan, self._cluster, self._replicas, self._run = plan, cluster, replicas, run
         self._metrics, self._ledger = metrics, ledger
         self._config = plan.config.checkpoint
         self._checkpoints = Checkpoints(run)
@@ -65,8 +74,9 @@ class Saver:
         """
         for block, parts in trained.items():
             counters = read_block(folder, block, parts)
-            self._metrics.restore(block, counters["metrics"])
-            self._ledger.restore(block, counters["traffic"])
+            if self._replicas.index == 0:
+                self._metrics.restore(block, counters["metrics"])
+                self._ledger.restore(block, counters["traffic"])
 
     def segment(self, epoch: int, first: int) -> range:
         """The batches of an epoch from `first` on that are trained before the pipeline drains."""
@@ -77,8 +87,9 @@ class Saver:
         return range(first, min(batches, (start + first) // every * every + every - start))
 
     def stop(self) -> bool:
-        """Whether to drain after the batch that sets out now: preempted, or the minutes are over."""
-        return self._cluster.preempted or self._minutes_are_over()
+        """Whether to drain after the batch that sets out now: preempted, or the minutes are over, in any replica."""
+        wanted = self._cluster.preempted or self._minutes_are_over()
+        return self._config.on and self._replicas.any(0, wanted)
 
     def _minutes_are_over(self) -> bool:
         minutes = self._config.every_minutes
@@ -124,10 +135,14 @@ class Saver:
         epochs: list[dict[str, Any]],
         train_seconds: float,
     ) -> None:
-        """Write this process's blocks; the reporting process completes the checkpoint when all have."""
+        """Write this process's blocks, in replica 0; the reporting process completes the checkpoint when all have."""
         step = epoch * self._plan.facts.train_batches + batch
         folder = self._checkpoints.folder(step)
-        files = self._shared({block: self._write(folder, block, parts) for block, parts in trained.items()})
+        leave = partial(self._replicas.left_to_first, self._plan.topology.local)
+        self._metrics.merge(leave)
+        self._ledger.merge(leave)
+        writes = trained if self._replicas.index == 0 else {}
+        files = self._shared({block: self._write(folder, block, parts) for block, parts in writes.items()})
         if self._is_reporter:
             config = json.loads(json.dumps(asdict(self._plan.config)))
             hashed = config_hash(config)

@@ -46,6 +46,7 @@ WRONG = {
     "batch_size": ["1", "many"],
     "seed": ["-1", "x"],
     "threads": ["0", "all"],
+    "replicas": ["0", "two", "3"],
     "partition": ["[0,8]", "even", "[3,3]"],
     "deadline": ["0", "-5", "soon"],
     "trace": ["maybe"],

@@ -537,6 +537,24 @@ def test_shapes_layout_and_random_access(augmentation: str, channels: int, dtype
     assert last.dtype == dtype and last.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("augmentation", AUGMENTS)
+def test_shares_are_the_whole_batch(augmentation: str) -> None:
+    """Shares of a training batch, put together, are the batch; those of the test part have each sample once."""
+    dataset, config = random_dataset(), AUGMENTS[augmentation]
+    whole = Batches(dataset, config, 12, 3)
+    shares = [Batches(dataset, config, 12, 3, share=share, shares=3) for share in range(3)]
+    for parts, together in zip(zip(*(each.train(1, 2) for each in shares), strict=True), whole.train(1, 2), strict=True):
+        assert [len(part) for part in parts] == [4, 4, 4] and torch.equal(torch.cat(parts), together)
+    assert {each.train_batches for each in shares} == {whole.train_batches} and shares[0].test_batches == 6
+    tested = [[each.test(index) for index in range(2)] for each in shares]
+    in_order = [tested[index % 3][index // 3] for index in range(6)]
+    assert torch.cat([labels for _, labels in in_order]).tolist() == list(range(21))
+    images = torch.cat([whole.test(index)[0] for index in range(whole.test_batches)])
+    assert torch.equal(torch.cat([images for images, _ in in_order]), images)
+    with pytest.raises(IndexError):
+        shares[0].test(2)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_normalisation_is_torchvisions(dtype: torch.dtype) -> None:
     config = configured("cifar10", mean=[0.1, 0.5, 0.9], std=[0.2, 0.3, 0.4])

@@ -16,13 +16,22 @@ class Batches:
     Args:
         seed: of the order of samples and of the augmentation.
         dtype: of the images, float32 or float64.
+        share, shares: which part of every training batch, and which of the test batches, are given here.
 
     Raises:
         UserError: the training samples do not fill one batch.
     """
 
     def __init__(
-        self, dataset: Dataset, config: DataConfig, batch_size: int, seed: int, dtype: torch.dtype = torch.float32
+        self,
+        dataset: Dataset,
+        config: DataConfig,
+        batch_size: int,
+        seed: int,
+        dtype: torch.dtype = torch.float32,
+        *,
+        share: int = 0,
+        shares: int = 1,
     ) -> None:
         samples = len(dataset.train_labels)
         if batch_size > samples:
@@ -30,11 +39,11 @@ class Batches:
             raise bad_value("batch_size", batch_size, allowed)
         self.train_batches = samples // batch_size
         """Batches per epoch; the incomplete last one is dropped."""
-        self.test_batches = -(-len(dataset.test_labels) // batch_size)
-        """Batches of the test part; the last may be smaller."""
+        self.test_batches = -(-len(dataset.test_labels) // (batch_size // shares))
+        """Batches of the test part, of all shares; the last may be smaller."""
         self._dataset = dataset
         self._config = config
-        self._batch_size = batch_size
+        self._batch_size, self._share, self._shares = batch_size, share, shares
         self._seed = seed
         self._dtype = dtype
         self._mean = torch.tensor(config.mean, dtype=dtype)[:, None, None]
@@ -45,10 +54,12 @@ class Batches:
     def train(self, epoch: int, index: int) -> tuple[Tensor, Tensor]:
         """Batch `index` of an epoch: images [B, C, size, size] (channels last), labels int64 [B].
 
+        The order and the augmentation are those of the whole batch, whatever the number of shares.
+
         Raises:
             IndexError: the epoch has no such batch.
         """
-        indices = self._epoch_order(epoch)[self._range(index, self.train_batches)]
+        indices = self._epoch_order(epoch)[_range(index, self.train_batches, self._batch_size)]
         images, config = self._dataset.train_images[indices], self._config
         side = images.shape[-1]
         rng = generator(self._seed, "augment", epoch, index)
@@ -59,26 +70,26 @@ class Batches:
         elif config.augment == "resized_crop_flip":
             boxes = augment.draw_resized_crops(rng, len(indices), side)
             images = augment.resized_crop_flip(images.to(self._dtype), boxes, config.size)
-        return self._normalise(images), self._dataset.train_labels[indices]
+        size = self._batch_size // self._shares
+        own = slice(self._share * size, (self._share + 1) * size)
+        return self._normalise(images[own]), self._dataset.train_labels[indices[own]]
 
     def test(self, index: int) -> tuple[Tensor, Tensor]:
-        """Batch `index` of the test part, as `train` gives it but in the data set's order and not augmented.
+        """Batch `index` of this share of the test part, as `train` gives it but in the data set's order and not augmented.
+
+        Of D shares the first has batches 0, D, 2 D ... of the test part, each as large as a share of a training batch.
 
         With `augment=resized_crop_flip` the images are shrunk and cropped at the centre (`augment.centre_crop`).
 
         Raises:
             IndexError: the test part has no such batch.
         """
-        batch = self._range(index, self.test_batches)
+        index = index * self._shares + self._share
+        batch = _range(index, self.test_batches, self._batch_size // self._shares)
         images = self._dataset.test_images[batch]
         if self._config.augment == "resized_crop_flip":
             images = augment.centre_crop(images, self._config.size)
         return self._normalise(images), self._dataset.test_labels[batch]
-
-    def _range(self, index: int, batches: int) -> slice:
-        if not 0 <= index < batches:
-            raise IndexError(f"batch {index}: allowed: 0 to {batches - 1}")
-        return slice(index * self._batch_size, (index + 1) * self._batch_size)
 
     def _epoch_order(self, epoch: int) -> Tensor:
         """The permutation of an epoch, int64 [N]; the last one is kept."""
@@ -92,3 +103,9 @@ class Batches:
         """From 0..255 to 0..1, then by the mean and standard deviation of each channel; channels last."""
         images = (images.to(self._dtype) / 255).sub_(self._mean).div_(self._std)
         return images.contiguous(memory_format=torch.channels_last)  # last: arithmetic is faster on whole planes
+
+
+def _range(index: int, batches: int, size: int) -> slice:
+    if not 0 <= index < batches:
+        raise IndexError(f"batch {index}: allowed: 0 to {batches - 1}")
+    return slice(index * size, (index + 1) * size)

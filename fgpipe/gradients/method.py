@@ -29,7 +29,7 @@ class Method:
     def of(cls, config: Config) -> "Method":
         assert config.scope is not None
         shape = config.model.blocks, config.guess, config.space, config.scope, config.target.depth
-        directions = (config.directions or config.batch_size) if config.guess == "local_subspace" else 0
+        directions = (config.directions or config.share) if config.guess == "local_subspace" else 0
         return cls(*shape, config.decode, config.step, directions)
 
     @property

@@ -1,14 +1,15 @@
 """Bytes per link, direction and kind, counted where they are handed to a socket."""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-KINDS = ("activations", "tangents", "gradients", "feedback", "control")
-"""`gradients` flow in backpropagation only; `control` is headers and labels."""
+KINDS = ("activations", "tangents", "gradients", "feedback", "control", "averages")
+"""`gradients` flow in backpropagation only; `control` is headers and labels; `averages` are what a block hands over to
+be averaged over replicas, from itself to itself."""
 
 
 class Ledger:
@@ -34,6 +35,15 @@ class Ledger:
         for destination, kind, size, messages in state:
             self._bytes[source, destination, kind] = size
             self._messages[source, destination, kind] = messages
+
+    def merge(self, leave: Callable[[Tensor], Tensor]) -> None:
+        """Leave what the replicas have counted to the first: `leave` gives it the sum, and the others nothing."""
+        table = leave(self.as_tensor())
+        self._bytes.clear()
+        self._messages.clear()
+        for source, destination, kind in table[..., 1].nonzero().tolist():
+            key = (source, destination, KINDS[kind])
+            self._bytes[key], self._messages[key] = table[source, destination, kind].tolist()
 
     def as_tensor(self) -> Tensor:
         """int64 `[J, J, kinds, 2]` (source, destination, kind, bytes and messages), to be summed over processes."""

@@ -78,6 +78,10 @@ class Metrics:
         sums, self._sums = self._sums, torch.zeros_like(self._sums)
         return sums
 
+    def merge(self, leave: Callable[[Tensor], Tensor]) -> None:
+        """Leave the scores of the replicas to the first: `leave` gives it the sum, and the others zero."""
+        self._sums = leave(self._sums)
+
     def staleness(self) -> Tensor:
         """float64 `[J, 4]`: batches, sum, minimum and maximum over the whole run."""
         return self._staleness.clone()

@@ -106,11 +106,12 @@ class Cluster:
         """Around loading, or downloading, the data: the others wait in `share`, and see that this process is alive."""
         return nullcontext() if self.store is None else self._start.working()
 
-    def share(self, facts: Facts | None, source: int) -> Facts:
-        """What the process of block 0 found when it loaded the data, numbers and text; the others pass None and wait.
+    def share(self, facts: Facts | None, source: int, name: str) -> Facts:
+        """What a process found when it loaded the data, numbers and text; the others pass None and wait.
 
         Args:
             source: the rank of that process.
+            name: of these facts.
 
         Raises:
             LinkError: it gave no sign of life for as long as the deadline.
@@ -119,8 +120,8 @@ class Cluster:
             assert facts is not None
             return facts
         if facts is not None:
-            self.store.set("facts", json.dumps(facts))
-        return tuple(json.loads(self._start.get("facts", source).decode()))
+            self.store.set(name, json.dumps(facts))
+        return tuple(json.loads(self._start.get(name, source).decode()))
 
     def connect(self, topology: Topology, wire: torch.device, *, alone: bool = False) -> None:
         """Make the process group, agree on the run's id, and say who is gone when the job is ended.
@@ -259,6 +260,8 @@ def _state(pid: int) -> str | None:
 
 
 def prefix(topology: Topology, rank: int | None = None) -> str:
-    """`[block 3]` or `[blocks 2-4]`: how lines of a process begin."""
-    blocks = topology.local if rank is None else topology.of(rank)
-    return f"[block {blocks[0]}]" if len(blocks) == 1 else f"[blocks {blocks[0]}-{blocks[-1]}]"
+    """`[block 3]`, `[blocks 2-4]`, or `[block 3, replica 1]` where there are several: how lines of a process begin."""
+    rank = topology.rank if rank is None else rank
+    blocks = topology.of(rank)
+    which = f"block {blocks[0]}" if len(blocks) == 1 else f"blocks {blocks[0]}-{blocks[-1]}"
+    return f"[{which}, replica {topology.replica_of(rank)}]" if topology.replicas > 1 else f"[{which}]"

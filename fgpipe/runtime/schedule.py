@@ -10,8 +10,9 @@ of no later one either, so the sequence of updates depends on the windows alone)
     block 3            f0    f1    f2    ...
 """
 
+import math
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from fgpipe.gradients.method import Method
@@ -62,3 +63,14 @@ def actions(batches: range, window: int, waits: bool) -> Iterator[Action]:
 def drain(pending: Iterable[Action], last: int) -> deque[Action]:
     """What is left of a block's actions if no batch follows `last`, which it has forwarded."""
     return deque(action for action in pending if isinstance(action, Apply) and action.batch <= last)
+
+
+def turn(pending: Sequence[Action], block: int) -> tuple[float, int, int]:
+    """When the first of a block's pending actions comes in an order of all actions of all blocks: the least first.
+
+    Batch by batch, each from block 0 up; what a block applies before it forwards a batch comes with that batch. No
+    action waits for one that comes later. So processes that keep to this order, and wait for each other at any actions
+    of it, get to its end.
+    """
+    forwards = (action.batch for action in pending if isinstance(action, Forward))
+    return next(forwards, math.inf), pending[0].batch, block

@@ -58,6 +58,7 @@ class Stage:
         window: batches that may be in flight here.
         run: id of the run, for messages.
         phases: times the work of training, and makes a slow block slow.
+        replica, replicas: which share of every batch comes here, and of how many.
     """
 
     def __init__(
@@ -75,9 +76,12 @@ class Stage:
         window: int,
         run: int = 0,
         phases: Phases,
+        replica: int = 0,
+        replicas: int = 1,
     ) -> None:
         self.index, self.block, self.head, self.guess_head = index, block, head, guess_head
         self._method, self._lanes, self._metrics, self._seed, self._run = method, lanes, metrics, seed, run
+        self._replica, self._replicas = replica, replicas
         self._plain, self._last, self._phase = method.is_plain(index), index == method.last, phases
         self._optimizer = make_optimizer([block])
         self._head_optimizer = make_optimizer([head]) if head is not None else None
@@ -215,7 +219,7 @@ class Stage:
             return push(dx, {})
         if self._method.is_subspace:
             return add(push(dx, {}), along(guess, self._lanes.of(self.index), y))
-        carriers = self._lanes.carriers(self.index, batch.id, y)
+        carriers = self._lanes.carriers(self.index, self._draw(batch.id), y)
         if not isinstance(guess, dict):
             return insert(push(dx, {}), guess, carriers[0])
         per_tensor = carriers if self._method.scope == "tensor" else carriers * len(guess)
@@ -232,7 +236,7 @@ class Stage:
         with self._phase("read", batch.id):
             readings = arrange(evaluated, wanted, read(push_losses(evaluated), self._method.scope))
             check_finite(readings, self.index, f"scalar of {batch.name}")
-            decoded = self.decoder.decode(batch.id, readings)
+            decoded = self.decoder.decode(self._draw(batch.id), readings)
         own = decoded.pop(self.index, None)
         for block, scalars in decoded.items():
             probes = tuple(range(len(scalars)))
@@ -283,7 +287,12 @@ class Stage:
         return torch.autograd.grad(entry.output, list(entry.weights.parameters()), signal)
 
     def _noise(self, like: list[Tensor], batch: int) -> list[Tensor]:
-        return noise_like(self._method.guess, like, self._seed, self.index, batch)
+        return noise_like(self._method.guess, like, self._seed, self.index, self._draw(batch))
+
+    def _draw(self, batch: int) -> int:
+        """The number under which noise and codes are drawn: of this share among all of the run's in activity space, so
+        that no two samples have the same; of the batch in weight space, so that all replicas try one direction."""
+        return batch * self._replicas + self._replica if self._method.space == "activity" else batch
 
     def _named(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
         return {name: tensor for (name, _), tensor in zip(self.block.named_parameters(), tensors, strict=True)}

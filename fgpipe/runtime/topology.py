@@ -7,18 +7,44 @@ from functools import lru_cache
 
 @dataclass(frozen=True)
 class Topology:
-    """Contiguous runs of blocks along a pipeline of processes. A position counts processes along it, from block 0 up."""
+    """Contiguous runs of blocks along a pipeline of processes, and its replicas.
+
+    A position counts processes along a pipeline, from block 0 up. Replicas have the same blocks at the same positions.
+    """
 
     sizes: tuple[int, ...]
     """Blocks at each position."""
     rank: int
-    ranks: tuple[int, ...] = ()
-    """Of the process at each position; in order if empty."""
+    placement: tuple[tuple[int, ...], ...] = ()
+    """Of each replica, the rank at each position; if empty, there is one, in order."""
+
+    @property
+    def pipelines(self) -> tuple[tuple[int, ...], ...]:
+        """Of each replica, the rank at each position."""
+        return self.placement or (tuple(range(len(self.sizes))),)
+
+    @property
+    def replicas(self) -> int:
+        """How many there are."""
+        return len(self.pipelines)
+
+    @property
+    def replica(self) -> int:
+        """That of this process."""
+        return self.replica_of(self.rank)
+
+    def replica_of(self, rank: int) -> int:
+        return next(replica for replica, ranks in enumerate(self.pipelines) if rank in ranks)
 
     @property
     def pipeline(self) -> tuple[int, ...]:
-        """The rank at each position."""
-        return self.ranks or tuple(range(len(self.sizes)))
+        """The rank at each position of this process's replica."""
+        return self.pipelines[self.replica]
+
+    @property
+    def peers(self) -> tuple[int, ...]:
+        """The processes with the blocks of this one, itself included, replica 0's first."""
+        return tuple(ranks[self.position] for ranks in self.pipelines)
 
     @property
     def position(self) -> int:
@@ -26,7 +52,7 @@ class Topology:
         return self.position_of(self.rank)
 
     def position_of(self, rank: int) -> int:
-        return self.pipeline.index(rank)
+        return self.pipelines[self.replica_of(rank)].index(rank)
 
     @property
     def local(self) -> range:
@@ -40,18 +66,18 @@ class Topology:
         return range(first, first + self.sizes[position])
 
     def rank_of(self, block: int) -> int:
-        """The process that holds a block."""
+        """The process of this replica that holds a block."""
         return next(rank for rank in self.pipeline if block in self.of(rank))
 
     @property
     def source(self) -> int:
-        """The process that has the data: the one with block 0."""
-        return self.pipeline[0]
+        """The process that reads the data first: the one with block 0, of replica 0."""
+        return self.pipelines[0][0]
 
     @property
     def reporter(self) -> int:
-        """The process that reports: the one with the last block, which knows the net's own loss."""
-        return self.pipeline[-1]
+        """The process that reports: the one with the last block, which knows the net's own loss, of replica 0."""
+        return self.pipelines[0][-1]
 
 
 def balanced(costs: Sequence[float], parts: int) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ from fgpipe.runtime.feedback.base import FeedbackPlane
 from fgpipe.runtime.feedback.messages import Lost
 from fgpipe.runtime.inbox import Inbox
 from fgpipe.runtime.links.base import Batch, Link
-from fgpipe.runtime.schedule import Action, Apply, Forward, actions, drain
+from fgpipe.runtime.schedule import Action, Apply, Forward, actions, drain, turn
 from fgpipe.runtime.stage import Stage
 
 Source = Callable[[int, int], tuple[Tensor, Tensor]]
@@ -60,15 +60,24 @@ class Worker:
         nodes: lowest block first.
         feedback: carries the replies of these stages.
         eager: apply scalars as soon as they are there instead of when the window demands it.
+        fixed_order: take actions in an order that no timing changes, as replicas must: they wait for each other.
         deadline: seconds without anything to do after which the run is given up.
         timeline: of this process.
     """
 
     def __init__(
-        self, nodes: list[Node], inbox: Inbox, feedback: FeedbackPlane, *, eager: bool, deadline: float, timeline: Timeline
+        self,
+        nodes: list[Node],
+        inbox: Inbox,
+        feedback: FeedbackPlane,
+        *,
+        eager: bool,
+        fixed_order: bool,
+        deadline: float,
+        timeline: Timeline,
     ) -> None:
         self._nodes, self._inbox, self._feedback, self._timeline = nodes, inbox, feedback, timeline
-        self._eager, self._deadline = eager, deadline
+        self._eager, self._fixed_order, self._deadline = eager, fixed_order, deadline
         self._end = 0
 
     def train(
@@ -150,8 +159,10 @@ class Worker:
         return node
 
     def _next(self) -> Node:
-        """The highest stage that can go on, once there is one."""
+        """The highest stage that can go on, or in a fixed order the one whose turn it is, once there is one."""
         busy = [node for node in reversed(self._nodes) if node.pending]
+        if self._fixed_order:
+            busy = [min(busy, key=lambda node: turn(node.pending, node.stage.index))]
         for _ in range(PATIENCE):
             try:
                 return self._inbox.wait(lambda: next(filter(self._can_go_on, busy), None), self._deadline / PATIENCE)

@@ -9,10 +9,12 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from fgpipe.assembly import DTYPES, Plan, build_stages
+from fgpipe.observe.ledger import Ledger
 from fgpipe.observe.metrics import Metrics
 from fgpipe.observe.timeline import Timeline
 from fgpipe.runtime.feedback.messages import Feedback
 from fgpipe.runtime.links.base import Batch
+from fgpipe.runtime.replicas import Replicas
 from fgpipe.runtime.stage import Stage
 
 
@@ -64,8 +66,8 @@ def kept_by_blocks(plan: Plan) -> list[int]:
     images = torch.randn(size, facts.channels, facts.height, facts.width, generator=source)
     x = images.to(DTYPES[plan.config.dtype]).contiguous(memory_format=torch.channels_last)
     batch = Batch(0, 0, True, x, torch.randint(facts.classes, (size,), generator=source))
-    kept = []
-    for stage in build_stages(plan, device, Metrics(plan.method.blocks), Timeline()).values():
+    kept, blocks = [], plan.method.blocks
+    for stage in build_stages(plan, device, Metrics(blocks), Ledger(blocks), Timeline(), Replicas()).values():
         if plan.config.guess == "end_to_end":
             found, x = kept_by_graph(stage.block, x)
         else:

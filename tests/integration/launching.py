@@ -43,10 +43,16 @@ def processes_with(marker: str) -> list[int]:
     return found
 
 
-def rank_of(pid: int) -> int:
-    """The rank that torchrun gave a worker."""
-    variables = Path(f"/proc/{pid}/environ").read_text().split("\0")
-    return int(next(value for name, _, value in (line.partition("=") for line in variables) if name == "RANK"))
+def workers_with(marker: str) -> dict[int, int]:
+    """Rank and pid of torchrun's living workers whose command line contains `marker`; not its own."""
+    found = {}
+    for pid in processes_with(marker):
+        try:
+            variables = Path(f"/proc/{pid}/environ").read_text().split("\0")
+        except OSError:
+            continue  # it has just ended
+        found.update({int(value): pid for name, _, value in (line.partition("=") for line in variables) if name == "RANK"})
+    return found
 
 
 def listening(pid: int) -> list[str]:

@@ -11,6 +11,7 @@ from tests.integration.launching import launch, processes_with
 CASES = {
     "a wrong value": (8, ["model.width=-1"], "model.width=-1: allowed: a finite number above 0"),
     "a wrong choice": (2, ["guess=psychic"], "guess=psychic: allowed: local | local_subspace | ntk"),
+    "replicas that do not fit": (3, ["replicas=2"], "replicas=2: allowed: a divisor of the number of processes (3)"),
     "missing data": (2, ["data=image_folder", "data.root=nowhere-at-all"], "nowhere-at-all"),
     "too many processes": (9, [], "nproc_per_node=9: allowed: at most one process per block (model.blocks=8)"),
     "the oracle in two": (2, ["tangents=oracle", "window=1"], "tangents=oracle: allowed: forward with 2 processes"),
@@ -103,6 +104,34 @@ IN_PROCESS = {
     "noise to smooth": (
         lambda folder: ["lanes=2", "decode=smoothed", "guess=gaussian"],
         "decode=smoothed: allowed: plain with guess=gaussian",
+    ),
+    "replicas of nothing": (lambda folder: ["replicas=2"], "replicas=2: allowed: a divisor of the number of processes (1)"),
+    "uneven shares": (lambda folder: ["replicas=2", "batch_size=33"], "batch_size=33: allowed: a multiple of replicas=2"),
+    "shares of one": (
+        lambda folder: ["replicas=4", "batch_size=4"],
+        "batch_size=4: allowed: a multiple of replicas=4, with at least 2 samples for each",
+    ),
+    "eager replicas": (
+        lambda folder: ["replicas=2", "feedback=eager"],
+        "feedback=eager: allowed: in_order with replicas=2, whose updates must come in one order",
+    ),
+    "replicas that skip": (
+        lambda folder: ["replicas=2", "feedback.lost=skip"],
+        "feedback.lost=skip: allowed: retry | fail with replicas=2",
+    ),
+    "replicas that remember steps": (
+        lambda folder: ["replicas=2", "step=normalised"],
+        "step=normalised: allowed: projection with replicas=2",
+    ),
+    "replicas that remember scalars": (
+        lambda folder: ["replicas=2", "decode=smoothed"],
+        "decode=smoothed: allowed: plain with replicas=2",
+    ),
+    "a trace of replicas": (lambda folder: ["replicas=2", "trace=true"], "trace=true: allowed: false with replicas=2"),
+    "a slow replica": (lambda folder: ["replicas=2", "slow.block=1"], "slow.block=1: allowed: null with replicas=2"),
+    "microbatches of a share": (
+        lambda folder: ["replicas=2", "guess=end_to_end", "batch_size=12"],
+        "microbatches=4: allowed: a divisor of the 6 samples of a replica",
     ),
     "less than a batch": (lambda folder: ["data.train_samples=10"], "10"),
 }

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fgpipe.checkpoint import Checkpoints
-from tests.integration.launching import command, environment, processes_with, rank_of, wait_until
+from tests.integration.launching import command, environment, processes_with, wait_until, workers_with
 
 
 @pytest.mark.slow
@@ -23,8 +23,7 @@ def test_killed_rank(victim: int, tmp_path: Path) -> None:
     text = (tmp_path / "log").read_text
     try:
         assert wait_until(lambda: "epoch 1/500:" in text(), 120), text()
-        workers = [pid for pid in processes_with(marker) if pid != job.pid]
-        os.kill(next(pid for pid in workers if rank_of(pid) == victim), signal.SIGKILL)
+        os.kill(workers_with(marker)[victim], signal.SIGKILL)
         killed = time.monotonic()
         assert job.wait(timeout=45) != 0
         assert time.monotonic() - killed < 45
@@ -52,9 +51,8 @@ def test_stopped_in_the_start(victim: int, line: str, tmp_path: Path) -> None:
         job = subprocess.Popen(command(2, "-m", "fgpipe.train", *overrides), env=environment(), stdout=log, stderr=log)
     text = (tmp_path / "log").read_text
     try:
-        assert wait_until(lambda: len(processes_with(marker)) == 3, 60), text()
-        workers = [pid for pid in processes_with(marker) if pid != job.pid]
-        os.kill(next(pid for pid in workers if rank_of(pid) == victim), signal.SIGSTOP)
+        assert wait_until(lambda: len(workers_with(marker)) == 2, 60), text()
+        os.kill(workers_with(marker)[victim], signal.SIGSTOP)
         assert wait_until(lambda: line in text(), 60), text()
         assert job.wait(timeout=45) != 0
         assert text().count("within 8 s") == 1

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from fgpipe.checkpoint import Checkpoints
-from tests.integration.launching import command, environment, processes_with, rank_of, wait_until
+from tests.integration.launching import command, environment, processes_with, wait_until, workers_with
 
 DEADLINE = 10
 LEAVE = 45
@@ -50,9 +50,7 @@ class Job:
         found: dict[int, int] = {}
 
         def there() -> bool:
-            pids = [pid for pid in processes_with(str(self.run)) if pid != self.process.pid]
-            if len(pids) == self.processes:
-                found.update({rank_of(pid): pid for pid in pids})
+            found.update(workers_with(str(self.run)))
             return len(found) == self.processes
 
         assert wait_until(there, 60), self.text

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from fgpipe.checkpoint import Checkpoints, Manifest
-from tests.integration.launching import ROOT, command, environment, launch, processes_with, rank_of, wait_until
+from tests.integration.launching import ROOT, command, environment, launch, processes_with, wait_until, workers_with
 from tests.integration.rewinding import rewind
 
 BATCHES = 5
@@ -107,7 +107,7 @@ class Job:
 
     def workers(self) -> dict[int, int]:
         """Rank and pid."""
-        return {rank_of(pid): pid for pid in processes_with(str(self.run)) if pid != self.process.pid}
+        return workers_with(str(self.run))
 
     def wait_for_step(self, step: int) -> None:
         assert wait_until(lambda: (Checkpoints(self.run).steps() or [0])[-1] >= step or self.process.poll() is not None, 200)

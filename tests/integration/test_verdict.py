@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.launching import ROOT, command, environment, launch, processes_with, rank_of, wait_until
+from tests.integration.launching import ROOT, command, environment, launch, processes_with, wait_until, workers_with
 
 SMALL = [
     "batch_size=32", "data.train_samples=128", "data.test_samples=32", "model.width=0.125", "threads=1", "device=cpu",
@@ -42,7 +42,7 @@ def test_killed_rank(tmp_path: Path) -> None:
     text = (tmp_path / "log").read_text
     try:
         assert wait_until(lambda: "epoch 2/30:" in text(), 200), text()
-        workers = {rank_of(pid): pid for pid in processes_with(str(run)) if pid != job.pid}
+        workers = workers_with(str(run))
         os.kill(workers[1], signal.SIGKILL)
         assert job.wait(timeout=45) != 0
         found = verdict(run)
@@ -99,7 +99,7 @@ def test_stopped_rank(tmp_path: Path) -> None:
     text = (tmp_path / "log").read_text
     try:
         assert wait_until(lambda: "epoch 2/500:" in text(), 200), text()
-        workers = {rank_of(pid): pid for pid in processes_with(str(run)) if pid != job.pid}
+        workers = workers_with(str(run))
         os.kill(workers[0], signal.SIGSTOP)
         assert wait_until((run / "verdict.json").exists, 25), text()
         assert verdict(run)["cause"] == f"[blocks 0-3] rank 0 (pid {workers[0]}) is stopped"

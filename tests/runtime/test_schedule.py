@@ -1,17 +1,18 @@
 """The schedule and the split against literal tables and exhaustive search."""
 
 import itertools
+from collections import deque
 
 import pytest
 
 from fgpipe.gradients.method import Method
 from fgpipe.gradients.probes import plan_lanes
-from fgpipe.runtime.schedule import Apply, actions, windows
+from fgpipe.runtime.schedule import Action, Apply, Forward, actions, turn, windows
 from fgpipe.runtime.topology import balanced
 
 
-def method(guess: str = "local", depth: int | None = None) -> Method:
-    return Method(4, guess, "weight", "tensor", depth)
+def method(guess: str = "local", depth: int | None = None, blocks: int = 4) -> Method:
+    return Method(blocks, guess, "weight", "tensor", depth)
 
 
 def text(batches: int, window: int, waits: bool = True) -> str:
@@ -25,6 +26,37 @@ def test_actions() -> None:
     assert text(6, 4) == "f0 f1 f2 f3 a0 f4 a1 f5 a2 a3 a4 a5"
     assert text(2, 4) == "f0 f1 a0 a1", "fewer batches than the window: all in flight, then drained"
     assert text(3, 1, waits=False) == "f0 f1 f2"
+
+
+@pytest.mark.parametrize("blocks, depth, window", [(4, None, "auto"), (5, None, 2), (5, 2, "auto"), (4, 1, 3), (3, 0, 1)])
+def test_fixed_order(blocks: int, depth: int | None, window: int | str) -> None:
+    """In the order of their turns no action of any block comes before one that it waits for."""
+    one = method(depth=depth, blocks=blocks)
+    sizes = windows(one, window)
+    pending = {j: deque(actions(range(7), sizes[j], one.waits(j))) for j in range(blocks)}
+    done: set[tuple[int, Action]] = set()
+    turns = []
+    while busy := [j for j in pending if pending[j]]:
+        j = min(busy, key=lambda j: turn(pending[j], j))
+        turns.append(turn(pending[j], j))
+        action = pending[j].popleft()
+        if isinstance(action, Forward):
+            assert j == 0 or (j - 1, action) in done, "the block below has sent it"
+        else:
+            assert (one.target(j), Forward(action.batch)) in done, "its scalars were evaluated"
+        done.add((j, action))
+    assert turns == sorted(turns), "one order for all processes, however they divide the blocks"
+
+
+def test_turns_in_full() -> None:
+    """Two blocks, windows 2 and 1: batch by batch, updates with the batch that they come before."""
+    pending = {0: deque(actions(range(3), 2, True)), 1: deque(actions(range(3), 1, False))}
+    order = []
+    while busy := [j for j in pending if pending[j]]:
+        j = min(busy, key=lambda j: turn(pending[j], j))
+        action = pending[j].popleft()
+        order.append(f"{'f' if isinstance(action, Forward) else 'a'}{action.batch}/{j}")
+    assert " ".join(order) == "f0/0 f0/1 f1/0 f1/1 a0/0 f2/0 f2/1 a1/0 a2/0"
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ def waiting_worker(action: Forward | Apply) -> tuple[Worker, Inbox, Node]:
     node = Node(stage, 5, True, None, None)
     node.pending.append(action)
     feedback = SimpleNamespace(ask=lambda request: None)
-    return Worker([node], inbox, feedback, eager=False, deadline=0.5, timeline=Timeline()), inbox, node
+    return Worker([node], inbox, feedback, eager=False, fixed_order=False, deadline=0.5, timeline=Timeline()), inbox, node
 
 
 @pytest.mark.parametrize(

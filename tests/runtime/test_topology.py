@@ -23,12 +23,23 @@ def test_in_order() -> None:
 
 def test_placed() -> None:
     """Sizes go by position, everything else by rank."""
-    topologies = [Topology((3, 1, 4), rank, (2, 0, 1)) for rank in range(3)]
+    topologies = [Topology((3, 1, 4), rank, ((2, 0, 1),)) for rank in range(3)]
     assert [topology.position for topology in topologies] == [1, 2, 0]
     assert [topology.local for topology in topologies] == [range(3, 4), range(4, 8), range(3)]
     assert [topologies[0].of(rank) for rank in range(3)] == [topology.local for topology in topologies]
     assert [topologies[1].rank_of(block) for block in range(8)] == [2, 2, 2, 0, 1, 1, 1, 1]
     assert (topologies[0].source, topologies[0].reporter) == (2, 1)
+
+
+def test_replicas() -> None:
+    """Each process knows its own pipeline, and those that hold the same blocks."""
+    topologies = {rank: Topology((5, 3), rank, ((3, 0), (1, 2))) for rank in range(4)}
+    assert [topologies[rank].replica for rank in range(4)] == [0, 1, 1, 0]
+    assert [topologies[rank].local for rank in range(4)] == [range(5, 8), range(5), range(5, 8), range(5)]
+    assert [topologies[rank].peers for rank in range(4)] == [(0, 2), (3, 1), (0, 2), (3, 1)]
+    assert [topologies[rank].rank_of(6) for rank in range(4)] == [0, 2, 2, 0], "in its own replica"
+    assert {(each.source, each.reporter, each.replicas) for each in topologies.values()} == {(3, 0, 2)}
+    assert topologies[0].of(2) == range(5, 8) and topologies[0].replica_of(2) == 1
 
 
 def written(folder: Path, text: str) -> str:
@@ -38,8 +49,23 @@ def written(folder: Path, text: str) -> str:
 
 
 def test_read(tmp_path: Path) -> None:
-    assert read(written(tmp_path, "# the last host first\nranks: [2, 3, 0, 1]\n"), 4) == (2, 3, 0, 1)
-    assert read(None, 3) == (0, 1, 2)
+    assert read(written(tmp_path, "# the last host first\nranks: [2, 3, 0, 1]\n"), 4) == ((2, 3, 0, 1),)
+    assert read(None, 3) == ((0, 1, 2),)
+    assert read(None, 6, replicas=3) == ((0, 1), (2, 3), (4, 5))
+    assert read(written(tmp_path, "ranks: [[3, 0], [1, 2]]"), 4, replicas=2) == ((3, 0), (1, 2))
+
+
+@pytest.mark.parametrize("ranks, expected", [
+    ("[3, 0, 1, 2]", "ranks=[3, 0, 1, 2]: allowed: 2 lists of 2 ranks, one for each replica"),
+    ("[[3, 0], [1], [2]]", "allowed: 2 lists of 2 ranks"),
+    ("[[3, 0], [1, 2, 4]]", "allowed: 2 lists of 2 ranks"),
+    ("[[3, 0], [0, 2]]", "ranks=[[3, 0], [0, 2]]: allowed: each rank from 0 to 3 once, that with block 0 first; 0 is there twice"),
+    ("[[3, 0], [x, 2]]", "allowed: a list of ranks"),
+])  # fmt: skip
+def test_bad_lists_of_replicas(ranks: str, expected: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        read(written(tmp_path, f"ranks: {ranks}"), 4, replicas=2)
+    assert expected in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("text, expected", [
@@ -90,8 +116,14 @@ LINKS = [10, 30, 20, 30, 5, 10, 10]
     ((2, 3, 1, 2), (1, 0, 3, 2), None),
 ])  # fmt: skip
 def test_wide_boundary(sizes: tuple[int, ...], ranks: tuple[int, ...], expected: str | None) -> None:
-    found = wide_boundary(Topology(sizes, 0, ranks), HOSTS, LINKS)
+    found = wide_boundary(Topology(sizes, 0, (ranks,)), HOSTS, LINKS)
     assert found is None if expected is None else found is not None and found.startswith(expected), found
+
+
+def test_wide_boundary_of_one_replica() -> None:
+    """Replica 0 is on one host, replica 1 on two."""
+    found = wide_boundary(Topology((2, 6), 0, ((0, 1), (2, 3))), [0, 0, 0, 1], LINKS)
+    assert found is not None and found.startswith("two hosts (ranks 2 and 3) meet at the widest link, blocks 1 and 2")
 
 
 def test_nothing_to_choose() -> None:

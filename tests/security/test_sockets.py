@@ -12,7 +12,7 @@ import pytest
 
 from fgpipe.errors import UserError
 from fgpipe.runtime.interface import Interface
-from tests.integration.launching import command, environment, listening, processes_with, rank_of, wait_until
+from tests.integration.launching import command, environment, listening, processes_with, wait_until, workers_with
 
 OTHERS = [
     name
@@ -36,13 +36,13 @@ def test_workers_listen_on_loopback(confined: bool, tmp_path: Path) -> None:
     text = (tmp_path / "log").read_text
     try:
         assert wait_until(lambda: "epoch 1/500" in text(), 200), text()
-        workers = [pid for pid in processes_with(marker) if pid != job.pid]
-        assert sorted(map(rank_of, workers)) == [0, 1, 2]
-        addresses = [address for pid in workers for address in listening(pid)]
+        workers = workers_with(marker)
+        assert sorted(workers) == [0, 1, 2]
+        addresses = [address for pid in workers.values() for address in listening(pid)]
         assert len(addresses) >= 6, "each has a socket for scalars and one or more of gloo's"
         exposed = [address for address in addresses if not ipaddress.ip_address(address).is_loopback]
         assert (not exposed) == confined, addresses
-        unix = [each.laddr for pid in workers for each in psutil.Process(pid).net_connections("unix") if each.laddr]
+        unix = [each.laddr for pid in workers.values() for each in psutil.Process(pid).net_connections("unix") if each.laddr]
         assert not unix, "no socket file either"
     finally:
         job.send_signal(signal.SIGTERM)

@@ -74,9 +74,17 @@ class ObservedStage(PipelineStage):
     batch = 0
     """The batch under way."""
 
-    def __init__(self, part: Part, *arguments: Any, topology: Topology, ledger: Ledger, phases: Phases) -> None:
+    def __init__(
+        self,
+        part: Part,
+        *arguments: Any,
+        topology: Topology,
+        ledger: Ledger,
+        phases: Phases,
+        group: dist.ProcessGroup | None,
+    ) -> None:
         """Args: phases: of the backward passes, which all blocks here make as one; they count as the first block's."""
-        super().__init__(part, *arguments)
+        super().__init__(part, *arguments, group=group)
         self._part, self._local, self._ledger, self._phase = part, topology.local, ledger, phases
 
     def forward_one_chunk(self, fwd_chunk_id: int, *arguments: Any, **options: Any) -> Any:
@@ -114,8 +122,10 @@ class PipelinedBackpropagation:
         microbatches: per batch, a divisor of `batch_size`.
         receiver, link: bring test batches and labels from the process below, and take them to the one above.
         host: where what crosses a link lives.
+        make_optimizer: from a block's index and modules of it to an optimizer of their parameters.
         phases: one of each block.
         backward: of the backward passes; see `ObservedStage`.
+        group: of the processes of the pipeline, in its order; None is the default group.
     """
 
     def __init__(
@@ -133,11 +143,12 @@ class PipelinedBackpropagation:
         host: torch.device,
         receiver: Receiver | None,
         link: DistributedLink | None,
-        make_optimizer: Callable[[list[nn.Module]], Optimizer],
+        make_optimizer: Callable[[int, list[nn.Module]], Optimizer],
         metrics: Metrics,
         ledger: Ledger,
         phases: list[Phases],
         backward: Phases,
+        group: dist.ProcessGroup | None = None,
     ) -> None:
         self._topology, self._heads, self._metrics, self._device = topology, heads, metrics, device
         self._receiver, self._link = receiver, link
@@ -149,17 +160,20 @@ class PipelinedBackpropagation:
         self._part = Part(
             blocks, self._classifier, device, host, keep_outputs=any(self._observers), copy=zero_bubble, phases=phases
         )
-        trained = [*blocks] if link is not None else [*blocks, self._classifier]
-        self._optimizers = [make_optimizer([module]) for module in trained]
-        self._optimizer_phases = [*phases, phases[-1]][: len(trained)]  # the classifier is the last block's
-        self._observer_optimizers = [head and make_optimizer([head]) for head in self._observers]
+        self._optimizers = [make_optimizer(j, [block]) for j, block in zip(topology.local, blocks, strict=True)]
+        if self._classifier is not None:
+            self._optimizers.append(make_optimizer(topology.local[-1], [self._classifier]))
+        self._optimizer_phases = [*phases, phases[-1]][: len(self._optimizers)]  # the classifier is the last block's
+        self._observer_optimizers = [
+            head and make_optimizer(j, [head]) for j, head in zip(topology.local, self._observers, strict=True)
+        ]
         sizes = [(batch_size // microbatches, *shape) for shape in shapes]
         examples = [wire(torch.empty(size, dtype=dtype, device=host)).contiguous().requires_grad_() for size in sizes]
         if receiver is None:
             examples[0].requires_grad_(False)
         place = (topology.position, len(topology.pipeline), host)
         self._stage = stage = ObservedStage(
-            self._part, *place, *examples, topology=topology, ledger=ledger, phases=backward
+            self._part, *place, *examples, topology=topology, ledger=ledger, phases=backward, group=group
         )
         loss = self._loss if link is None else _no_loss
         stages = [stage] if zero_bubble else stage  # it may take several
