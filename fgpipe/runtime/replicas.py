@@ -41,13 +41,19 @@ class Replicas:
             device: where the wire's tensors live.
             deadline: seconds that any call waits for the other replicas.
             pipelined: make `pipeline`.
+
+        Raises:
+            LinkError: another process is gone, or silent past the deadline.
         """
         if topology.replicas == 1:
             return cls((topology.rank,))
-        groups = [
-            dist.new_group(list(ranks), timeout=timedelta(seconds=deadline), use_local_synchronization=True)
-            for ranks in (topology.peers, *([topology.pipeline] if pipelined else []))
-        ]
+        members = (topology.peers, *([topology.pipeline] if pipelined else []))
+        options = {"timeout": timedelta(seconds=deadline), "use_local_synchronization": True}
+        try:
+            groups = [dist.new_group(list(ranks), **options) for ranks in members]
+        except RuntimeError as error:
+            what = f"start: no process group of ranks {', '.join(map(str, topology.peers))}, which have the same blocks"
+            raise LinkError(f"{what}: {' '.join(str(error).split())}") from error
         return cls(topology.peers, topology.replica, device, *groups)
 
     @property
