@@ -60,10 +60,16 @@ class Replay:
         self._steps, self._left, self._first = steps, len(steps), steps.start
 
     def append(self, batch: Batch) -> None:
-        """A batch has arrived from below."""
+        """A batch has arrived from below.
+
+        Raises:
+            RuntimeError: it is not the next one.
+        """
         if not batch.training:
             self._tests.append(batch)
             return
+        if batch.id != self._newest + 1:
+            raise RuntimeError(f"block {self._block} got batch {batch.id} where batch {self._newest + 1} was due")
         self._taken()
         self._newest = batch.id
         if batch.id < self._first:

@@ -25,8 +25,6 @@ Source = Callable[[int, int], tuple[Tensor, Tensor]]
 """From epoch and index of a batch to images and labels."""
 PATIENCE = 10
 """A process that has had nothing to do for this fraction of the deadline asks for the scalars that it waits for."""
-
-
 SHORT = 100_000
 """Nanoseconds of looking into the inbox that the timeline does not call waiting."""
 

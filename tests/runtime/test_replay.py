@@ -128,6 +128,17 @@ def test_past_the_limit() -> None:
     assert buffer.counts == {"reused": 3, "past_limit": 2, "unseen": 3}
 
 
+def test_order() -> None:
+    """Batches come one after the other, over epochs too."""
+    buffer = Buffer(4)
+    buffer.begin(0, 3)
+    buffer.put(0, 1)
+    for wrong in (1, 3):
+        with pytest.raises(RuntimeError, match=f"^block 1 got batch {wrong} where batch 2 was due$"):
+            buffer.put(wrong)
+    buffer.put(2, 3)
+
+
 def test_a_copy() -> None:
     """The receiver's buffer may be overwritten; strides stay, as kernels choose by them."""
     x = torch.randn(2, 3, 4, 4).contiguous(memory_format=torch.channels_last)

@@ -158,7 +158,7 @@ def events(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Spans]:
     ]  # fmt: skip
     runs = {
         "local": ["target=local", "slow.block=4"],
-        "global": ["lanes=1", "slow.block=7"],
+        "global": ["lanes=1", "slow.block=7", "slow.factor=300"],  # a busy machine must not outlast its last phase
         "backpropagation": ["guess=end_to_end", "schedule=1f1b", "microbatches=8", "slow.block=4"],
     }
     launch([[*common, *run, f"run_dir={folder / name}"] for name, run in runs.items()], 8, folder / "runs.json")
