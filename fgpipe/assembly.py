@@ -31,6 +31,7 @@ from fgpipe.runtime.links.distributed import DistributedLink, Receiver
 from fgpipe.runtime.links.memory import MemoryLink
 from fgpipe.runtime.links.slow import SlowLinks
 from fgpipe.runtime.phases import Phases
+from fgpipe.runtime.precision import DTYPES, Precision
 from fgpipe.runtime.process import Cluster
 from fgpipe.runtime.reference import OracleTrainer
 from fgpipe.runtime.replicas import Replicas
@@ -43,7 +44,6 @@ from fgpipe.runtime.worker import Node, Source, Worker, never
 
 MakeOptimizer = Callable[[int, list[nn.Module]], Optimizer]
 """From a block and modules of it to an optimizer of their parameters."""
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 class Trainer(Protocol):
@@ -121,7 +121,7 @@ class Plan:
     @property
     def link_bytes(self) -> list[int]:
         """Of a training batch in one replica, activation and tangents, upwards from each block but the last."""
-        one = [self.config.share * shape.numel() * DTYPES[self.config.dtype].itemsize for shape in self.shapes[1:-1]]
+        one = [self.config.share * shape.numel() * Precision.of(self.config).wire.itemsize for shape in self.shapes[1:-1]]
         return [(1 + len(self.lanes.on_link(j))) * size for j, size in enumerate(one)]
 
     @property
@@ -199,6 +199,7 @@ def build_stages(
             replica=plan.topology.replica,
             replicas=plan.topology.replicas,
             phases=_phases(plan, j, timeline, device),
+            precision=Precision.of(plan.config),
         )
         for j, each in _all_modules(plan, device).items()
     }
@@ -268,7 +269,7 @@ def _connect(
         if method.waits(j)
     }
     first = topology.local[0]
-    receiver = _receiver(plan, wire, timeline) if first else None
+    receiver = _receiver(plan, device, wire, timeline) if first else None
     replays = {}
     if receiver is not None and config.replay.size is not None:
         replays[first] = Replay(first, config.replay, config.seed, metrics, receiver.taken)
@@ -314,7 +315,7 @@ def _connect(
     )
 
 
-def _receiver(plan: Plan, wire: torch.device, timeline: Timeline) -> Receiver:
+def _receiver(plan: Plan, device: torch.device, wire: torch.device, timeline: Timeline) -> Receiver:
     first = plan.topology.local[0]
     return Receiver(
         first,
@@ -322,8 +323,9 @@ def _receiver(plan: Plan, wire: torch.device, timeline: Timeline) -> Receiver:
         shape=(plan.config.share, *plan.shapes[first]),
         lanes=plan.lanes.on_link(first - 1),
         held=plan.windows[first] if plan.method.keeps_graph(first) else 1,
-        dtype=DTYPES[plan.config.dtype],
+        dtype=Precision.of(plan.config).wire,
         device=wire,
+        pinned=device.type != wire.type,
         timeline=timeline,
     )
 
@@ -366,7 +368,7 @@ def _pipelined(
         dtype=DTYPES[config.dtype],
         device=device,
         host=host,
-        receiver=_receiver(plan, host, timeline) if first else None,
+        receiver=_receiver(plan, device, host, timeline) if first else None,
         link=above,
         make_optimizer=make_optimizer,
         metrics=metrics,

@@ -180,6 +180,8 @@ class Config:
     batch_size: int = MISSING
     seed: int = MISSING
     dtype: str = MISSING
+    autocast: bool = MISSING
+    wire: str | None = None
     device: str = MISSING
     threads: Any = MISSING
     partition: Any = MISSING
@@ -299,6 +301,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "batch_size": _at_least(2),
     "seed": _at_least(0),
     "dtype": _one_of("float32", "float64"),
+    "wire": _optional(_one_of("bfloat16")),
     "device": _one_of("auto", "cpu", "cuda"),
     "threads": (lambda value: value == "auto" or _is_count(value), "auto, or a whole number of at least 1"),
     "partition": (_is_partition, "counted, or a list of blocks per process such as [4,4]"),
@@ -404,6 +407,7 @@ def check(config: Config) -> None:
     _check_link(config)
     _check_slow(config)
     _check_replay(config)
+    _check_precision(config)
     if config.guess == "end_to_end" and config.tangents == "forward" and config.share % config.microbatches:
         what = f"the {config.share} samples of a replica" if config.replicas > 1 else f"batch_size={config.batch_size}"
         raise bad_value("microbatches", config.microbatches, f"a divisor of {what}")
@@ -508,6 +512,13 @@ def _check_slow(config: Config) -> None:
         raise bad_value("slow.block", slow.block, "null with tangents=oracle, which has no pipeline")
     if config.tangents == "oracle" and config.trace:
         raise bad_value("trace", "true", "false with tangents=oracle, which has no pipeline")
+
+
+def _check_precision(config: Config) -> None:
+    for key, value, off in (("autocast", config.autocast, "false"), ("wire", config.wire, "null")):
+        for other, excluded in (("dtype", "float64"), ("tangents", "oracle"), ("guess", "end_to_end")):
+            if value and getattr(config, other) == excluded:
+                raise bad_value(key, str(value).lower(), f"{off} with {other}={excluded}")
 
 
 def _check_replay(config: Config) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from fgpipe import resume, verdict
-from fgpipe.assembly import DTYPES, DataFacts, Plan, Trainer, build_trainer
+from fgpipe.assembly import DataFacts, Plan, Trainer, build_trainer
 from fgpipe.checkpoint import CheckpointError, Checkpoints, Manifest
 from fgpipe.config import Config, check_world
 from fgpipe.data import Batches, load
@@ -28,6 +28,7 @@ from fgpipe.runtime.feedback.messages import FeedbackError
 from fgpipe.runtime.finite import NotFiniteError
 from fgpipe.runtime.interface import Interface
 from fgpipe.runtime.links.distributed import LinkError
+from fgpipe.runtime.precision import DTYPES
 from fgpipe.runtime.process import Cluster, Facts, Place, prefix
 from fgpipe.runtime.replicas import Replicas
 from fgpipe.runtime.start import Late

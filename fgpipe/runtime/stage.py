@@ -26,6 +26,7 @@ from fgpipe.runtime.feedback.messages import Feedback
 from fgpipe.runtime.finite import check_finite
 from fgpipe.runtime.links.base import Batch
 from fgpipe.runtime.phases import Phases
+from fgpipe.runtime.precision import Precision
 
 Guess = dict[str, Tensor] | Tensor
 """By parameter name (weight space), or shaped as the block's output (activity space): `[B, ...]`, one for each sample,
@@ -58,6 +59,7 @@ class Stage:
         window: batches that may be in flight here.
         run: id of the run, for messages.
         phases: times the work of training, and makes a slow block slow.
+        precision: of compute, and of what is sent up.
         replica, replicas: which share of every batch comes here, and of how many.
     """
 
@@ -76,13 +78,15 @@ class Stage:
         window: int,
         run: int = 0,
         phases: Phases,
+        precision: Precision,
         replica: int = 0,
         replicas: int = 1,
     ) -> None:
         self.index, self.block, self.head, self.guess_head = index, block, head, guess_head
         self._method, self._lanes, self._metrics, self._seed, self._run = method, lanes, metrics, seed, run
         self._replica, self._replicas = replica, replicas
-        self._plain, self._last, self._phase = method.is_plain(index), index == method.last, phases
+        self._plain, self._last = method.is_plain(index), index == method.last
+        self._phase, self._precision = phases, precision
         self._optimizer = make_optimizer([block])
         self._head_optimizer = make_optimizer([head]) if head is not None else None
         self._device = self._optimizer.parameters[0].device
@@ -116,15 +120,19 @@ class Stage:
         """
         self._mode(training=True)
         self._metrics.last_batch = batch.id
-        batch = batch.to(self._device)
+        with self._precision.casting(self._device):
+            self._train(batch.to(self._device, self._precision.dtype), send, reply)
+
+    def _train(self, batch: Batch, send: Callable[[Batch], None], reply: Callable[[Feedback], None]) -> None:
         weights = self._weights_for(batch.id)
         with self._phase("forward", batch.id):
             y, push = self._primal(weights, batch)
+            y = y.to(self._precision.dtype)
             check_finite(y, self.index, f"activation of {batch.name}")
         above = self._lanes.on_link(self.index)
         if not self._last and not above:
             with self._phase("send", batch.id, self.index + 1):
-                send(replace(batch, x=y.detach(), tangent=None))
+                send(self._outgoing(batch, y, None))
         losses, push_losses = self._own_loss(y, batch)
         guess, head_gradients = (None, None) if self._plain else self._guess(y, losses, weights, batch)
         dy = self._push(push, batch, y, guess)
@@ -133,7 +141,7 @@ class Stage:
         if above:  # all lanes of the plan, in its order: the receiver counts on it
             tangent = widen(restrict(dy, above), above, y.detach())
             with self._phase("send", batch.id, self.index + 1):
-                send(replace(batch, x=y.detach(), tangent=tangent))
+                send(self._outgoing(batch, y, tangent))
         scalars = self._evaluate_targets(dy, push_losses, batch, reply)
         if self._plain:
             self._descend(losses, weights, batch)
@@ -153,6 +161,10 @@ class Stage:
             self._in_flight.append(entry)
         else:
             self._update(entry, scalars)
+
+    def _outgoing(self, batch: Batch, y: Tensor, tangent: Tangent | None) -> Batch:
+        """The batch for the block above, in the wire's format."""
+        return replace(batch, x=y.detach(), tangent=tangent).to(self._device, self._precision.wire)
 
     def _weights_for(self, batch: int) -> nn.Module:
         """The module that runs the batch: the block, or a copy that keeps this batch's weights for its graph."""
@@ -211,7 +223,8 @@ class Stage:
         if push is None:
             return None
         with self._phase("push", batch.id):
-            return self._push_lanes(push, batch, y, guess)
+            dy = self._push_lanes(push, batch, y, guess)
+            return dy and Tangent(dy.lanes, dy.value.to(self._precision.dtype))
 
     def _push_lanes(self, push: Push, batch: Batch, y: Tensor, guess: Guess | None) -> Tangent | None:
         dx = batch.tangent
@@ -301,11 +314,14 @@ class Stage:
     def evaluate(self, batch: Batch, send: Callable[[Batch], None]) -> None:
         """Run one test batch; the head's loss and accuracy go to the metrics."""
         self._mode(training=False)
-        batch = batch.to(self._device)
-        y = self.block(batch.x)
+        with self._precision.casting(self._device):
+            self._evaluate(batch.to(self._device, self._precision.dtype), send)
+
+    def _evaluate(self, batch: Batch, send: Callable[[Batch], None]) -> None:
+        y = self.block(batch.x).to(self._precision.dtype)
         check_finite(y, self.index, f"activation of {batch.name}")
         if not self._last:
-            send(replace(batch, x=y))
+            send(self._outgoing(batch, y, None))
         if self.head is not None:
             losses, logits = self.head.losses(y, batch.labels)
             check_finite(losses, self.index, f"loss of {batch.name}")

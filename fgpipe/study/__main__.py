@@ -11,6 +11,7 @@ from fgpipe.errors import UserError
 STUDIES = {
     "lanes": "accuracy and time per image against lanes, decoding and step size",
     "unlocking": "the paper's table 1, measured: what each update waits for, compute, bytes, memory in flight",
+    "precision": "how far bfloat16 takes the estimates from the float64 oracle",
     "per_sample": "per-sample scalars from one tangent beside the exact projection of every sample",
 }
 """Module of this package to what it finds out; its `main` takes the arguments and returns the exit code."""

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from fgpipe.assembly import DTYPES, DataFacts, Plan, build_trainer
+from fgpipe.assembly import DataFacts, Plan, build_trainer
 from fgpipe.config import Config
 from fgpipe.gradients.method import Method
 from fgpipe.models.net import Net
 from fgpipe.observe.ledger import Ledger
 from fgpipe.observe.metrics import Metrics
 from fgpipe.runtime.costs import block_costs
+from fgpipe.runtime.precision import DTYPES
 from fgpipe.runtime.process import Cluster, Place
 from fgpipe.study.paper import DATASETS
 

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from fgpipe.assembly import DTYPES, Plan, build_stages
+from fgpipe.assembly import Plan, build_stages
 from fgpipe.observe.ledger import Ledger
 from fgpipe.observe.metrics import Metrics
 from fgpipe.observe.timeline import Timeline
 from fgpipe.runtime.feedback.messages import Feedback
 from fgpipe.runtime.links.base import Batch
+from fgpipe.runtime.precision import DTYPES
 from fgpipe.runtime.replicas import Replicas
 from fgpipe.runtime.stage import Stage
 

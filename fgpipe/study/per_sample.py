@@ -14,7 +14,7 @@ from dataclasses import astuple
 import torch
 from torch import Tensor
 
-from fgpipe.assembly import DTYPES, DataFacts, Plan, build_trainer
+from fgpipe.assembly import DataFacts, Plan, build_trainer
 from fgpipe.config import compose_config
 from fgpipe.data import Batches, load
 from fgpipe.gradients import Tangent, linearize, linearize_losses
@@ -22,6 +22,7 @@ from fgpipe.gradients.estimator import activity_estimate, activity_squared_norms
 from fgpipe.gradients.probes import read
 from fgpipe.observe.ledger import Ledger
 from fgpipe.observe.metrics import Metrics
+from fgpipe.runtime.precision import DTYPES
 from fgpipe.runtime.process import Cluster, Place
 from fgpipe.runtime.reference import OracleTrainer
 

@@ -20,12 +20,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fgpipe.assembly import DTYPES, DataFacts, Plan
+from fgpipe.assembly import DataFacts, Plan
 from fgpipe.config import Config, compose_config
 from fgpipe.data import Batches, load
 from fgpipe.errors import UserError
 from fgpipe.observe import trace
 from fgpipe.observe.timeline import COMPUTE, Event
+from fgpipe.runtime.precision import DTYPES
 from fgpipe.study.kept import kept_by_blocks
 from fgpipe.study.orders import Verdict, backward_locked, backward_unlocked, extra_compute, spans, update_unlocked
 from fgpipe.study.series import launch
@@ -35,7 +36,7 @@ LAST = PROCESSES - 1
 BATCHES = 8
 COMMON = ["epochs=1", "trace=true", "window=auto", "threads=1", "device=cpu", "observe.tensorboard=false"]
 COMMON += ["optim=constant", "optim.lr=0.001"]  # nothing diverges, whatever is guessed
-SLOW = [f"slow.block={LAST}", "slow.factor=100", "deadline=600"]
+SLOW = [f"slow.block={LAST}", "slow.factor=300", "deadline=600"]
 
 
 @dataclass(frozen=True)

@@ -30,12 +30,12 @@ class Batch:
         """What messages call it."""
         return f"batch {self.id}" if self.training else f"test batch {self.id}"
 
-    def to(self, device: torch.device) -> "Batch":
-        """The batch on a device; itself if it is there."""
-        if self.x.device == device and self.labels.device == device:
+    def to(self, device: torch.device, dtype: torch.dtype) -> "Batch":
+        """The batch on a device, its activation and tangent in a format; itself if it is so already."""
+        if self.x.device == device and self.labels.device == device and self.x.dtype == dtype:
             return self
-        tangent = self.tangent and Tangent(self.tangent.lanes, self.tangent.value.to(device))
-        return replace(self, x=self.x.to(device), labels=self.labels.to(device), tangent=tangent)
+        tangent = self.tangent and Tangent(self.tangent.lanes, self.tangent.value.to(device, dtype))
+        return replace(self, x=self.x.to(device, dtype), labels=self.labels.to(device), tangent=tangent)
 
 
 class Link(ABC):

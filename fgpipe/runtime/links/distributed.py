@@ -53,6 +53,13 @@ def unwire(x: Tensor) -> Tensor:
     return x.permute(0, 3, 1, 2) if x.dim() == 4 else x
 
 
+def _on_wire(payload: Tensor, device: torch.device) -> Tensor:
+    """The payload where the wire's tensors live; from a GPU to the host by way of pinned memory."""
+    if payload.device.type == device.type:
+        return payload
+    return torch.empty_like(payload, device=device, pin_memory=True).copy_(payload)
+
+
 class DistributedLink(Link):
     """Sends to the process of the block above. At most two batches wait here; then `send` blocks."""
 
@@ -70,7 +77,7 @@ class DistributedLink(Link):
 
     def send(self, batch: Batch) -> None:
         parts = [wire(batch.x)] + ([wire(batch.tangent.value)] if batch.tangent else [])
-        payload = torch.cat(parts).to(self._device)
+        payload = _on_wire(torch.cat(parts), self._device)
         lanes = len(batch.tangent.lanes) if batch.tangent else 0
         fields = [MAGIC, batch.id, batch.epoch, TRAINING * batch.training | DRAIN * batch.drain, lanes, batch.x.dim(), *batch.x.shape]
         header = torch.tensor(fields + [0] * (HEADER - len(fields)))
@@ -128,6 +135,7 @@ class Receiver:
         held: int,
         dtype: torch.dtype,
         device: torch.device,
+        pinned: bool,
         timeline: Timeline,
     ) -> None:
         """
@@ -137,11 +145,13 @@ class Receiver:
             lanes: the lanes that training batches arrive with.
             held: batches whose input the block may need at one time, the one that it works on included.
             dtype, device: of the wire's tensors.
+            pinned: in memory that a GPU copies from directly; for a wire on the host of a block on a GPU.
             timeline: of this process.
         """
         self._timeline = timeline
         self._block, self._peer, self._shape, self._lanes = block, peer, shape, lanes
-        self._ring = [torch.empty(0, dtype=dtype, device=device) for _ in range(held + IN_FLIGHT)]
+        self._new = partial(torch.empty, dtype=dtype, device=device, pin_memory=pinned)
+        self._ring = [self._new(0) for _ in range(held + IN_FLIGHT)]
         self._room = threading.Semaphore(IN_FLIGHT)
         self._received = 0
         self._latest, self._arrived = "", 0.0
@@ -221,7 +231,7 @@ class Receiver:
         slot = self._received % len(self._ring)
         self._received += 1
         if self._ring[slot].numel() < shape.numel():
-            self._ring[slot] = self._ring[slot].new_empty(shape.numel())
+            self._ring[slot] = self._new(shape.numel())
         return self._ring[slot][: shape.numel()].view(shape)
 
     def _wait(self, tensor: Tensor) -> None:
