@@ -50,6 +50,7 @@ WRONG = {
     "partition": ["[0,8]", "even", "[3,3]"],
     "deadline": ["0", "-5", "soon"],
     "trace": ["maybe"],
+    "autocast": ["maybe"],
 }
 """Values that are wrong by type, range or combination."""
 CHOICES = set(RULES) - set(WRONG)
