@@ -102,6 +102,8 @@ def refuse(key: str, value: str) -> str:
     (["slow.jitter=0.5"], "slow.jitter=0.5: allowed: 0 unless slow.block is given"),
     (["slow.block=1", "tangents=oracle", "window=1"], "slow.block=1: allowed: null with tangents=oracle"),
     (["trace=true", "tangents=oracle", "window=1"], "trace=true: allowed: false with tangents=oracle"),
+    (["autocast=true", "dtype=float64"], "autocast=true: allowed: false with dtype=float64"),
+    (["wire=bfloat16", "tangents=oracle", "window=1"], "wire=bfloat16: allowed: null with tangents=oracle"),
     (["data.std=[1,1,1]"], "data.std=[1.0, 1.0, 1.0]: allowed: as many numbers as data.mean has (1)"),
     (["epochs"], "epochs: allowed: key=value"),
     (["model.widht=1"], "model.widht=1: no such key; did you mean model.width"),
