@@ -4,6 +4,7 @@ Exit codes: 0, done; 1, a run failed; 2, bad input.
 """
 
 import importlib
+import subprocess
 import sys
 
 from fgpipe.errors import UserError
@@ -11,6 +12,7 @@ from fgpipe.errors import UserError
 STUDIES = {
     "lanes": "accuracy and time per image against lanes, decoding and step size",
     "unlocking": "the paper's table 1, measured: what each update waits for, compute, bytes, memory in flight",
+    "throughput": "images per second, beside pipelined backpropagation and backpropagation in one process",
     "precision": "how far bfloat16 takes the estimates from the float64 oracle",
     "per_sample": "per-sample scalars from one tangent beside the exact projection of every sample",
 }
@@ -36,6 +38,9 @@ def main(arguments: list[str]) -> int:
         return study.main(rest)
     except UserError as error:
         print(f"fgpipe: {error}", file=sys.stderr)
+    except subprocess.CalledProcessError:
+        print("fgpipe: a run has failed, as said above; those that are done are kept", file=sys.stderr)
+        return 1
     except ModuleNotFoundError as error:
         if error.name not in EXTRA:
             raise

@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from fgpipe.config import compose_config
-from fgpipe.errors import UserError
 from fgpipe.run import run
+from fgpipe.study.arguments import claim
 
 FAMILIES = (("weight", "tensor"), ("weight", "block"), ("activity", "sample"))
 LANES: tuple[int | str, ...] = ("exact", 1, 2, 4, 8)
@@ -91,11 +91,7 @@ class Study:
             UserError: the folder holds the study of other arguments.
         """
         self._folder, self._arguments, self._seeds = folder, arguments, seeds
-        note = folder / "arguments.json"
-        if note.exists() and (had := json.loads(note.read_text())) != arguments:
-            raise UserError(f"{folder}: allowed: a new folder, or its study's arguments: {' '.join(had) or 'none'}")
-        folder.mkdir(parents=True, exist_ok=True)
-        note.write_text(json.dumps(arguments))
+        claim(folder, arguments)
 
     def accuracies(self, cell: Cell) -> list[float]:
         """Test accuracy of each seed."""

@@ -14,8 +14,10 @@ from fgpipe.errors import UserError
 from fgpipe.run import run
 
 
-def launch(runs: Sequence[Sequence[str]], processes: int, file: Path) -> None:
+def launch(runs: Sequence[Sequence[str]], processes: int, file: Path, hosts: Sequence[str] = ()) -> None:
     """Run them all under torchrun, `file` being where they are written down; what they print goes to stderr.
+
+    Args: hosts: `launch/two_hosts` with its options and `--`; then half of the processes are on each host.
 
     Raises:
         UserError: one cannot be run.
@@ -24,7 +26,10 @@ def launch(runs: Sequence[Sequence[str]], processes: int, file: Path) -> None:
     for overrides in runs:
         compose_config(overrides)
     file.write_text(json.dumps([list(overrides) for overrides in runs], indent=1))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    where = ["--standalone", f"--nproc_per_node={processes}"]
+    if hosts:
+        where = ["--nnodes=2", f"--nproc_per_node={processes // 2}", "--master_addr=host0"]
+    torchrun = [*hosts, sys.executable, "-m", "torch.distributed.run", *where]
     subprocess.run([*torchrun, "-m", "fgpipe.study.series", str(file)], stdout=sys.stderr, check=True)
 
 

@@ -22,14 +22,13 @@ from pathlib import Path
 
 from fgpipe.assembly import DataFacts, Plan
 from fgpipe.config import Config, compose_config
-from fgpipe.data import Batches, load
-from fgpipe.errors import UserError
 from fgpipe.observe import trace
 from fgpipe.observe.timeline import COMPUTE, Event
-from fgpipe.runtime.precision import DTYPES
+from fgpipe.study.arguments import claim
 from fgpipe.study.kept import kept_by_blocks
 from fgpipe.study.orders import Verdict, backward_locked, backward_unlocked, extra_compute, spans, update_unlocked
 from fgpipe.study.series import launch
+from fgpipe.study.split import data_facts
 
 PROCESSES = 8
 LAST = PROCESSES - 1
@@ -115,11 +114,7 @@ class Study:
             UserError: the folder holds the study of other arguments.
         """
         self._folder, self._arguments = folder.resolve(), list(arguments)
-        note = self._folder / "arguments.json"
-        if note.exists() and (had := json.loads(note.read_text())) != self._arguments:
-            raise UserError(f"{folder}: allowed: a new folder, or its study's arguments: {' '.join(had) or 'none'}")
-        self._folder.mkdir(parents=True, exist_ok=True)
-        note.write_text(json.dumps(self._arguments))
+        claim(self._folder, self._arguments)
 
     def config(self, cell: Cell) -> Config:
         return compose_config([*COMMON, *self._arguments, *cell.overrides()])
@@ -187,10 +182,7 @@ def main(arguments: list[str]) -> int:
     options, overrides = parser.parse_known_args(arguments)
     study, wanted = Study(options.folder, overrides), cells()
     study.run_missing(wanted)
-    config = study.config(wanted[0])
-    dataset = load(config.data)
-    batches = Batches(dataset, config.data, config.batch_size, config.seed, DTYPES[config.dtype])
-    facts = DataFacts.of(dataset, batches, config.data.size)
+    facts = data_facts(study.config(wanted[0]))
     rows = [study.row(cell, facts) for cell in wanted]
     print(table(rows), end="")
     (options.folder / "unlocking.md").write_text(table(rows))

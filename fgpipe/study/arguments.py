@@ -1,0 +1,51 @@
+"""`FOLDER [key=value ...]`: a study's own keys among its arguments, of which all others go to every run."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TypeVar
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fgpipe.errors import UserError
+
+Options = TypeVar("Options")
+
+
+def read(arguments: Sequence[str], defaults: Options) -> tuple[Path, Options, list[str]]:
+    """The folder, the study's options, and the arguments of every run.
+
+    Args: defaults: a dataclass whose fields are the study's own keys.
+
+    Raises:
+        UserError: no folder, or a value of the wrong type.
+    """
+    if not arguments or "=" in arguments[0]:
+        raise UserError(f"{' '.join(arguments) or 'no argument'}: allowed: FOLDER [key=value ...]")
+    folder, *rest = arguments
+    names = {field.name for field in fields(defaults)}
+    own = [argument for argument in rest if argument.partition("=")[0] in names]
+    merged = OmegaConf.structured(defaults)
+    for argument in own:
+        try:
+            merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([argument]))
+        except (OmegaConfBaseException, ValueError) as error:
+            raise UserError(f"{argument}: {str(error).splitlines()[0]}") from error
+    options = OmegaConf.to_object(merged)
+    assert isinstance(options, type(defaults))
+    return Path(folder), options, [argument for argument in rest if argument not in own]
+
+
+def claim(folder: Path, arguments: Sequence[str]) -> None:
+    """Make the folder of a study, which is for these arguments alone.
+
+    Raises:
+        UserError: it holds the study of other arguments.
+    """
+    note = folder / "arguments.json"
+    if note.exists() and (had := json.loads(note.read_text())) != list(arguments):
+        raise UserError(f"{folder}: allowed: a new folder, or its study's arguments: {' '.join(had) or 'none'}")
+    folder.mkdir(parents=True, exist_ok=True)
+    note.write_text(json.dumps(list(arguments)))
