@@ -14,6 +14,7 @@ STUDIES = {
     "unlocking": "the paper's table 1, measured: what each update waits for, compute, bytes, memory in flight",
     "throughput": "images per second, beside pipelined backpropagation and backpropagation in one process",
     "link": "images per second over a slow link between two hosts",
+    "straggler": "what a slow block costs the others, with and without replay buffers",
     "precision": "how far bfloat16 takes the estimates from the float64 oracle",
     "per_sample": "per-sample scalars from one tangent beside the exact projection of every sample",
 }

@@ -1,0 +1,150 @@
+"""What a slow block costs the others, with and without replay buffers, beside pipelined backpropagation.
+
+    python -m fgpipe.study straggler FOLDER [block=0] [factors=[1,2,4,8]] [processes=2] [split=[4,4]] [batches=32]
+                                     [epochs=2] [repeats=3] [out=DIR] [key=value ...]
+
+Every contestant is run with block `block` slowed by each of the factors (`slow.*`), with its timeline recorded. A block's
+update rate counts from its first forward pass of an epoch to its last update; "others" is the slowest of the blocks in
+other processes than the slow one's, whose blocks share its thread. Rates and images per second are also given over those of the same
+contestant with factor 1, in the same round. The rest is as in `throughput`.
+
+The table is printed and written to DIR/straggler.md, in FOLDER without `out`. docs/benchmarks/README.md says what is
+compared and how.
+"""
+
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+
+from fgpipe.errors import bad_value
+from fgpipe.observe import trace
+from fgpipe.observe.timeline import Event
+from fgpipe.study import contest
+from fgpipe.study.arguments import read
+from fgpipe.study.contest import Contest, Contestant, Spread, ratios
+
+BUFFERS = ("replay.size=8", "replay.reuse=16")
+"""A batch may be used as often as the fast blocks can, at the factors of this study."""
+
+
+@dataclass
+class Options(contest.Options):
+    """Keys of this study."""
+
+    repeats: int = 3
+    block: int = 0
+    factors: list[float] = field(default_factory=lambda: [1.0, 2.0, 4.0, 8.0])
+
+    def check(self) -> None:
+        super().check()
+        if self.block < 0:
+            raise bad_value("block", self.block, "a block's number, from 0")
+        if self.factors[:1] != [1.0] or sorted(set(self.factors)) != self.factors:
+            raise bad_value("factors", self.factors, "1, then larger factors, as in [1,2,4]")
+
+
+def methods(processes: int) -> dict[str, tuple[str, ...]]:
+    """Name to overrides."""
+    peer = ("guess=end_to_end", "schedule=1f1b", f"microbatches={max(4, processes)}")
+    return {
+        "local target, buffers": ("target=local", *BUFFERS),
+        "local target": ("target=local",),
+        "global target, lock-step": ("lanes=1", "window=1"),
+        "global target": ("lanes=1",),
+        "1F1B": peer,
+    }
+
+
+def contestants(options: Options) -> dict[tuple[str, float], Contestant]:
+    """By method and factor."""
+    found = {}
+    for name, keys in methods(options.processes).items():
+        for factor in options.factors:
+            slow = () if factor == 1 else (f"slow.block={options.block}", f"slow.factor={factor:g}")
+            found[name, factor] = Contestant(f"{name}, {factor:g}", (*keys, *slow, "trace=true"))
+    return found
+
+
+def others(split: Sequence[int], block: int) -> list[int]:
+    """The blocks in other processes than this one's."""
+    ends = list(accumulate(split))
+    home = next(position for position, end in enumerate(ends) if block < end)
+    return [*range(ends[home] - split[home]), *range(ends[home], ends[-1])]
+
+
+def update_rate(events: Iterable[Event], block: int, batches: int) -> float:
+    """Updates per second of a block, from its first forward pass in an epoch to its last update; the median of the
+    epochs after the first.
+
+    Args: batches: of an epoch.
+    """
+    began: dict[int, int] = {}
+    ended: dict[int, list[int]] = defaultdict(list)
+    for event in events:
+        epoch = event.batch // batches
+        if event.block == block and event.kind == "forward":
+            began[epoch] = min(event.began, began.get(epoch, event.began))
+        elif event.block == block and event.kind == "update":
+            ended[epoch].append(event.ended)
+    rates = [1e9 * len(of) / (max(of) - began[epoch]) for epoch, of in ended.items() if epoch > 0]
+    return statistics.median(rates)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One contestant with one factor; of each round."""
+
+    name: str
+    factor: float
+    slow: Sequence[float]
+    """Updates per second of the slow block."""
+    others: Sequence[float]
+    """Of the slowest block in another process."""
+    speeds: Sequence[float]
+    """Images per second."""
+
+
+def measure(run: Contest, options: Options, contestant: Contestant, name: str, factor: float) -> Row:
+    """Read the runs of a contestant."""
+    slow, rest = [], []
+    for path in run.paths(contestant):
+        events = [event for of in trace.read(path / "trace.json").values() for event in of]
+        slow.append(update_rate(events, options.block, options.batches))
+        elsewhere = others(run.split, options.block)
+        rest.append(min(update_rate(events, block, options.batches) for block in elsewhere))
+    return Row(name, factor, slow, rest, run.speeds(contestant))
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Markdown; shares are those of the same contestant's rates with factor 1, in the same round."""
+    head = "| | factor | slow block, updates/s | others, updates/s | others, share | range | images/s | images/s, share | range |"
+    lines = [head, "|" + "---|" * 9]
+    for row in rows:
+        whole = next(each for each in rows if each.name == row.name and each.factor == 1)
+        rates = [f"{Spread.of(values).median:.2f}" for values in (row.slow, row.others)]
+        cells = [f"{row.factor:g}", *rates, ratios(row.others, whole.others).cells(".2f")]
+        cells += [f"{Spread.of(row.speeds).median:.1f}", ratios(row.speeds, whole.speeds).cells(".2f")]
+        lines.append(f"| {row.name} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: list[str]) -> int:
+    """Run what is missing, and report; returns the exit code.
+
+    Raises:
+        UserError: the folder holds another study, or the arguments cannot be run.
+        CalledProcessError: a run has failed.
+    """
+    folder, options, overrides = read(arguments, Options())
+    options.check()
+    wanted = contestants(options)
+    run = Contest(folder, options, overrides, list(wanted.values()))
+    if options.block >= sum(run.split):
+        raise bad_value("block", options.block, f"0 to {sum(run.split) - 1}")
+    run.run()
+    text = table([measure(run, options, each, *key) for key, each in wanted.items()])
+    print(text, end="")
+    run.write("straggler", f"Block {options.block} slowed", ["straggler", *arguments], text)
+    return 0

@@ -1,0 +1,79 @@
+"""The study of slow blocks: rates and shares by hand count, its contestants, and what it refuses."""
+
+from pathlib import Path
+
+import pytest
+
+from fgpipe.observe.timeline import Event
+from fgpipe.study.__main__ import main
+from fgpipe.study.contest import Contest
+from fgpipe.study.straggler import Options, Row, contestants, others, table, update_rate
+
+SECOND = 10**9
+
+
+def test_update_rate() -> None:
+    """Epochs of 2 batches: 2 updates in 4, 1 and 2 seconds of the epochs after the first; the median is 1 per second."""
+    events = [Event("forward", 1, 0, -1, 0, 1), Event("update", 1, 0, -1, 1, 2), Event("update", 1, 1, -1, 2, 3)]
+    for epoch, (began, seconds) in enumerate([(100, 4), (200, 1), (300, 2)], start=1):
+        at = began * SECOND
+        events += [
+            Event("forward", 1, 2 * epoch, -1, at, at + 1),
+            Event("forward", 1, 2 * epoch + 1, -1, at + 2, at + 3),
+        ]
+        events += [Event("update", 1, 2 * epoch, -1, at + 4, at + 5)]
+        events += [Event("update", 1, 2 * epoch + 1, -1, at + 6, at + seconds * SECOND)]
+        events += [
+            Event("wait for input", 1, 2 * epoch, -1, at - SECOND, at),
+            Event("update", 0, 2 * epoch, -1, 0, SECOND),
+        ]
+    assert update_rate(events, 1, 2) == pytest.approx(1.0)
+    assert update_rate(reversed(events), 1, 2) == pytest.approx(1.0), "in any order"
+
+
+def test_others() -> None:
+    """Blocks 0 1 2 | 3 | 4 5 6 7."""
+    assert others([3, 1, 4], 0) == others([3, 1, 4], 2) == [3, 4, 5, 6, 7]
+    assert others([3, 1, 4], 3) == [0, 1, 2, 4, 5, 6, 7]
+    assert others([3, 1, 4], 4) == others([3, 1, 4], 7) == [0, 1, 2, 3]
+
+
+def test_shares() -> None:
+    """Over the same contestant's figures with factor 1, round by round: 0.5 and 0.9 of the others, 0.25 and 0.5 of images."""
+    rows = [
+        Row("ours", 1, [2.0, 3.0], [4.0, 10.0], [80.0, 60.0]),
+        Row("ours", 4, [1.0, 1.5], [2.0, 9.0], [20.0, 30.0]),
+        Row("1F1B", 1, [1.0, 1.0], [1.0, 1.0], [1.0, 1.0]),
+    ]
+    lines = table(rows).splitlines()
+    assert lines[3] == "| ours | 4 | 1.25 | 5.50 | 0.70 | 0.50 to 0.90 | 25.0 | 0.38 | 0.25 to 0.50 |"
+    assert lines[4].endswith("| 1.0 | 1.00 | 1.00 to 1.00 |")
+    assert {line.count("|") for line in lines} == {10}
+
+
+@pytest.mark.parametrize("processes", [2, 8])
+def test_contestants_can_be_run(processes: int, tmp_path: Path) -> None:
+    """Every method with every factor, all recorded; factor 1 is the block as it is."""
+    options = Options(processes=processes, split=[8 // processes] * processes, batches=2)
+    wanted = contestants(options)
+    Contest(tmp_path, options, [], list(wanted.values()))
+    assert len({each.folder for each in wanted.values()}) == len(wanted) == 5 * 4
+    for (_, factor), each in wanted.items():
+        slow = [key for key in each.overrides if key.startswith("slow.")]
+        assert slow == ([] if factor == 1 else ["slow.block=0", f"slow.factor={factor:g}"])
+        assert "trace=true" in each.overrides
+
+
+@pytest.mark.parametrize(
+    "argument, expected", [
+        ("block=-1", "block=-1: allowed: a block's number"),
+        ("block=8", "block=8: allowed: 0 to 7"),
+        ("factors=[2,4]", "factors=[2.0, 4.0]: allowed: 1, then larger factors"),
+        ("factors=[1,4,4]", "factors=[1.0, 4.0, 4.0]: allowed: 1, then larger factors"),
+        ("factors=slow", "factors=slow: "),
+    ],
+)  # fmt: skip
+def test_bad_input(argument: str, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["straggler", str(tmp_path / "study"), "split=[4,4]", "batches=2", argument]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith(f"fgpipe: {expected}") and message.count("\n") == 1
