@@ -231,12 +231,20 @@ def _reads(read: Callable[[str], float], allowed: str) -> tuple[Callable[[Any], 
     return accepts, allowed
 
 
+def _is_window(value: Any) -> bool:
+    return value == "auto" or _is_count(value) or (_is_list(value) and all(map(_is_count, value)))
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
 def _is_boundaries(values: Sequence[int]) -> bool:
     return len(values) == len(set(values)) >= 1 and min(values) >= 0
 
 
 def _is_partition(value: Any) -> bool:
-    return value == "counted" or (isinstance(value, Sequence) and not isinstance(value, str) and all(map(_is_count, value)))
+    return value == "counted" or (_is_list(value) and all(map(_is_count, value)))
 
 
 def _are_channel_numbers(values: Sequence[float]) -> bool:
@@ -293,7 +301,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "code": _one_of("hadamard", "rademacher"),
     "decode": _one_of("plain", "predicted", "smoothed"),
     "step": _one_of("projection", "normalised"),
-    "window": (lambda value: value == "auto" or _is_count(value), "auto, or a whole number of at least 1"),
+    "window": (_is_window, "auto, or a whole number of at least 1, or a list of them, one for each block"),
     "schedule": _one_of("gpipe", "1f1b", "zero_bubble"),
     "microbatches": _at_least(1),
     "replicas": _at_least(1),
@@ -550,6 +558,8 @@ def check_world(config: Config, world_size: int) -> None:
         raise bad_value("replicas", replicas, f"a divisor of the number of processes ({world_size})")
     if config.tangents == "oracle" and world_size > 1:
         raise bad_value("tangents", "oracle", f"forward with {world_size} processes; the oracle runs in one")
+    if _is_list(config.window) and len(config.window) != blocks:
+        raise bad_value("window", list(config.window), f"one number for each block ({blocks})")
     world_size //= replicas
     if world_size > blocks:
         most = f"at most one process per block (model.blocks={blocks})" + (f" and replica ({replicas})" if replicas > 1 else "")

@@ -40,7 +40,7 @@ WRONG = {
     "checkpoint.every_steps": ["0", "often"],
     "checkpoint.every_minutes": ["0"],
     "checkpoint.keep": ["0"],
-    "window": ["0", "-2", "1.5", "wide"],
+    "window": ["0", "-2", "1.5", "wide", "[2,0]", "[1.5]"],
     "microbatches": ["0"],
     "epochs": ["0", "1.5"],
     "batch_size": ["1", "many"],

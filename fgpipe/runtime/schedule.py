@@ -35,14 +35,17 @@ class Apply:
 Action = Forward | Apply
 
 
-def windows(method: Method, window: int | str) -> tuple[int, ...]:
-    """The window of each block: `window`, or for `auto` the smallest that keeps all blocks busy.
+def windows(method: Method, window: int | str | Sequence[int]) -> tuple[int, ...]:
+    """The window of each block: `window`, its own if that is a list, or for `auto` the smallest that keeps all busy.
 
     A batch's scalars reach block j after the forward passes of the blocks up to its target, hence
     `target(j) - j + 1`, which is J - j for a global target. A block that waits for no scalars has window 1.
     """
-    smallest = (method.target(j) - j + 1 if method.waits(j) else 1 for j in range(method.blocks))
-    return tuple(w if window == "auto" or w == 1 else int(window) for w in smallest)
+    smallest = [method.target(j) - j + 1 if method.waits(j) else 1 for j in range(method.blocks)]
+    if window == "auto":
+        return tuple(smallest)
+    asked = [window] * method.blocks if isinstance(window, int) else window
+    return tuple(w if method.waits(j) else 1 for j, w in enumerate(asked))
 
 
 def actions(batches: range, window: int, waits: bool) -> Iterator[Action]:

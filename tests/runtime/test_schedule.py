@@ -73,6 +73,8 @@ def test_windows(guess: str, depth: int | None, auto: tuple[int, ...], three: tu
     assert windows(method(guess, depth), "auto") == auto
     assert windows(method(guess, depth), 3) == three
     assert windows(method(guess, depth), 1) == (1, 1, 1, 1)
+    own = tuple(w if a > 1 else 1 for w, a in zip((9, 5, 2, 7), auto, strict=True))
+    assert windows(method(guess, depth), [9, 5, 2, 7]) == own, "a block that waits for nothing has 1"
 
 
 def test_targets() -> None:

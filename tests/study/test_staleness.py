@@ -1,0 +1,135 @@
+"""The study of staleness: histograms and tables by hand count, what is run again and what not, and two real runs."""
+
+import json
+import subprocess
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from fgpipe.config import check_world, compose_config
+from fgpipe.errors import UserError
+from fgpipe.observe import trace
+from fgpipe.observe.timeline import Event
+from fgpipe.study import staleness as study
+from fgpipe.study.__main__ import main
+from fgpipe.study.staleness import Cell, Row, cells, diverged, scaled, staleness, tables
+
+SMALL = ["data=digits", "model.width=0.07", "head=linear", "scope=block", "batch_size=32", "epochs=1"]
+SMALL += ["data.train_samples=384", "data.test_samples=32", "optim.lr=0.01"]
+
+
+def events(order: str, block: int = 0) -> list[Event]:
+    """From `f0 f1 a0 a1`: forward pass of batch 0, ..., update for batch 0, ..."""
+    kinds = {"f": "forward", "a": "update"}
+    return [Event(kinds[each[0]], block, int(each[1:]), -1, 10 * i, 10 * i + 5) for i, each in enumerate(order.split())]
+
+
+def test_histogram() -> None:
+    """Window 2 has one update in between, but for the first batch; lock-step none; other slices and blocks are apart."""
+    found = staleness([*events("f0 f1 a0 f2 a1 f3 a2 a3"), *events("f0 a0 f1 a1", 5), Event("push", 0, 0, -1, 6, 7)])
+    assert found == {0: Counter({0: 1, 1: 3}), 5: Counter({0: 2})}
+    assert staleness(reversed(events("f0 f1 f2 a0 a1 a2"))) == {0: Counter({0: 1, 1: 1, 2: 1})}
+
+
+def test_cells() -> None:
+    """Windows times policies but for one; a multiple of auto is that of each block."""
+    assert len(cells()) == 9 and len({cell.name for cell in cells()}) == 9
+    assert Cell("2 x auto", "eager").overrides((3, 2, 1)) == ["window=[6,4,2]", "feedback=eager"]
+    assert Cell("auto", "in_order").overrides((3, 2, 1)) == ["window=auto", "feedback=in_order"]
+    setting = scaled(["data=digits", "scope=block"])
+    for cell in cells():
+        check_world(compose_config([*setting, *cell.overrides(range(8, 0, -1))]), 8)
+    with pytest.raises(UserError, match=r"window=\[3, 2, 1\]: allowed: one number for each block \(8\)"):
+        check_world(compose_config(["window=[3,2,1]"]), 8)
+
+
+def test_setting() -> None:
+    """That of the grid, by forward mode; arguments win."""
+    config = compose_config(scaled(["epochs=1"]))
+    assert (config.data.size, config.model.width, config.batch_size, config.epochs) == (32, 0.25, 64, 1)
+    assert (config.guess, config.target.name, config.scope, config.tangents) == ("local", "global", "tensor", "forward")
+    assert config.data.train_samples == 6400 and config.optim.lr == 0.1 and config.trace
+
+
+def test_tables() -> None:
+    rows = [
+        Row(Cell("auto", "eager"), [0.5, 0.6], {0: Counter({0: 1, 7: 3})}),
+        Row(Cell("4 x auto", "eager"), [None, 0.4], {}),
+        Row(Cell("4 x auto", "in_order"), [None], {}),
+    ]
+    lines = tables(rows).splitlines()
+    assert lines[2] == "| auto | eager | 55.0% | 50.0% to 60.0% |"
+    assert lines[3] == "| 4 x auto | eager | 40.0% and 1 diverged | 40.0% to 40.0% |"
+    assert lines[4] == "| 4 x auto | in_order | 1 diverged |  |"
+    assert lines[-1] == "| auto | eager | 0 | 0: 25.0%, 7: 75.0% |"
+    assert [row.accuracy for row in rows] == [pytest.approx(0.55), None, None]
+
+
+def test_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Done and diverged runs stay; an interrupted and a failed one are run again."""
+    ran: list[str] = []
+
+    def launch(runs: Sequence[Sequence[str]], processes: int, file: Path) -> None:
+        path = Path(dict(each.split("=", 1) for each in runs[0])["run_dir"].strip('"'))
+        path.mkdir()
+        ran.append(path.name)
+        if len(ran) == 3:
+            raise KeyboardInterrupt
+        if path.name.startswith("4-x-auto-eager") or len(ran) == 5:
+            cause = "the loss is not finite" if len(ran) != 5 else "rank 1 is gone"
+            (path / "verdict.json").write_text(json.dumps({"cause": cause}))
+            raise subprocess.CalledProcessError(1, "torchrun")
+        (path / "summary.json").write_text(json.dumps({"test_accuracy": 0.5}))
+        trace.write(path / "trace.json", {0: events("f0 f1 a0 a1")}, {0: "rank 0"}, {})
+
+    monkeypatch.setattr(study, "launch", launch)
+    command = ["staleness", str(tmp_path / "study"), *SMALL]
+    with pytest.raises(KeyboardInterrupt):
+        main(command)
+    assert main(command) == 1 and "a run has failed" in capsys.readouterr().err
+    assert main(command) == 0
+    assert len(ran) == 9 + 2 and ran[2] == ran[3] and ran[4] == ran[5]
+    assert main(command) == 0 and len(ran) == 11
+    text = (tmp_path / "study" / "staleness.md").read_text()
+    assert "| 4 x auto | eager | 1 diverged |" in text and "| auto | in_order | 50.0% | 50.0% to 50.0% |" in text
+    assert "| 2 | eager | 0 | 0: 50.0%, 1: 50.0% |" in text
+    assert (tmp_path / "study" / "staleness.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    "arguments, expected", [
+        (["seeds=0"], "seeds=0: allowed: a whole number of at least 1"),
+        (["processes=9"], "processes=9: allowed: 1 to model.blocks=8"),
+        (["epochs=0"], "epochs=0: allowed: a finite number of at least 1"),
+        (["data.root=nowhere"], "data.root=nowhere"),
+    ],
+)  # fmt: skip
+def test_bad_input(arguments: list[str], expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["staleness", str(tmp_path / "study"), *arguments]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith(f"fgpipe: {expected}") and message.count("\n") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_real_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Histograms off the timeline agree with what each block counts itself; in order they are what the windows say."""
+    wanted = [Cell("auto", "in_order"), Cell("2 x auto", "eager")]
+    monkeypatch.setattr(study, "cells", lambda: wanted)
+    assert main(["staleness", str(tmp_path), "processes=2", *SMALL]) == 0
+    for cell in wanted:
+        folder = tmp_path / f"{cell.name}-0"
+        found = staleness(event for of in trace.read(folder / "trace.json").values() for event in of)
+        counted = json.loads((folder / "summary.json").read_text())
+        assert not diverged(folder) and len(found) == 8
+        for block, histogram in found.items():
+            own = counted["staleness"][str(block)]
+            assert (min(histogram), max(histogram)) == (own["min"], own["max"])
+            mean = sum(each * count for each, count in histogram.items()) / histogram.total()
+            assert histogram.total() == 12 and mean == pytest.approx(own["mean"])
+            if cell.policy == "in_order":
+                late = 7 - block
+                assert histogram == Counter({**dict.fromkeys(range(late), 1), late: 12 - late})
+    assert counted["windows"] == [16, 14, 12, 10, 8, 6, 4, 1]
