@@ -2,9 +2,9 @@
 
     python -m fgpipe.study staleness FOLDER data.root=DIR [processes=8] [seeds=1] [out=DIR] [key=value ...]
 
-Windows 1, 2, auto, twice and four times auto, on CIFAR-10 at the scaled setting of the grid (`configs/profile/scaled.yaml`)
-with a local guess and a global target, but by forward mode in as many processes as there are blocks, as that is where
-batches overlap. `scope=block` has 7 lanes on the last link, where the paper's scalars per tensor have 54.
+Windows 1, 2, auto, twice and four times auto, on CIFAR-10 at the scaled setting of the grid with a local guess and a
+global target (`configs/profile/scaled.yaml`), but by forward mode, with a process for each block: that is where batches
+overlap. `scope=block` has 7 lanes on the last link, where the paper's scalars per tensor have 54.
 
 A batch's staleness at a block is the number of the block's updates between its forward pass and its own update, counted
 on the timeline. A run that diverges is reported as such. Runs that FOLDER has are not run again. The tables are printed

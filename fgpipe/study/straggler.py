@@ -3,7 +3,7 @@
     python -m fgpipe.study straggler FOLDER [block=0] [factors=[1,2,4,8]] [processes=2] [split=[4,4]] [batches=32]
                                      [epochs=2] [repeats=3] [out=DIR] [key=value ...]
 
-Every contestant is run with block `block` slowed by each of the factors (`slow.*`), with its timeline recorded. A block's
+Every contestant is run with one block slowed by each of the factors (`slow.*`), with its timeline recorded. A block's
 update rate counts from its first forward pass of an epoch to its last update; "others" is the slowest of the blocks in
 other processes than the slow one's, whose blocks share its thread. Rates and images per second are also given over those of the same
 contestant with factor 1, in the same round. The rest is as in `throughput`.
@@ -119,7 +119,8 @@ def measure(run: Contest, options: Options, contestant: Contestant, name: str, f
 
 def table(rows: Sequence[Row]) -> str:
     """Markdown; shares are those of the same contestant's rates with factor 1, in the same round."""
-    head = "| | factor | slow block, updates/s | others, updates/s | others, share | range | images/s | images/s, share | range |"
+    head = "| | factor | slow block, updates/s | others, updates/s | others, share | range "
+    head += "| images/s | images/s, share | range |"
     lines = [head, "|" + "---|" * 9]
     for row in rows:
         whole = next(each for each in rows if each.name == row.name and each.factor == 1)
