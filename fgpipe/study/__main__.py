@@ -10,6 +10,7 @@ from fgpipe.errors import UserError
 
 STUDIES = {
     "lanes": "accuracy and time per image against lanes, decoding and step size",
+    "timeline": "a picture of a few batches of a trace",
     "unlocking": "the paper's table 1, measured: what each update waits for, compute, bytes, memory in flight",
     "precision": "how far bfloat16 takes the estimates from the float64 oracle",
     "per_sample": "per-sample scalars from one tangent beside the exact projection of every sample",
