@@ -11,6 +11,7 @@ from fgpipe.errors import UserError
 
 STUDIES = {
     "lanes": "accuracy and time per image against lanes, decoding and step size",
+    "timeline": "a picture of a few batches of a trace",
     "unlocking": "the paper's table 1, measured: what each update waits for, compute, bytes, memory in flight",
     "throughput": "images per second, beside pipelined backpropagation and backpropagation in one process",
     "link": "images per second over a slow link between two hosts",

@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -52,6 +54,16 @@ def workers_with(marker: str) -> dict[int, int]:
         except OSError:
             continue  # it has just ended
         found.update({int(value): pid for name, _, value in (line.partition("=") for line in variables) if name == "RANK"})
+    return found
+
+
+def living(pids: Iterable[int]) -> list[int]:
+    """Those of the processes that have not ended; one that nobody has reaped has."""
+    found = []
+    for pid in pids:
+        with suppress(psutil.NoSuchProcess):
+            if psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+                found.append(pid)
     return found
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fgpipe.checkpoint import Checkpoints
-from tests.integration.launching import command, environment, processes_with, wait_until, workers_with
+from tests.integration.launching import command, environment, living, processes_with, wait_until, workers_with
 
 
 @pytest.mark.slow
@@ -76,10 +76,11 @@ def test_killed_launcher(saves: bool, tmp_path: Path) -> None:
     try:
         assert wait_until(lambda: "epoch 1/500:" in text(), 120), text()
         assert not saves or wait_until(lambda: bool(Checkpoints(run).steps()), 20), text()
-        before = Checkpoints(run).steps()
+        before, workers = Checkpoints(run).steps(), workers_with(str(run)).values()
+        assert len(workers) == 2
         job.kill()
         job.wait()
-        assert wait_until(lambda: not processes_with(str(run)), 45), text()
+        assert wait_until(lambda: not living(workers), 45), text()
         if saves:
             assert Checkpoints(run).steps()[-1] > before[-1], text()
             assert "on SIGTERM" in text()
