@@ -5,8 +5,8 @@
 
 Every contestant is run with one block slowed by each of the factors (`slow.*`), with its timeline recorded. A block's
 update rate counts from its first forward pass of an epoch to its last update; "others" is the slowest of the blocks in
-other processes than the slow one's, whose blocks share its thread. Rates and images per second are also given over those of the same
-contestant with factor 1, in the same round. The rest is as in `throughput`.
+other processes than the slow one's, whose blocks share its thread. Rates and images per second are also given over
+those of the same contestant with factor 1, in the same round. The rest is as in `throughput`.
 
 The table is printed and written to DIR/straggler.md, in FOLDER without `out`. docs/benchmarks/README.md says what is
 compared and how.

@@ -12,7 +12,7 @@ PARTS = 5
 
 
 def write_images(root: Path, train: int, test: int) -> None:
-    """Make `root` a `data.root` of data=cifar10, with so many images of each part or a few more; kept if it is there."""
+    """Make `root` a `data.root` of data=cifar10, with so many images of each part or a few more; kept if there."""
     if root.is_dir():
         return
     staging = root.with_name(f"{root.name}.part")

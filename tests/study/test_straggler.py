@@ -13,7 +13,7 @@ SECOND = 10**9
 
 
 def test_update_rate() -> None:
-    """Epochs of 2 batches: 2 updates in 4, 1 and 2 seconds of the epochs after the first; the median is 1 per second."""
+    """Epochs of 2 batches: 2 updates in 4, 1 and 2 seconds after the first epoch; the median is 1 per second."""
     events = [Event("forward", 1, 0, -1, 0, 1), Event("update", 1, 0, -1, 1, 2), Event("update", 1, 1, -1, 2, 3)]
     for epoch, (began, seconds) in enumerate([(100, 4), (200, 1), (300, 2)], start=1):
         at = began * SECOND
@@ -39,7 +39,7 @@ def test_others() -> None:
 
 
 def test_shares() -> None:
-    """Over the same contestant's figures with factor 1, round by round: 0.5 and 0.9 of the others, 0.25 and 0.5 of images."""
+    """Over the same contestant's figures with factor 1, round by round: 0.5 and 0.9, of images 0.25 and 0.5."""
     rows = [
         Row("ours", 1, [2.0, 3.0], [4.0, 10.0], [80.0, 60.0]),
         Row("ours", 4, [1.0, 1.5], [2.0, 9.0], [20.0, 30.0]),
