@@ -21,7 +21,7 @@ from fgpipe.study.series import launch
 from fgpipe.study.split import data_facts, measured_split
 from fgpipe.study.synthetic import write_images
 
-COMMON = ["data=cifar10", "data.augment=none", "model.width=0.5", "batch_size=128", "window=auto", "threads=1"]
+COMMON = ["data=cifar10_jpeg", "data.augment=none", "model.width=0.5", "batch_size=128", "window=auto", "threads=1"]
 COMMON += ["device=cpu", "observe.tensorboard=false", "optim=constant", "optim.lr=0.0001", "deadline=600"]
 Start = Callable[[Sequence[Sequence[str]], int, Path], None]
 """As `study.series.launch`."""
