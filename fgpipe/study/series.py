@@ -24,8 +24,12 @@ def launch(runs: Sequence[Sequence[str]], processes: int, file: Path) -> None:
     for overrides in runs:
         compose_config(overrides)
     file.write_text(json.dumps([list(overrides) for overrides in runs], indent=1))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    subprocess.run([*torchrun, "-m", "fgpipe.study.series", str(file)], stdout=sys.stderr, check=True)
+    subprocess.run([*torchrun(processes), "-m", "fgpipe.study.series", str(file)], stdout=sys.stderr, check=True)
+
+
+def torchrun(processes: int) -> list[str]:
+    """The beginning of a command that starts so many processes on this host."""
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
 
 
 def main(file: Path) -> int:
