@@ -32,6 +32,8 @@ SECTIONS: dict[str, Callable[[Sizes], Iterator[Row]]] = {
     "profile": overhead.rows,
 }
 HEADING = "## Results\n"
+ENVIRONMENT = ("MALLOC_", "OMP_")
+"""How the names of variables begin that change what is measured; those that are set belong to the command."""
 KEYS = ("out", "only", "quick")
 
 
@@ -87,7 +89,8 @@ def main(arguments: list[str]) -> int:
         except subprocess.CalledProcessError as error:
             print(f"fgpipe: {name}: a run ended with code {error.returncode}", file=sys.stderr)
             return 1
-    command = " ".join(["python -m fgpipe.bench", *arguments])
+    settings = [f"{key}={value}" for key, value in sorted(os.environ.items()) if key.startswith(ENVIRONMENT)]
+    command = " ".join([*settings, "python -m fgpipe.bench", *arguments])
     text = f"{table(rows)}\n{surroundings()}\n\nCommand: `{command}`\n"
     print(text, end="")
     if options.out is not None:
