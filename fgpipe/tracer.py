@@ -45,6 +45,7 @@ class Tracer:
         }
         about = {
             "clock": "CLOCK_MONOTONIC of rank 0, which ranks of one host share; the others' times are moved by their offset",
+            "origin": min((event.began for each in events.values() for event in each), default=0),
             "offsets": [
                 {"rank": other, "same_host_as": host, "before": asdict(first), "after": asdict(last)}
                 for other, (host, (first, last)) in enumerate(zip(self._cluster.hosts, clocks, strict=True))

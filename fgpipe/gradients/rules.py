@@ -90,8 +90,16 @@ def _batch_norm(module: nn.BatchNorm2d, x: Tensor, prefix: str) -> tuple[Tensor,
             lane, x, weight, means, variances, mean, inverse_std, True, eps, [True, False, False]
         )[0]
 
+    def normalise_all(dx: Tangent) -> Tangent:
+        if len(dx.lanes) == 1:
+            return Tangent(dx.lanes, normalise(dx.value))
+        dy = Tangent(dx.lanes, torch.empty_like(dx.value))
+        for lane, place in zip(dx.per_lane(), dy.per_lane(), strict=True):
+            place.copy_(normalise(lane))  # at once: only one lane is there twice
+        return dy
+
     def push(dx: Tangent | None, directions: Directions) -> Tangent | None:
-        dy = None if dx is None else Tangent(dx.lanes, torch.cat([normalise(lane) for lane in dx.per_lane()]))
+        dy = None if dx is None else normalise_all(dx)
         if own := directions.get(f"{prefix}weight"):
             scale = (own.value * inverse_std).reshape(per_channel)
             dy = insert(dy, torch.addcmul(-scale * mean.reshape(per_channel), x, scale), own.coefficients)

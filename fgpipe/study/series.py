@@ -26,11 +26,16 @@ def launch(runs: Sequence[Sequence[str]], processes: int, file: Path, hosts: Seq
     for overrides in runs:
         compose_config(overrides)
     file.write_text(json.dumps([list(overrides) for overrides in runs], indent=1))
+    command = [*torchrun(processes, hosts), "-m", "fgpipe.study.series", str(file)]
+    subprocess.run(command, stdout=sys.stderr, check=True)
+
+
+def torchrun(processes: int, hosts: Sequence[str] = ()) -> list[str]:
+    """The beginning of a command that starts so many processes on this host, or on two; `hosts` as for `launch`."""
     where = ["--standalone", f"--nproc_per_node={processes}"]
     if hosts:
         where = ["--nnodes=2", f"--nproc_per_node={processes // 2}", "--master_addr=host0"]
-    torchrun = [*hosts, sys.executable, "-m", "torch.distributed.run", *where]
-    subprocess.run([*torchrun, "-m", "fgpipe.study.series", str(file)], stdout=sys.stderr, check=True)
+    return [*hosts, sys.executable, "-m", "torch.distributed.run", *where]
 
 
 def main(file: Path) -> int:

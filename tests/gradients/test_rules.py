@@ -112,6 +112,20 @@ def test_rule(build) -> None:
         torch.testing.assert_close(have, _differences(reference, x, below, weights), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("build", LAYERS.values(), ids=LAYERS.keys())
+def test_one_lane(build) -> None:
+    """A single lane from below, without directions of the parameters; it is read only."""
+    module = randomized(build())
+    x, dx = torch.randn(2, *IMAGES, dtype=torch.float64)
+    reference, given = copy.deepcopy(module), dx.clone()
+    _, push = linearize(module, x)
+    got = push(Tangent((3,), given), {})
+    assert got.lanes == (3,)
+    still = {name: torch.zeros_like(p) for name, p in reference.named_parameters()}
+    torch.testing.assert_close(got.value, _jvp(reference, x, dx, still)[1], rtol=1e-9, atol=1e-10)
+    assert torch.equal(given, dx)
+
+
 def _call(module: nn.Module, moved: dict[str, Tensor], x: Tensor) -> Tensor:
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
     return functional_call(module, {**moved, **buffers}, (x.clone(),))

@@ -83,13 +83,13 @@ def test_times(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_images(tmp_path: Path) -> None:
-    """They are read as CIFAR-10, enough of each part, every class; and made once."""
+    """Enough of each part, of the size of CIFAR-10's, every class; and made once."""
     root = tmp_path / "images"
     write_images(root, 203, 7)
-    made = (root / "cifar-10-batches-py" / "test_batch").stat().st_mtime_ns
+    made = (root / "test" / "0" / "000000.bmp").stat().st_mtime_ns
     write_images(root, 203, 7)
-    assert (root / "cifar-10-batches-py" / "test_batch").stat().st_mtime_ns == made
-    dataset = load(compose_config(["data=cifar10", f"data.root={root}", "data.train_samples=203"]).data)
+    assert (root / "test" / "0" / "000000.bmp").stat().st_mtime_ns == made
+    dataset = load(compose_config(["data=cifar10_jpeg", f"data.root={root}", "data.train_samples=203"]).data)
     assert dataset.train_images.shape == (203, 3, 32, 32) and dataset.test_images.shape == (7, 3, 32, 32)
     assert set(dataset.train_labels.tolist()) == set(range(10))
     assert dataset.train_images.float().std() > 70, "noise: 256 levels, all as likely, deviate by 73.9"

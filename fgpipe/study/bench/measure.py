@@ -1,0 +1,62 @@
+"""Time and memory of calls in this process."""
+
+import json
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+from torch.profiler import ProfilerActivity, profile
+
+from fgpipe.study.bench.table import Sizes
+
+Name = TypeVar("Name")
+
+
+def interleaved(
+    calls: Mapping[Name, Callable[[], object]], sizes: Sizes, factor: float = 1.0
+) -> dict[Name, list[float]]:
+    """Seconds of each call in every round; what comes and goes on the machine meets all of them alike.
+
+    A round makes every call once, in turn, and every other round in reverse. One round that is not timed comes first.
+
+    Args: factor: on `sizes.seconds`.
+    """
+    for call in calls.values():
+        call()
+    seconds: dict[Name, list[float]] = {name: [] for name in calls}
+    order, rounds, over = list(calls), 0, time.monotonic() + factor * sizes.seconds
+    while rounds < sizes.rounds or time.monotonic() < over:
+        for name in order:
+            began = time.perf_counter()
+            calls[name]()
+            seconds[name].append(time.perf_counter() - began)
+        order.reverse()
+        rounds += 1
+    return seconds
+
+
+def ratios(above: list[float], below: list[float]) -> list[float]:
+    """Of the same round."""
+    return [a / b for a, b in zip(above, below, strict=True)]
+
+
+def peak_bytes(call: Callable[[], object]) -> int:
+    """The most that PyTorch's CPU allocator gave out during a call, beyond what was given out before it.
+
+    Every allocation counts, those within kernels too; the call is made once before, for what is allocated only once.
+    """
+    call()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        kept = call()
+    del kept
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "memory.json"
+        profiled.export_chrome_trace(str(path))
+        events = json.loads(path.read_text())["traceEvents"]
+    live = peak = 0
+    for event in sorted((event for event in events if event["name"] == "[memory]"), key=lambda event: event["ts"]):
+        live += event["args"]["Bytes"]
+        peak = max(peak, live)
+    return peak

@@ -1,0 +1,62 @@
+"""How near two processes come to the throughput that the busier one's own compute allows, read off their traces."""
+
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
+from pathlib import Path
+
+from fgpipe.observe import trace
+from fgpipe.observe.timeline import COMPUTE, Event
+from fgpipe.study.bench.table import Row, Sizes, at_least
+from fgpipe.study.series import launch
+
+EFFICIENCY = at_least(0.9)
+PROCESSES = 2
+CELLS = {"local target": ["target=local"], "global target, one lane": ["target=global", "lanes=1"]}
+BATCH = 32
+MARGIN = 8
+"""The largest window of 8 blocks."""
+COMMON = ["data=digits", "epochs=1", "guess=local", "window=auto", "threads=1", "device=cpu", "trace=true"]
+COMMON += ["optim=constant", "optim.lr=0.001", "observe.tensorboard=false"]
+
+
+def rows(sizes: Sizes) -> Iterator[Row]:
+    """Of each width and cell; the runs of all of them are interleaved, in one set of processes."""
+    cells = list(product(sizes.widths, CELLS))
+    short = [f"data.train_samples={sizes.batches * BATCH}", f"data.test_samples={BATCH}", f"batch_size={BATCH}"]
+    with tempfile.TemporaryDirectory() as folder:
+        names = {
+            (run, *cell): Path(folder) / f"run-{run}-{n}" for run in range(sizes.runs) for n, cell in enumerate(cells)
+        }
+        runs = [
+            [*COMMON, *short, *CELLS[cell], f"model.width={width}", f"run_dir={path}"]
+            for (_, width, cell), path in names.items()
+        ]
+        launch(runs, PROCESSES, Path(folder) / "runs.json")
+        for width, cell in cells:
+            found = [efficiency(trace.read(names[run, width, cell] / "trace.json")) for run in range(sizes.runs)]
+            what = f"throughput over the busiest stage's bound, {cell}, width {width:g}"
+            yield Row("pipeline", what, found, EFFICIENCY, "2 processes, one thread each, window=auto")
+
+
+def efficiency(events: Mapping[int, Sequence[Event]]) -> float:
+    """Compute of the busiest process, over the time that the process which takes longest needs for the same batches.
+
+    They are those in the middle: the first `MARGIN` batches fill the pipeline and the last ones drain it. A process is
+    done with a batch when its last event of it has ended.
+
+    Args: events: of each process.
+    """
+    compute, took = [], []
+    for each in events.values():
+        work = [event for event in each if event.kind in COMPUTE]
+        done: dict[int, int] = defaultdict(int)
+        for event in work:
+            done[event.batch] = max(done[event.batch], event.ended)
+        began, ended = done[MARGIN], done[len(done) - 1 - MARGIN]
+        compute.append(
+            sum(event.ended - event.began for event in work if began <= event.began and event.ended <= ended)
+        )
+        took.append(ended - began)
+    return max(compute) / max(took)

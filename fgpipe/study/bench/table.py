@@ -1,0 +1,87 @@
+"""What a section measures, the goal that it is held to, and the one table of all."""
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is measured."""
+
+    rounds: int
+    """Of interleaved calls, at least."""
+    seconds: float
+    """More rounds follow until this time is over."""
+    runs: int
+    """Of each command that is timed as a whole."""
+    widths: tuple[float, ...]
+    lanes: tuple[int, ...]
+    batch: int
+    pixels: int
+    """Height and width of the images of steps that are timed in this process."""
+    batches: int
+    """Of a run in several processes."""
+    processes: int
+    """Of the start."""
+
+
+FULL = Sizes(3, 2.0, 3, (1.0, 0.25), (1, 4, 7), 64, 32, 32, 8)
+QUICK = Sizes(1, 0.0, 1, (0.0625,), (1, 2), 8, 16, 20, 2)
+"""Every line of code once, for the tests; its figures mean nothing."""
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A bound on a figure."""
+
+    bound: float
+    at_most: bool
+    """Else at least."""
+
+    def __str__(self) -> str:
+        return f"{'at most' if self.at_most else 'at least'} {self.bound:.4g}"
+
+    def met(self, figure: float) -> bool:
+        return figure <= self.bound if self.at_most else figure >= self.bound
+
+
+def at_most(bound: float) -> Goal:
+    return Goal(bound, at_most=True)
+
+
+def at_least(bound: float) -> Goal:
+    return Goal(bound, at_most=False)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    section: str
+    what: str
+    figures: Sequence[float]
+    """One of each repetition."""
+    goal: Goal | None = None
+    note: str = ""
+
+    @property
+    def measured(self) -> float:
+        return statistics.median(self.figures)
+
+    def cells(self) -> list[str]:
+        """The texts of the line; ratio and verdict are those of the median."""
+        spread = f"{min(self.figures):.3g} to {max(self.figures):.3g}"
+        judged = ["", "", ""]
+        if self.goal is not None:
+            verdict = "met" if self.goal.met(self.measured) else "missed"
+            judged = [str(self.goal), f"{self.measured / self.goal.bound:.2f}", verdict]
+        goal, ratio, verdict = judged
+        return [self.section, self.what, goal, f"{self.measured:.3g}", spread, ratio, verdict, self.note]
+
+
+def table(rows: Iterable[Row]) -> str:
+    """Markdown."""
+    head = ["section", "figure", "goal", "measured (median)", "spread", "measured / goal", "verdict", "note"]
+    lines = [head, ["---"] * len(head), *(row.cells() for row in rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)

@@ -1,0 +1,104 @@
+"""What lanes cost, in forward passes of the same block, and against `torch.func`; time and memory."""
+
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, jvp, vmap
+
+from fgpipe.gradients import Tangent, linearize
+from fgpipe.models.net import materialize
+from fgpipe.models.resnet import resnet18
+from fgpipe.study.bench.measure import interleaved, peak_bytes, ratios
+from fgpipe.study.bench.table import Row, Sizes, at_least, at_most
+
+PRICE, SPEEDUP, MEDIAN_SPEEDUP, MEMORY = at_most(1.1), at_least(1.0), at_least(1.7), at_most(1.1)
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Of one block and number of lanes."""
+
+    price: list[float]
+    """Of each round: primal and R lanes, over 1 + R forward passes."""
+    speedup: list[float]
+    """Of each round: `vmap(jvp)` over primal and R lanes."""
+    memory: float
+    """Peak of primal and R lanes, over 1 + R times the peak of a forward pass."""
+
+
+@torch.no_grad()
+def rows(sizes: Sizes) -> Iterator[Row]:
+    """Of each width and number of lanes, the worst block; the note has every block's median."""
+    speedups = []
+    for width in sizes.widths:
+        found = {lanes: [] for lanes in sizes.lanes}
+        for block, x in blocks(width, sizes):
+            for lanes, figures in measure(block, x, sizes).items():
+                found[lanes].append(figures)
+        for lanes, of_blocks in found.items():
+            prices, each = [figures.price for figures in of_blocks], [figures.speedup for figures in of_blocks]
+            speedups += [statistics.median(speedup) for speedup in each]
+            where = f"width {width:g}, {lanes} lane{'s' * (lanes > 1)}"
+            worst = max(prices, key=statistics.median)
+            yield Row("tangents", f"time in forward passes, {where}", worst, PRICE, _note(prices))
+            slowest = min(each, key=statistics.median)
+            yield Row("tangents", f"speed against vmap(jvp), {where}", slowest, SPEEDUP, _note(each))
+            memory = [[figures.memory] for figures in of_blocks]
+            yield Row("tangents", f"peak memory in forward passes', {where}", max(memory), MEMORY, _note(memory))
+    yield Row("tangents", "speed against vmap(jvp), all of these", speedups, MEDIAN_SPEEDUP)
+
+
+def _note(of_blocks: list[list[float]]) -> str:
+    return "blocks from 0 on: " + " ".join(f"{statistics.median(figures):.2f}" for figures in of_blocks)
+
+
+def blocks(width: float, sizes: Sizes) -> Iterator[tuple[nn.Module, Tensor]]:
+    """Each block of ResNet-18 in training mode, with a batch at its input, channels last."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(sizes.batch, 3, sizes.pixels, sizes.pixels, generator=generator)
+    x = x.contiguous(memory_format=torch.channels_last)
+    with torch.device("meta"):
+        found, _ = resnet18(8, width=width)
+    for block in found:
+        block = materialize(block, generator, dtype=x.dtype, device=x.device)
+        yield block, x
+        x = block(x)
+
+
+def measure(block: nn.Module, x: Tensor, sizes: Sizes) -> dict[int, Figures]:
+    """Of one block, by number of lanes."""
+    forward, found = (lambda: block(x)), {}
+    forward_peak = peak_bytes(forward)
+    for lanes in sizes.lanes:
+        dx = torch.randn(lanes * len(x), *x.shape[1:]).contiguous(memory_format=torch.channels_last)
+        ours = pushing(block, x, Tangent(tuple(range(lanes)), dx))
+        seconds = interleaved({"forward": forward, "ours": ours, "torch": by_torch(block, x, dx)}, sizes)
+        price = [ratio / (1 + lanes) for ratio in ratios(seconds["ours"], seconds["forward"])]
+        memory = peak_bytes(ours) / (1 + lanes) / forward_peak
+        found[lanes] = Figures(price, ratios(seconds["torch"], seconds["ours"]), memory)
+    return found
+
+
+def pushing(block: nn.Module, x: Tensor, tangent: Tangent) -> Callable[[], tuple[Tensor, Tensor]]:
+    """The block's output and its lanes, as a stage computes them."""
+
+    def run() -> tuple[Tensor, Tensor]:
+        y, push = linearize(block, x)
+        return y, push(tangent, {}).value
+
+    return run
+
+
+def by_torch(block: nn.Module, x: Tensor, dx: Tensor) -> Callable[[], tuple[Tensor, Tensor]]:
+    """The same by `vmap(jvp)`, which computes the primal once: `[B, ...]` and `[R, B, ...]`."""
+    parameters = {name: parameter.detach() for name, parameter in block.named_parameters()}
+
+    def call(x: Tensor) -> Tensor:
+        buffers = {name: buffer.clone() for name, buffer in block.named_buffers()}  # which jvp must see being made
+        return functional_call(block, parameters | buffers, (x,))
+
+    push = vmap(lambda dx: jvp(call, (x,), (dx,)), out_dims=(None, 0))
+    return lambda: push(dx.unflatten(0, (-1, len(x))))

@@ -1,0 +1,76 @@
+"""The loops in plain PyTorch that speed is measured against do the same updates as our own, in float64.
+
+After three batches with momentum and weight decay, every tensor has moved as the oracle's has, to 1e-9 of the move:
+the sums of both have at most some 1e5 products, whose rounding is about 1e-13.
+"""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fgpipe.assembly import DataFacts, Plan, build_trainer
+from fgpipe.config import compose_config
+from fgpipe.observe.ledger import Ledger
+from fgpipe.observe.metrics import Metrics
+from fgpipe.runtime.process import Cluster, Place
+from fgpipe.runtime.reference import OracleTrainer
+from fgpipe.study.baselines.plain import PlainLoop
+from fgpipe.study.baselines.two_passes import TwoBackwardPasses
+
+COMMON = [
+    "tangents=oracle",
+    "dtype=float64",
+    "window=1",
+    "model.width=0.08",
+    "head.hidden=64",
+    "batch_size=8",
+    "seed=1",
+]
+COMMON += ["optim=constant", "optim.lr=0.02"]
+
+
+def trainer_of(*overrides: str) -> OracleTrainer:
+    plan = Plan.make(compose_config([*COMMON, *overrides]), DataFacts(3, 1, 5, 3, 16, 16), None, 0, 1)
+    blocks = plan.method.blocks
+    return build_trainer(plan, Cluster(Place(0, 1, 0, 1)), torch.device("cpu"), Metrics(blocks), Ledger(blocks))
+
+
+def batches() -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(7)
+    images = torch.randn(3, 8, 3, 16, 16, generator=generator, dtype=torch.float64)
+    return list(zip(images, torch.randint(0, 5, (3, 8), generator=generator), strict=True))
+
+
+def assert_moved_alike(got: nn.Module, want: nn.Module, before: nn.Module) -> None:
+    """Parameters and running statistics."""
+    for (name, a), b, start in zip(
+        got.state_dict().items(), want.state_dict().values(), before.state_dict().values(), strict=True
+    ):
+        move = (b - start).double().norm()
+        assert move > 0, f"{name} has not moved"
+        assert (a - b).double().norm() <= 1e-9 * move, name
+
+
+@pytest.mark.parametrize("head", ["mlp", "cnn", "predsim"])
+def test_two_backward_passes(head: str) -> None:
+    trainer = trainer_of("guess=local", "target=global", "space=activity", "scope=sample", f"head={head}")
+    before = nn.ModuleList(copy.deepcopy([*trainer.blocks, *trainer.heads]))
+    ours = copy.deepcopy(before)
+    trainer.train(0, 3, lambda epoch, index: batches()[index])
+    baseline = TwoBackwardPasses(ours[:8], ours[8:], compose_config(COMMON).optim)
+    for images, labels in batches():
+        baseline.step(images, labels)
+    assert_moved_alike(ours, nn.ModuleList([*trainer.blocks, *trainer.heads]), before)
+
+
+def test_plain_loop() -> None:
+    trainer = trainer_of("guess=end_to_end")
+    before = copy.deepcopy(nn.Sequential(*trainer.blocks, trainer.heads[-1]))
+    net = copy.deepcopy(before)
+    trainer.train(0, 3, lambda epoch, index: batches()[index])
+    baseline = PlainLoop(net, compose_config(COMMON).optim)
+    for images, labels in batches():
+        baseline.step(images, labels)
+    assert_moved_alike(net, nn.Sequential(*trainer.blocks, trainer.heads[-1]), before)
