@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -73,7 +74,7 @@ class DistributedLink(Link):
             delay: makes the link slower than it is.
         """
         self._block, self._peer, self._ledger, self._device, self._delay = block, peer, ledger, device, delay
-        self._pending: deque[tuple[list[dist.Work], list[Tensor]]] = deque()
+        self._pending: deque[_Sending] = deque()
 
     def send(self, batch: Batch) -> None:
         parts = [wire(batch.x)] + ([wire(batch.tangent.value)] if batch.tangent else [])
@@ -83,10 +84,10 @@ class DistributedLink(Link):
         header = torch.tensor(fields + [0] * (HEADER - len(fields)))
         messages = [header, payload, batch.labels.cpu()]
         if self._delay is None:
-            self._post(messages)
+            self._post(batch.name, messages)
         else:
             size = sum(message.nbytes for message in messages)
-            self._delay.put(size, partial(self._post, messages), room=IN_FLIGHT)
+            self._delay.put(size, partial(self._post, batch.name, messages), room=IN_FLIGHT)
         one = payload.nbytes // (lanes + 1)
         count = self._ledger.count
         count(self._block, self._block + 1, "activations", one)
@@ -94,25 +95,27 @@ class DistributedLink(Link):
             count(self._block, self._block + 1, "tangents", lanes * one)
         count(self._block, self._block + 1, "control", header.nbytes + batch.labels.nbytes)
 
-    def _post(self, messages: list[Tensor]) -> None:
+    def _post(self, name: str, messages: list[Tensor]) -> None:
         if len(self._pending) == IN_FLIGHT:
             self._wait_for_oldest()
+        sending = _Sending(name, time.monotonic(), messages, [])
         try:
-            works = [dist.isend(message, self._peer) for message in messages]
+            sending.works.extend(dist.isend(message, self._peer) for message in messages)
         except RuntimeError as error:
-            raise self._lost(error) from error
-        self._pending.append((works, messages))
+            raise self._lost(sending, error) from error
+        self._pending.append(sending)
 
     def _wait_for_oldest(self) -> None:
-        works, _ = self._pending.popleft()
+        sending = self._pending.popleft()
         try:
-            for work in works:
+            for work in sending.works:
                 work.wait()
         except RuntimeError as error:
-            raise self._lost(error) from error
+            raise self._lost(sending, error) from error
 
-    def _lost(self, error: Exception) -> LinkError:
-        what = f"lost block {self._block + 1} (rank {self._peer}) on the forward plane: {_first_line(error)}"
+    def _lost(self, sending: "_Sending", error: Exception) -> LinkError:
+        way = f"{sending.name} was on its way to it for {time.monotonic() - sending.began:.1f} s"
+        what = f"lost block {self._block + 1} (rank {self._peer}) on the forward plane; {way}: {_first_line(error)}"
         return LinkError(what, self._peer)
 
     def close(self) -> None:
@@ -120,6 +123,17 @@ class DistributedLink(Link):
             self._delay.close()
         while self._pending:
             self._wait_for_oldest()
+
+
+class _Sending(NamedTuple):
+    """A batch that may not have arrived yet."""
+
+    name: str
+    began: float
+    """`time.monotonic`."""
+    messages: list[Tensor]
+    """They must live as long."""
+    works: list[dist.Work]
 
 
 class Receiver:
