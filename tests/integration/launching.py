@@ -1,6 +1,7 @@
 """How the tests start real processes, and how they look for what is left of them."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -31,6 +32,38 @@ def launch(processes: int, *arguments: str, timeout: float = 900, **options) -> 
     return subprocess.run(
         command(processes, *arguments), env=environment(), capture_output=True, text=True, timeout=timeout, **options
     )
+
+
+class Job:
+    """`fgpipe.train` in the background, in the folder `run`; as a context, nothing of it is left afterwards."""
+
+    def __init__(self, run: Path, processes: int, *overrides: str, options: tuple[str, ...] = ()) -> None:
+        """Args: options: of torchrun."""
+        self.run, self._log = run, run.with_suffix(".log")
+        arguments = [*options, "-m", "fgpipe.train", f"run_dir={run}", *overrides]
+        with self._log.open("w") as log:
+            self.process = subprocess.Popen(command(processes, *arguments), env=environment(), stdout=log, stderr=log)
+
+    @property
+    def text(self) -> str:
+        """What it has printed."""
+        return self._log.read_text()
+
+    def workers(self) -> dict[int, int]:
+        """Rank and pid."""
+        return workers_with(str(self.run))
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        for pid in processes_with(str(self.run)):
+            os.kill(pid, signal.SIGKILL)
+
+    def __enter__(self) -> "Job":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.end()
 
 
 def processes_with(marker: str) -> list[int]:

@@ -8,18 +8,17 @@ import json
 import os
 import random
 import signal
-import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
 from fgpipe.checkpoint import Checkpoints
-from tests.integration.launching import command, environment, processes_with, wait_until, workers_with
+from tests.integration.launching import Job, processes_with, wait_until
 
 DEADLINE = 10
 LEAVE = 45
-"""Seconds in which a job has ended after a fault (issue: SIGKILL); a stopped process adds the deadline."""
+"""Seconds in which a job has ended after a fault; a stopped process adds the deadline."""
 SETTINGS = [
     "epochs=500", "data.train_samples=128", "batch_size=32", "data.test_samples=128", "model.width=0.125", "scope=block",
     "threads=1", "device=cpu", "observe.tensorboard=false", f"deadline={DEADLINE}", "checkpoint.every_steps=1",
@@ -28,39 +27,9 @@ SETTINGS = [
 FAULTS = ("SIGKILL", "SIGSEGV", "SIGSTOP", "torchrun")
 
 
-class Job:
-    """A job under torchrun, its output, and its workers as they appear."""
-
-    def __init__(self, run: Path, processes: int, *overrides: str) -> None:
-        self.run, self.log, self.processes = run, run.with_suffix(f".{len(list(run.parent.iterdir()))}.log"), processes
-        arguments = ["-m", "fgpipe.train", f"run_dir={run}", *SETTINGS, *overrides]
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(command(processes, *arguments), env=environment(), stdout=log, stderr=log)
-
-    @property
-    def text(self) -> str:
-        return self.log.read_text()
-
-    @property
-    def steps(self) -> list[int]:
-        return Checkpoints(self.run).steps()
-
-    def workers(self) -> dict[int, int]:
-        """Rank and pid of all of them, once they are there."""
-        found: dict[int, int] = {}
-
-        def there() -> bool:
-            found.update(workers_with(str(self.run)))
-            return len(found) == self.processes
-
-        assert wait_until(there, 60), self.text
-        return found
-
-    def end(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        for pid in processes_with(str(self.run)):
-            os.kill(pid, signal.SIGKILL)
+def steps(job: Job) -> list[int]:
+    """At which it has saved."""
+    return Checkpoints(job.run).steps()
 
 
 @pytest.mark.slow
@@ -71,14 +40,14 @@ def test_seed(seed: int, tmp_path: Path) -> None:
     chance = random.Random(f"faults {seed}")
     processes, fault = chance.choice([2, 3, 4]), FAULTS[seed % len(FAULTS)]
     victim, in_start = chance.randrange(processes), chance.random() < 0.3
-    job = Job(tmp_path / "run", processes)
-    try:
+    with Job(tmp_path / "run", processes, *SETTINGS) as job:
+        assert wait_until(lambda: len(job.workers()) == processes, 60), job.text
         workers = job.workers()
         if not in_start:
-            assert wait_until(lambda: len(job.steps) >= 1 or job.process.poll() is not None, 200), job.text
+            assert wait_until(lambda: len(steps(job)) >= 1 or job.process.poll() is not None, 200), job.text
         time.sleep(chance.uniform(0, 6))
         assert job.process.poll() is None, job.text
-        saved, pid = job.steps, workers[victim]
+        saved, pid = steps(job), workers[victim]
         os.kill(*((job.process.pid, signal.SIGKILL) if fault == "torchrun" else (pid, signal.Signals[fault])))
         began = time.monotonic()
         assert job.process.wait(LEAVE + (DEADLINE if fault == "SIGSTOP" else 0)) != 0
@@ -90,13 +59,8 @@ def test_seed(seed: int, tmp_path: Path) -> None:
             assert job.text.count(verdict["cause"]) == 1, job.text
         elif fault != "torchrun":
             assert not saved, job.text
-        assert not saved or job.steps[-1] >= saved[-1], "nothing that was saved is lost"
-    finally:
-        job.end()
-    step = (job.steps or [0])[-1]
-    again = Job(tmp_path / "run", processes)
-    try:
-        assert wait_until(lambda: (again.steps or [0])[-1] > step or again.process.poll() is not None, 200), again.text
+        assert not saved or steps(job)[-1] >= saved[-1], "nothing that was saved is lost"
+    step = (steps(job) or [0])[-1]
+    with Job(tmp_path / "run", processes, *SETTINGS) as again:
+        assert wait_until(lambda: (steps(again) or [0])[-1] > step or again.process.poll() is not None, 200), again.text
         assert again.process.poll() is None, again.text
-    finally:
-        again.end()
