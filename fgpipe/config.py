@@ -413,6 +413,8 @@ def check(config: Config) -> None:
     _check_lanes(config)
     if config.tangents == "oracle" and config.window != 1:
         raise bad_value("window", config.window, "1 with tangents=oracle, which has no pipeline")
+    if config.tangents == "oracle" and config.trace:
+        raise bad_value("trace", "true", "false with tangents=oracle, which has no pipeline")
     _check_link(config)
     _check_slow(config)
     _check_replay(config)
@@ -519,8 +521,6 @@ def _check_slow(config: Config) -> None:
             raise bad_value(f"slow.{key}", value, f"{off:g} unless slow.block is given")
     if config.tangents == "oracle" and slow.block is not None:
         raise bad_value("slow.block", slow.block, "null with tangents=oracle, which has no pipeline")
-    if config.tangents == "oracle" and config.trace:
-        raise bad_value("trace", "true", "false with tangents=oracle, which has no pipeline")
 
 
 def _check_precision(config: Config) -> None:

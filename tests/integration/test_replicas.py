@@ -5,7 +5,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -20,9 +19,9 @@ from fgpipe.config import compose_config
 from fgpipe.data import Batches, load
 from fgpipe.gradients.guess import redraw
 from fgpipe.gradients.oracle import estimate
-from tests.integration.launching import ROOT, command, environment, launch, processes_with, wait_until, workers_with
+from tests.integration.launching import ROOT, Job, launch, wait_until
 from tests.integration.rewinding import rewind
-from tests.integration.test_resume import Job
+from tests.integration.test_resume import Run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 STEPS, BATCH, REPLICAS = 6, 32, 2
@@ -262,48 +261,35 @@ def test_resumed(tmp_path: Path) -> None:
 def test_sigterm(tmp_path: Path) -> None:
     """The signal reaches the replicas at different moments, here one of them only: all drain at the same batch."""
     overrides = [*COMMON, "replicas=2", "epochs=500", "window=auto", "checkpoint.every_steps=3"]
-    job = Job(2, tmp_path / "run", *overrides, options=())
-    try:
+    with Run(tmp_path / "run", 2, *overrides, "resume=auto") as job:
         job.wait_for_step(3)
         os.kill(job.workers()[1], signal.SIGTERM)
         assert job.process.wait(timeout=60) != 0
         assert set(re.findall(r"exitcode\s*: (-?\d+)", job.text)) == {"75"}, job.text
         assert (newest := job.newest) is not None and f"step-{newest.step} on SIGTERM" in job.text
-    finally:
-        job.end()
-    again = Job(2, tmp_path / "run", *overrides, options=())
-    try:
+    with Run(tmp_path / "run", 2, *overrides, "resume=auto") as again:
         again.wait_for_step(newest.step + 3)
-    finally:
-        again.end()
 
 
 @pytest.mark.parametrize("signum", [signal.SIGSTOP, signal.SIGKILL])
 def test_lost_replica(signum: signal.Signals, tmp_path: Path) -> None:
     """A mean that waits for a stopped or dead process ends by the deadline, and names the block and the replica."""
-    run, deadline = tmp_path / "run", 6
-    overrides = [*COMMON, f"run_dir={run}", "replicas=2", "epochs=500", f"deadline={deadline}", "target=local"]
-    with (tmp_path / "log").open("w") as log:
-        job = subprocess.Popen(command(2, "-m", "fgpipe.train", *overrides), env=environment(), stdout=log, stderr=log)
-    text = (tmp_path / "log").read_text
-    try:
-        assert wait_until(lambda: "epoch 2/500:" in text(), 200), text()
-        workers = workers_with(str(run))
+    deadline = 6
+    overrides = [*COMMON, "replicas=2", "epochs=500", f"deadline={deadline}", "target=local"]
+    with Job(tmp_path / "run", 2, *overrides) as job:
+        assert wait_until(lambda: "epoch 2/500:" in job.text, 200), job.text
+        workers = job.workers()
         os.kill(workers[1], signum)
         began = time.monotonic()
-        assert wait_until((run / "verdict.json").exists, 3 * deadline), text()
-        verdict = json.loads((run / "verdict.json").read_text())
+        assert wait_until((job.run / "verdict.json").exists, 3 * deadline), job.text
+        verdict = json.loads((job.run / "verdict.json").read_text())
         state = "stopped" if signum == signal.SIGSTOP else "gone"
         assert verdict["cause"] == f"[blocks 0-7, replica 1] rank 1 (pid {workers[1]}) is {state}", verdict
         if signum == signal.SIGSTOP:  # torchrun's SIGTERM may come before a dead process's connection breaks
             assert time.monotonic() - began > deadline - 2
             said = r"\[blocks 0-7, replica 0\] error: (replica 0 lost replica 1 \(rank 1\) of block \d in their mean|a sum over)"
-            assert re.search(said, text()), text()
-        assert job.wait(timeout=60) != 0
-    finally:
-        job.kill()
-        for pid in processes_with(str(run)):
-            os.kill(pid, signal.SIGKILL)
+            assert re.search(said, job.text), job.text
+        assert job.process.wait(timeout=60) != 0
 
 
 def test_replica_that_does_not_come() -> None:

@@ -5,7 +5,6 @@ import os
 import random
 import re
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 
 from fgpipe.checkpoint import Checkpoints, Manifest
-from tests.integration.launching import ROOT, command, environment, launch, processes_with, wait_until, workers_with
+from tests.integration.launching import ROOT, Job, launch, processes_with, wait_until
 from tests.integration.rewinding import rewind
 
 BATCHES = 5
@@ -87,45 +86,24 @@ def test_killed_while_saving(tmp_path: Path) -> None:
     assert result["half"] >= 5, "or the kills came at moments that prove nothing"
 
 
-class Job:
-    """A run in the background, and its output."""
-
-    def __init__(self, processes: int, folder: Path, *overrides: str, options: tuple[str, ...]) -> None:
-        """Args: options: of torchrun."""
-        self.run, self._log = folder, folder.with_suffix(".log")
-        arguments = [*options, "-m", "fgpipe.train", f"run_dir={folder}", "resume=auto", *overrides]
-        with self._log.open("w") as log:
-            self.process = subprocess.Popen(command(processes, *arguments), env=environment(), stdout=log, stderr=log)
-
-    @property
-    def text(self) -> str:
-        return self._log.read_text()
+class Run(Job):
+    """A run that goes on where its folder's last one ended."""
 
     @property
     def newest(self) -> Manifest | None:
         return Checkpoints(self.run).newest(pytest.fail)
 
-    def workers(self) -> dict[int, int]:
-        """Rank and pid."""
-        return workers_with(str(self.run))
-
     def wait_for_step(self, step: int) -> None:
         assert wait_until(lambda: (Checkpoints(self.run).steps() or [0])[-1] >= step or self.process.poll() is not None, 200)
         assert self.process.poll() is None, self.text
 
-    def end(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        for pid in processes_with(str(self.run)):
-            os.kill(pid, signal.SIGKILL)
-
 
 @pytest.fixture
 def start(tmp_path: Path):
-    jobs: list[Job] = []
+    jobs: list[Run] = []
 
-    def begin(processes: int, name: str, *overrides: str, options: tuple[str, ...] = ()) -> Job:
-        jobs.append(Job(processes, tmp_path / name, *COMMON, *overrides, options=options))
+    def begin(processes: int, name: str, *overrides: str, options: tuple[str, ...] = ()) -> Run:
+        jobs.append(Run(tmp_path / name, processes, "resume=auto", *COMMON, *overrides, options=options))
         return jobs[-1]
 
     yield begin
