@@ -91,6 +91,7 @@ def test_signals(signum: signal.Signals, expected: int, rights, tmp_path: Path) 
             assert wait_until(lambda: not processes_with(marker), 5)
     finally:
         job.kill()
+        job.wait()
         for pid in processes_with(marker):
             os.kill(pid, signal.SIGKILL)
 
