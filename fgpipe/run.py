@@ -24,6 +24,7 @@ from fgpipe.observe.metrics import REPLAYS, Metrics, incident_report, scores, st
 from fgpipe.observe.progress import Progress, closing_table
 from fgpipe.observe.record import RunFolder, folder_for, scores_of
 from fgpipe.runtime import placement
+from fgpipe.runtime.allocator import keep_pages
 from fgpipe.runtime.feedback.messages import FeedbackError
 from fgpipe.runtime.finite import NotFiniteError
 from fgpipe.runtime.interface import Interface
@@ -68,6 +69,7 @@ def run(config: Config, net: Net | None = None) -> dict[str, Any]:
     interface = Interface.find(config.interface, place.several_hosts)
     device = place.device(config.device)
     torch.set_num_threads(place.threads(config.threads))
+    keep_pages()
     with _said(place):
         cluster = Cluster(place, config.deadline)
         batches, (step, folder, *facts) = _share_data(config, cluster, [ranks[0] for ranks in pipelines])

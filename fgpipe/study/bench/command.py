@@ -21,6 +21,7 @@ import torch
 
 import fgpipe
 from fgpipe.errors import UserError, bad_value
+from fgpipe.runtime.allocator import keep_pages
 from fgpipe.study.bench import cells, overhead, pipeline, start, tangents
 from fgpipe.study.bench.table import FULL, QUICK, Row, Sizes, table
 
@@ -81,6 +82,7 @@ def main(arguments: list[str]) -> int:
         print(f"fgpipe: {error}", file=sys.stderr)
         return 2
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's library says two lines on stderr each time
+    keep_pages()  # as training does
     rows = []
     for name in options.sections:
         print(f"measuring: {name}", file=sys.stderr, flush=True)
