@@ -2,7 +2,7 @@
 
     out=FILE        also write the table there, with the machine, the versions and the command; what FILE has before its
                     heading `## Results` stays, what follows is replaced
-    only=NAMES      some of the sections tangents, pipeline, cells, start, profile, such as only=tangents,start
+    only=NAMES      some of the sections tangents, pipeline, recording, cells, start, profile, such as only=tangents,start
     quick=true      every section once at a tiny size: shows that it works, the figures mean nothing
 
 docs/benchmarks/speed.md says what is measured how. Exit codes: 0, done; 1, a run failed; 2, bad input.
@@ -22,12 +22,13 @@ import torch
 import fgpipe
 from fgpipe.errors import UserError, bad_value
 from fgpipe.runtime.allocator import keep_pages
-from fgpipe.study.bench import cells, overhead, pipeline, start, tangents
+from fgpipe.study.bench import cells, overhead, pipeline, recording, start, tangents
 from fgpipe.study.bench.table import FULL, QUICK, Row, Sizes, table
 
 SECTIONS: dict[str, Callable[[Sizes], Iterator[Row]]] = {
     "tangents": tangents.rows,
     "pipeline": pipeline.rows,
+    "recording": recording.rows,
     "cells": cells.rows,
     "start": start.rows,
     "profile": overhead.rows,
