@@ -1,0 +1,181 @@
+"""The typed schema of a run: every key, its type and what it means."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+from fgpipe.errors import UserError, bad_value
+
+RANDOM = ("gaussian", "rademacher")
+GUESSES = ("local", "local_subspace", "ntk", "fixed_ntk", *RANDOM, "end_to_end")
+SCOPES = {"weight": ("tensor", "block"), "activity": ("sample", "batch")}
+"""Scopes of each space; the first is the paper's and the default."""
+
+
+@dataclass
+class DataConfig:
+    """Which images, and how they are prepared. `size` is the side in pixels that the net sees."""
+
+    name: str = MISSING
+    root: str = "data"
+    size: int = MISSING
+    stored_size: int = MISSING
+    """Side in pixels of the decoded images in memory; larger than `size` only where crops are cut from them."""
+    augment: str = MISSING
+    padding: int = 4
+    """Pixels of zero padding around the image for `augment=crop_flip`."""
+    mean: list[float] = MISSING
+    std: list[float] = MISSING
+    train_samples: int | None = None
+    test_samples: int | None = None
+
+
+@dataclass
+class ModelConfig:
+    blocks: int = MISSING
+    width: float = MISSING
+    stem: str = MISSING
+
+
+@dataclass
+class HeadConfig:
+    name: str = MISSING
+    hidden: int | None = None
+    """Hidden channels or features at width 1; null takes the paper's for the number of blocks."""
+
+
+@dataclass
+class TargetConfig:
+    name: str = MISSING
+    depth: int | None = None
+    """The target of block j is the loss at block min(j + depth, J - 1); null is the last block's (global)."""
+
+
+@dataclass
+class FeedbackConfig:
+    policy: str = MISSING
+    lost: str = MISSING
+
+
+@dataclass
+class LinkConfig:
+    """Slower links between processes than there are, for studies; off while rate and rtt are null."""
+
+    rate: str | None = None
+    rtt: str | None = None
+    between: list[int] | None = None
+    """k: the boundary of the processes at positions k and k + 1 of the pipeline; null is every one."""
+
+    @property
+    def slow(self) -> bool:
+        return self.rate is not None or self.rtt is not None
+
+    def refused(self, allowed: str) -> UserError:
+        """A slow link where there can be none."""
+        key = "rate" if self.rate is not None else "rtt"
+        return bad_value(f"link.{key}", getattr(self, key), allowed)
+
+
+@dataclass
+class SlowConfig:
+    """A block that is slower than it is, for studies; off while block is null."""
+
+    block: int | None = None
+    factor: float = 1.0
+    jitter: float = 0.0
+
+
+@dataclass
+class ReplayConfig:
+    """Buffers between the processes of a run with a local target; off while size is null."""
+
+    size: int | None = None
+    reuse: int = 4
+    take: str = "newest"
+
+
+@dataclass
+class OptimConfig:
+    schedule: str = MISSING
+    lr: float = MISSING
+    momentum: float = MISSING
+    weight_decay: float = MISSING
+    step_epochs: int = MISSING
+    gamma: float = MISSING
+    warmup: float = MISSING
+
+
+@dataclass
+class ObserveConfig:
+    heads: bool = False
+    """Train a head beside every block that has none, without touching the net."""
+    cosine: int | None = None
+    """Every how many training steps the cosine of guess and global target is measured."""
+    tensorboard: bool = True
+
+
+@dataclass
+class CheckpointConfig:
+    """When the state of a run is saved; off while both intervals are null."""
+
+    every_steps: int | None = None
+    """Training batches, counted over the whole run."""
+    every_minutes: float | None = None
+    keep: int = 2
+    """The newest ones that are kept, beside the one with the best test accuracy."""
+
+    @property
+    def on(self) -> bool:
+        return self.every_steps is not None or self.every_minutes is not None
+
+
+@dataclass
+class Config:
+    """One run. See `configs/train.yaml` for what each key means."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    head: HeadConfig = field(default_factory=HeadConfig)
+    target: TargetConfig = field(default_factory=TargetConfig)
+    feedback: FeedbackConfig = field(default_factory=FeedbackConfig)
+    link: LinkConfig = field(default_factory=LinkConfig)
+    slow: SlowConfig = field(default_factory=SlowConfig)
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    observe: ObserveConfig = field(default_factory=ObserveConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    guess: str = MISSING
+    space: str = MISSING
+    scope: str | None = None
+    directions: int | None = None
+    """Of guess=local_subspace, at most; null is as many as the batch has samples."""
+    tangents: str = MISSING
+    lanes: Any = MISSING
+    code: str = MISSING
+    decode: str = MISSING
+    step: str = MISSING
+    window: Any = MISSING
+    schedule: str = MISSING
+    microbatches: int = MISSING
+    replicas: int = MISSING
+    epochs: int = MISSING
+    batch_size: int = MISSING
+    seed: int = MISSING
+    dtype: str = MISSING
+    autocast: bool = MISSING
+    wire: str | None = None
+    device: str = MISSING
+    threads: Any = MISSING
+    partition: Any = MISSING
+    placement: str | None = None
+    interface: str = MISSING
+    deadline: float = MISSING
+    trace: bool = False
+    run_dir: str | None = None
+    resume: str | None = None
+
+    @property
+    def share(self) -> int:
+        """Samples of a batch that each replica takes."""
+        return self.batch_size // self.replicas
