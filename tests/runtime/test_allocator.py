@@ -14,13 +14,13 @@ from fgpipe.runtime.allocator import keep_pages
 if sys.argv[1] == "kept":
     keep_pages()
 faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(3):
+for _ in range(12):
     before = faults()
     for megabytes in (40, 100):
         torch.ones(megabytes << 18)
 print(faults() - before)
 """
-"""Prints the faults of the last of three steps with the same two buffers."""
+"""Prints the faults of the last of twelve steps with the same two buffers."""
 
 
 def faults(how: str, **variables: str) -> int:
