@@ -1,6 +1,6 @@
 """Memory: what each block keeps of a batch in flight, and the peak of each process, beside GPipe and 1F1B.
 
-    python -m fgpipe.study memory FOLDER [processes=2] [split=[4,4]] [batches=10] [repeats=1] [out=DIR] [key=value ...]
+    python -m fgpipe.study memory FOLDER [processes=2] [split=[4,4]] [batches=8] [repeats=1] [out=DIR] [key=value ...]
 
 The first table has, for every guess, space and target, the bytes that each block keeps of one batch from its forward
 pass to its update, measured on the stages in one process (`study.kept`). The second has contestants of the same split,
@@ -40,7 +40,7 @@ LEFT_OUT = ("zero bubble",)
 class Options(contest.Options):
     """Keys of this study."""
 
-    batches: int = 10
+    batches: int = 8
     repeats: int = 1
     epochs: int = 1
 
