@@ -35,6 +35,10 @@ MB = 1_000_000
 LEFT_OUT = ("zero bubble",)
 """Pipelined, but what it holds between its two backward passes is not `study.kept`'s to say."""
 
+GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": "1000000"}
+"""For glibc: what has at least so many bytes goes back to the system when it is freed. Of itself glibc raises the bound
+to 32 MB as it goes, and then the peak depends on how freed tensors happen to lie in its heap."""
+
 
 @dataclass
 class Options(contest.Options):
@@ -173,9 +177,9 @@ def _mb(size: int) -> str:
 
 
 def apart(runs: Sequence[Sequence[str]], processes: int, file: Path) -> None:
-    """As `study.series.launch`, but each run in processes of its own: an allocator does not give back all that it had."""
+    """As `study.series.launch`, but each run in processes of its own, as an allocator does not give back all that it had."""
     for run in runs:
-        launch([run], processes, file)
+        launch([run], processes, file, environment=GIVES_BACK)
 
 
 def main(arguments: list[str]) -> int:
