@@ -1,6 +1,5 @@
 """One run, from configuration to summary, in this process or as one of torchrun's."""
 
-import resource
 import sys
 import time
 import warnings
@@ -20,6 +19,7 @@ from fgpipe.data import Batches, load
 from fgpipe.errors import UserError
 from fgpipe.models.net import Net
 from fgpipe.observe.ledger import Ledger, report
+from fgpipe.observe.memory import Memory
 from fgpipe.observe.metrics import REPLAYS, Metrics, incident_report, scores, staleness_report
 from fgpipe.observe.progress import Progress, closing_table
 from fgpipe.observe.record import RunFolder, folder_for, scores_of
@@ -110,7 +110,7 @@ class _Run:
             self._folder = RunFolder(config, folder, done)
         on_batch, on_cosines = self._progress and self._progress.batch, self._folder and self._folder.cosines
         self._metrics = Metrics(plan.method.blocks, on_batch, on_cosines)
-        self._ledger = Ledger(plan.method.blocks)
+        self._ledger, self._memory = Ledger(plan.method.blocks), Memory(device)
         self._tracer = Tracer(config.trace, cluster, plan.topology)
         self._path, cluster.on_end = folder, self._verdict
         self._saver = Saver(plan, cluster, replicas, folder, self._metrics, self._ledger, resumed)
@@ -207,10 +207,11 @@ class _Run:
             self._progress.begin_epoch(epoch, seconds)
         while index < facts.train_batches:
             segment = self._saver.segment(epoch, index)
-            self._cluster.barrier()
-            began = time.monotonic()
-            index = trainer.train(epoch, facts.train_batches, source and source.train, segment, self._saver.stop)
-            self._replicas.average_statistics(self._ledger, trainer.trained())
+            with self._memory.training():  # between the barriers, no other process sends anything but training batches
+                self._cluster.barrier()
+                began = time.monotonic()
+                index = trainer.train(epoch, facts.train_batches, source and source.train, segment, self._saver.stop)
+                self._replicas.average_statistics(self._ledger, trainer.trained())
             self._cluster.barrier()
             seconds += time.monotonic() - began
             if index < facts.train_batches:
@@ -234,8 +235,9 @@ class _Run:
         own = self._metrics.staleness()
         traffic, staleness = total(self._ledger.as_tensor()), total(own if self._replicas.index == 0 else own.zero_())
         incidents, replays = total(self._metrics.incidents()), total(self._metrics.incidents(REPLAYS))
-        memory = torch.zeros(place.world_size, dtype=torch.int64)
-        memory[place.rank] = _peak_memory(self._device)
+        memory = torch.zeros(2, place.world_size, dtype=torch.int64)
+        memory[:, place.rank] = torch.tensor([self._memory.before, self._memory.peak])
+        before, peak = total(memory).tolist()
         images = plan.config.epochs * plan.facts.train_batches * plan.config.batch_size
         return {
             "device": str(self._device),
@@ -254,7 +256,8 @@ class _Run:
             "scalars": incident_report(incidents),
             "replay": incident_report(replays, REPLAYS),
             "bytes": report(traffic),
-            "peak_memory_bytes": total(memory).tolist(),
+            "memory_before_training_bytes": before,
+            "peak_memory_bytes": peak,
         }
 
 
@@ -321,13 +324,6 @@ def _already(summary: dict[str, Any], config: Config, place: Place) -> dict[str,
         return {}
     print(f"{config.run_dir} is finished: test accuracy {summary['test_accuracy']:.2%}", flush=True)
     return summary
-
-
-def _peak_memory(device: torch.device) -> int:
-    """Bytes: of the GPU's allocator, or of the process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _prefix_warnings(topology: Topology) -> None:

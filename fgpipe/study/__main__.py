@@ -14,6 +14,7 @@ STUDIES = {
     "timeline": "a picture of a few batches of a trace",
     "unlocking": "the paper's table 1, measured: what each update waits for, compute, bytes, memory in flight",
     "throughput": "images per second, beside pipelined backpropagation and backpropagation in one process",
+    "memory": "what each block keeps of a batch in flight, and the peak of each process, beside GPipe and 1F1B",
     "link": "images per second over a slow link between two hosts",
     "straggler": "what a slow block costs the others, with and without replay buffers",
     "staleness": "accuracy against the window, with feedback in order and eager",

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fgpipe.config import compose_config
+from fgpipe.config import Config, compose_config
 from fgpipe.errors import bad_value
 from fgpipe.study.arguments import claim
 from fgpipe.study.runs import quoted, read_summary
@@ -45,11 +45,19 @@ class Options:
 
     def check(self) -> None:
         """Raises: UserError: a value that it cannot have."""
-        for key, least in (("processes", 2), ("batches", 2), ("epochs", 2), ("repeats", 1)):
+        for key, least in (("processes", 2), ("batches", 2), ("epochs", self.least_epochs()), ("repeats", 1)):
             if (value := getattr(self, key)) < least:
                 raise bad_value(key, value, f"a whole number of at least {least}")
         if self.split is not None and len(self.split) != self.processes:
             raise bad_value("split", self.split, f"one number of blocks for each process ({self.processes})")
+
+    def least_epochs(self) -> int:
+        """Epochs that a study needs."""
+        return 2
+
+    def setting(self) -> str:
+        """What was run, for a person to read."""
+        return f"rounds: {self.repeats}, with {self.epochs} epochs of {self.batches} batches, the first not counted"
 
     def stated(self) -> list[str]:
         """What makes a study another one; more repeats do not."""
@@ -130,16 +138,24 @@ class Contest:
         if options.processes > blocks:
             raise bad_value("processes", options.processes, f"2 to model.blocks={blocks}")
         for contestant in contestants:
-            compose_config([*self._common, *contestant.overrides])
+            self.config(contestant.overrides)
         claim(self._folder, [*options.stated(), *arguments])
         write_images(root, options.batches * size, size)
         self.split = options.split or self._balanced()
         """Blocks per process, of all contestants."""
 
+    def config(self, overrides: Sequence[str]) -> Config:
+        """Of a run with these overrides beside those of all.
+
+        Raises:
+            UserError: it cannot be run.
+        """
+        return compose_config([*self._common, *overrides])
+
     def _balanced(self) -> list[int]:
         note = self._folder / "split.json"
         if not note.exists():
-            config = compose_config(self._common)
+            config = self.config(())
             note.write_text(json.dumps(measured_split(config, data_facts(config), self._options.processes)))
         return json.loads(note.read_text())
 
@@ -208,9 +224,7 @@ def page(
     machines, commits = ({str(summary[key]) for summary in summaries} for key in ("machine", "commit"))
     config = summaries[0]["config"]
     setting = f"Width {config['model']['width']:g}, batch {config['batch_size']}, blocks per process {list(split)}, "
-    setting += (
-        f"rounds: {options.repeats}, with {options.epochs} epochs of {options.batches} batches, the first not counted."
-    )
+    setting += f"{options.setting()}."
     made = f"On {'; '.join(sorted(machines))}; commit {', '.join(sorted(commits))}."
     return f"# {title}\n\n```bash\n{command}\n```\n\n{setting} {made}\n\n{table}"
 

@@ -4,20 +4,30 @@ Usage: torchrun ... -m fgpipe.study.series FILE, where FILE has a list of lists 
 """
 
 import json
+import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from fgpipe.config import compose_config
 from fgpipe.errors import UserError
 from fgpipe.run import run
 
 
-def launch(runs: Sequence[Sequence[str]], processes: int, file: Path, hosts: Sequence[str] = ()) -> None:
+def launch(
+    runs: Sequence[Sequence[str]],
+    processes: int,
+    file: Path,
+    hosts: Sequence[str] = (),
+    environment: Mapping[str, str] = MappingProxyType({}),
+) -> None:
     """Run them all under torchrun, `file` being where they are written down; what they print goes to stderr.
 
-    Args: hosts: `launch/two_hosts` with its options and `--`; then half of the processes are on each host.
+    Args:
+        hosts: `launch/two_hosts` with its options and `--`; then half of the processes are on each host.
+        environment: variables of the processes, beside those of this one.
 
     Raises:
         UserError: one cannot be run.
@@ -27,7 +37,7 @@ def launch(runs: Sequence[Sequence[str]], processes: int, file: Path, hosts: Seq
         compose_config(overrides)
     file.write_text(json.dumps([list(overrides) for overrides in runs], indent=1))
     command = [*torchrun(processes, hosts), "-m", "fgpipe.study.series", str(file)]
-    subprocess.run(command, stdout=sys.stderr, check=True)
+    subprocess.run(command, stdout=sys.stderr, check=True, env={**os.environ, **environment})
 
 
 def torchrun(processes: int, hosts: Sequence[str] = ()) -> list[str]:

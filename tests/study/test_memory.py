@@ -1,0 +1,190 @@
+"""What is kept, by PyTorch's allocator and by hand; what is in flight; the tables; and one real study."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from fgpipe.assembly import DataFacts, Plan, build_stages
+from fgpipe.config import compose_config
+from fgpipe.observe.ledger import Ledger
+from fgpipe.observe.metrics import Metrics
+from fgpipe.observe.timeline import Timeline
+from fgpipe.runtime.links.base import Batch
+from fgpipe.runtime.replicas import Replicas
+from fgpipe.runtime.stage import Stage
+from fgpipe.study import memory
+from fgpipe.study.__main__ import main
+from fgpipe.study.contest import Contest
+from fgpipe.study.kept import kept_by_blocks
+from fgpipe.study.memory import Options, Row, Way, contestants, in_flight, kept_table, peak_table, peaks, ways
+
+SAMPLES = 16
+
+
+def plan(*overrides: str) -> Plan:
+    """Of ResNet-18 in 8 narrow blocks on images of 3 x 16 x 16, in one process."""
+    config = compose_config(["model.width=0.07", f"batch_size={SAMPLES}", "window=auto", "device=cpu", *overrides])
+    return Plan.make(config, DataFacts(4, 1, 10, 3, 16, 16), None, 0, 1)
+
+
+def stages(of: Plan) -> list[Stage]:
+    """Connected to nothing."""
+    parts = (Metrics(8), Ledger(8), Timeline(), Replicas())
+    return list(build_stages(of, torch.device("cpu"), *parts).values())
+
+
+def copied(batch: Batch, id: int) -> Batch:
+    """Another batch with tensors of its own, the tangent's too."""
+    tangent = batch.tangent and replace(batch.tangent, value=batch.tangent.value.clone())
+    return replace(batch, id=id, x=batch.x.clone(), tangent=tangent)
+
+
+def growth(stage: Stage, batch: Batch, ids: range, folder: Path) -> int:
+    """Bytes that PyTorch's allocator gave out while a stage trained on copies of a batch, and did not get back."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        for id in ids:
+            stage.train(copied(batch, id), lambda sent: None, lambda reply: None)
+    profiled.export_chrome_trace(str(folder / "memory.json"))
+    events = json.loads((folder / "memory.json").read_text())["traceEvents"]
+    found = [event["args"]["Bytes"] for event in events if event["name"] == "[memory]"]
+    assert len(found) > 10, "a forward pass allocates"
+    return sum(found)
+
+
+@pytest.mark.parametrize(
+    "overrides, keeps", [
+        (["guess=gaussian", "lanes=1"], False),
+        (["guess=rademacher", "lanes=1"], False),
+        (["guess=gaussian", "scope=block", "target=intermediate"], False),
+        (["guess=local", "lanes=1"], True),
+        (["guess=ntk", "scope=block"], True),
+        (["guess=gaussian", "space=activity", "lanes=1", "window=1"], True),
+        (["guess=local", "space=activity", "lanes=1", "window=1"], True),
+    ],
+)  # fmt: skip
+def test_what_the_allocator_says(overrides: list[str], keeps: bool, tmp_path: Path) -> None:
+    """With 1, 2 and 4 more batches in flight: of random weight guesses not a byte, graphs, guesses, activations and lanes
+    together; of the others, the controls, as many times what `study.kept` says. It walks graphs and guesses; this counts
+    allocations. With a window of 1 nothing has to be copied in activity space, which is for `test_copies_of_weights`."""
+    made = plan(*overrides)
+    kept, source = kept_by_blocks(made), torch.Generator().manual_seed(0)
+    x = torch.randn(SAMPLES, 3, 16, 16, generator=source).contiguous(memory_format=torch.channels_last)
+    batch = Batch(0, 0, True, x, torch.randint(10, (SAMPLES,), generator=source))
+    for stage, expected in zip(stages(made)[:-1], kept, strict=False):
+        sent: list[Batch] = []
+        stage.train(batch, sent.append, lambda reply: None)  # makes what is made once, as a head's momentum
+        first = 1
+        for count in (1, 2, 4):
+            assert growth(stage, batch, range(first, first + count), tmp_path) == count * expected
+            first += count
+        assert len(stage.in_flight) == 8 and (expected > 0) == keeps
+        batch = sent[0]
+
+
+def test_by_hand() -> None:
+    """In weight space a local guess is the gradient, as large as the parameters; it is the same with every head."""
+    found = {head: kept_by_blocks(plan(f"head={head}", "lanes=1")) for head in ("cnn", "mlp", "linear", "predsim")}
+    sizes = [sum(each.nbytes for each in stage.block.parameters()) for stage in stages(plan("lanes=1"))]
+    assert set(map(tuple, found.values())) == {(*sizes[:-1], 0)}
+
+
+def test_copies_of_weights() -> None:
+    """In activity space with a window above 1, the weights of the batch on top."""
+    keys = ("guess=gaussian", "space=activity", "lanes=1")
+    sizes = [sum(each.nbytes for each in stage.block.parameters()) for stage in stages(plan(*keys))]
+    one, more = kept_by_blocks(plan(*keys, "window=1")), kept_by_blocks(plan(*keys))
+    assert [after - before for before, after in zip(one, more, strict=True)] == [*sizes[:-1], 0]
+
+
+@pytest.mark.parametrize(
+    "overrides, split, expected", [
+        (["target=local"], [4, 4], [0] * 8),
+        (["guess=gaussian", "target=local"], [4, 4], [0] * 8),
+        (["guess=gaussian"], [4, 4], [8, 7, 6, 5, 4, 3, 2, 0]),
+        (["target=intermediate"], [4, 4], [2, 2, 2, 2, 2, 2, 2, 0]),
+        (["window=3"], [4, 4], [3, 3, 3, 3, 3, 3, 3, 0]),
+        (["guess=end_to_end", "schedule=gpipe", "microbatches=4"], [3, 5], [4] * 8),
+        (["guess=end_to_end", "schedule=1f1b", "microbatches=4"], [3, 5], [2, 2, 2, 1, 1, 1, 1, 1]),
+        (["guess=end_to_end", "schedule=1f1b", "microbatches=8"], [1] * 8, [8, 7, 6, 5, 4, 3, 2, 1]),
+        (["guess=end_to_end", "schedule=1f1b", "microbatches=4"], [2, 1, 1, 1, 1, 2], [4, 4, 4, 4, 3, 2, 1, 1]),
+    ],
+)  # fmt: skip
+def test_in_flight(overrides: list[str], split: list[int], expected: list[int]) -> None:
+    """Windows of blocks that wait; of P processes GPipe's microbatches m in each, and 1F1B's min(P - p, m) in process p."""
+    assert in_flight(compose_config(["batch_size=16", "window=auto", *overrides]), split) == expected
+
+
+def test_tables() -> None:
+    summary = {"memory_before_training_bytes": [10, 20], "peak_memory_bytes": [15, 120]}
+    assert peaks(summary) == [5, 100]
+    lines = kept_table({Way("local", "weight", "global"): [12_345_000, 500, 0]}).splitlines()
+    assert lines[0] == "| guess | space | target | block 0 | block 1 | block 2 | all |"
+    assert lines[2] == "| local | weight | global | 12.3 | 0.001 | 0 | 12.3 |"
+    row = Row("ours", "32 images", [[3, 2], [0]], [1_234_560_000, 0], [2_000_000_000, 40_000])
+    lines = peak_table([row]).splitlines()
+    assert lines[2] == "| ours | 32 images | 3 2 | 1,234.6 | 2,000.0 | 0 | 0 | 0.040 |"
+    assert len({line.count("|") for line in lines}) == 1
+
+
+def test_ways_can_be_run() -> None:
+    """Every guess in every space that it may be in, with both targets, and backpropagation."""
+    found = ways()
+    for way in found:
+        compose_config(way.overrides())
+    assert len(set(found)) == len(found) == 1 + 2 * (5 + 6)
+
+
+@pytest.mark.parametrize("processes", [2, 8])
+def test_contestants_can_be_run(processes: int, tmp_path: Path) -> None:
+    wanted = contestants(processes)
+    options = Options(processes=processes, split=[8 // processes] * processes)
+    Contest(tmp_path, options, ["batch_size=16"], wanted)
+    assert [each.name for each in wanted[-2:]] == ["GPipe", "1F1B"] and len(wanted) == 7
+
+
+@pytest.mark.parametrize(
+    "argument, expected", [
+        ("batches=7", "batches=7: allowed: at least the 8 that may be in flight, one for each block"),
+        ("epochs=0", "epochs=0: allowed: a whole number of at least 1"),
+        ("processes=9", "processes=9: allowed: 2 to model.blocks=8"),
+        ("split=[4,5]", "split=[4, 5]: allowed: numbers that add up to model.blocks=8"),
+        ("batch_size=6", "microbatches=4: allowed: a divisor of batch_size=6"),
+    ],
+)  # fmt: skip
+def test_bad_input(argument: str, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["memory", str(tmp_path / "study"), argument]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith(f"fgpipe: {expected}") and message.count("\n") == 1
+    assert not (tmp_path / "study").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A study of a small net in 2 processes: the measured peaks have room for what is kept, and grow with it."""
+    names = ("random weight guess, one lane", "activity space, one lane", "GPipe", "1F1B")
+    few = [each for each in contestants(2) if each.name in names]
+    monkeypatch.setattr(memory, "contestants", lambda processes: few)
+    small = ["model.width=0.1", "batch_size=64", "split=[2,6]", "batches=8", "head=linear", f"out={tmp_path / 'out'}"]
+    assert main(["memory", str(tmp_path / "study"), *small]) == 0
+    text = (tmp_path / "out" / "memory-2.md").read_text()
+    for stated in ("python -m fgpipe.study memory FOLDER model.width=0.1", "blocks per process [2, 6], 8 batches"):
+        assert stated in text
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
+    whole = {tuple(row[:3]): [float(cell) for cell in row[3:]] for row in rows if row[0] in ("gaussian", "end_to_end")}
+    assert whole["gaussian", "weight", "global"] == [0] * 9 and min(whole["end_to_end", "weight", "global"]) > 0
+    found = {row[0]: row for row in rows if row[0] in names}
+    assert [found["GPipe"][i] for i in (1, 2, 5)] == ["16 images", "4 4", "4 4 4 4 4 4"]
+    assert [found["1F1B"][i] for i in (1, 2, 5)] == ["16 images", "2 2", "1 1 1 1 1 1"]
+    assert [found[names[1]][i] for i in (1, 2, 5)] == ["64 images", "8 7", "6 5 4 3 2 0"]
+    kept, peak = ({name: [float(row[i]) for i in at] for name, row in found.items()} for at in ((3, 6), (4, 7)))
+    assert kept[names[0]] == [0, 0]
+    for p in range(2):
+        assert kept["GPipe"][p] == pytest.approx([2, 4][p] * kept["1F1B"][p], rel=0.01)
+        more = peak[names[1]][p] - peak[names[0]][p]
+        assert 0.8 * kept[names[1]][p] < more < 1.5 * kept[names[1]][p] + 20
+        assert all(peak[name][p] > 0.9 * kept[name][p] for name in names)
