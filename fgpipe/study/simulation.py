@@ -87,7 +87,7 @@ def predicted(calibration: Calibration, case: Case, split: Sequence[int], batche
     setting = Setting(calibration, sum(split), len(split))
     machine, links = calibration.on(calibration.cores), SlowLinks.of(case.link, len(split))
     seconds = epoch_seconds(setting.nets()[case.net], split, links, machine, batches)
-    return batches * setting.config().batch_size / seconds
+    return batches * setting.batch_size / seconds
 
 
 def validation(rows: Sequence[tuple[int, str, Sequence[float], float]]) -> str:
@@ -111,7 +111,7 @@ def scaling(calibration: Calibration, stages: Sequence[int] = STAGES) -> str:
         lines += [f"### {network}, simulated", "", f"| stages | {' | '.join(names)} |", "|" + "---|" * (1 + len(names))]
         for count in stages:
             setting, links = Setting(calibration, count, count), SlowLinks.of(link, count)
-            machine, batch, nets = calibration.on(math.inf), setting.config().batch_size, setting.nets()
+            machine, batch, nets = calibration.on(math.inf), setting.batch_size, setting.nets()
             rates = [batch / forecast(nets[name], [1] * count, links, machine).seconds for name in names]
             lines.append(f"| {count} | {' | '.join(f'{rate:.1f}' for rate in rates)} |")
         lines.append("")

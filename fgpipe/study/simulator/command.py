@@ -88,7 +88,7 @@ def measured(options: Options, arguments: Sequence[str]) -> Calibration:
 
 def table(setting: Setting, links: SlowLinks, cores: float) -> str:
     """Markdown: every contestant's figures."""
-    sizes, batch, machine = setting.split(), setting.config().batch_size, setting.calibration.on(cores)
+    sizes, batch, machine = setting.split(), setting.batch_size, setting.calibration.on(cores)
     head = "| | images/s, simulated | busiest blocks | busy | batches in flight | staleness | bytes up | bytes back |"
     lines = [head, "|" + "---|" * 8]
     for name, net in setting.nets().items():

@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from statistics import fmean
 
 from fgpipe.assembly import DataFacts, Plan
-from fgpipe.config import Config, compose_config
+from fgpipe.config import compose_config
 from fgpipe.errors import bad_value
 from fgpipe.gradients.probes import plan_lanes
 from fgpipe.runtime.schedule import windows
@@ -41,6 +42,12 @@ def equal_blocks(costs: Sequence[Mapping[str, float]], blocks: int) -> list[dict
     return [scaled(costs[0]), *(scaled(between) for _ in range(blocks - 2)), scaled(costs[-1])]
 
 
+@lru_cache
+def _plan(arguments: tuple[str, ...]) -> Plan:
+    config = compose_config(arguments)
+    return Plan.make(config, DataFacts(1, 1, CLASSES, SHAPE[2], config.data.size, config.data.size), None, 0, 1)
+
+
 @dataclass(frozen=True)
 class Setting:
     """One net, and how it is divided.
@@ -57,13 +64,13 @@ class Setting:
     window: int | str | Sequence[int] = "auto"
 
     def _plan(self, *overrides: str) -> Plan:
-        config = self.config(*overrides)
-        facts = DataFacts(1, 1, CLASSES, SHAPE[2], config.data.size, config.data.size)
-        return Plan.make(config, facts, None, 0, 1)
-
-    def config(self, *overrides: str) -> Config:
         """Of the measured net."""
-        return compose_config([*DEFAULTS, *self.calibration.arguments, *overrides])
+        return _plan((*DEFAULTS, *self.calibration.arguments, *overrides))
+
+    @property
+    def batch_size(self) -> int:
+        """Images of a batch."""
+        return self._plan().config.batch_size
 
     @property
     def is_measured(self) -> bool:
@@ -73,7 +80,7 @@ class Setting:
     def nets(self) -> dict[str, Net]:
         """By the contestant's name."""
         found: dict[str, Net] = {name: self._forward(name, overrides) for name, overrides in METHODS.items()}
-        config, activations = self.config(), self._activations()
+        config, activations = self._plan().config, self._activations()
         count = microbatches(config.batch_size, max(config.microbatches, self.processes))
         costs = self._fit(self.calibration.of_piece(config.batch_size // count))
         return found | {name: Backpropagation(kind, count, costs, activations) for name, kind in SCHEDULES.items()}
