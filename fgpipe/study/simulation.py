@@ -23,7 +23,7 @@ from fgpipe.runtime.links.slow import SlowLinks
 from fgpipe.study import contest
 from fgpipe.study.arguments import read
 from fgpipe.study.contest import COMMON, Contest, Contestant, Spread
-from fgpipe.study.simulator.calibration import METHODS, Calibration
+from fgpipe.study.simulator.calibration import METHODS, OWN, Calibration
 from fgpipe.study.simulator.forecast import epoch_seconds, forecast
 from fgpipe.study.simulator.nets import SCHEDULES, Setting, microbatches
 
@@ -110,7 +110,7 @@ def scaling(calibration: Calibration, stages: Sequence[int] = STAGES) -> str:
     for network, link in NETWORKS.items():
         lines += [f"### {network}, simulated", "", f"| stages | {' | '.join(names)} |", "|" + "---|" * (1 + len(names))]
         for count in stages:
-            setting, links = Setting(calibration, count, count), SlowLinks.of(link, count)
+            setting, links = Setting(calibration, count, count, equal=True), SlowLinks.of(link, count)
             machine, batch, nets = calibration.on(math.inf), setting.batch_size, setting.nets()
             rates = [batch / forecast(nets[name], [1] * count, links, machine).seconds for name in names]
             lines.append(f"| {count} | {' | '.join(f'{rate:.1f}' for rate in rates)} |")
@@ -127,7 +127,7 @@ def main(arguments: list[str]) -> int:
     """
     folder, options, overrides = read(arguments, Options())
     options.check()
-    common = ["lanes=1", *overrides]
+    common = [*OWN, *overrides]
     many = contest.Options(options.most, None, options.batches, options.epochs, options.repeats, options.out)
     size = compose_config([*COMMON, *common]).batch_size
     slow = LinkConfig(options.rate, options.rtt)

@@ -326,6 +326,18 @@ def test_pieces(file: Path) -> None:
     )
 
 
+def test_which_blocks(file: Path) -> None:
+    """As many stages as were measured are the measured blocks, unless equal ones are asked for."""
+    made = Calibration.load(file, ARGUMENTS)
+    costs = [{"forward": 0.001 * (1 + j)} for j in range(8)]
+    made.costs.update(dict.fromkeys(METHODS, costs))
+    assert Setting(made, 8, 2).nets()["local target"].costs == costs
+    for stages in (8, 9):
+        net = Setting(made, stages, 2, equal=True).nets()["local target"]
+        assert [block["forward"] for block in net.costs] == pytest.approx([0.0045] * stages)
+        assert len(set(net.activations)) == 1
+
+
 def test_command(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """16 images in 10 ms; backpropagation in 8 microbatches of 2; what it simulates comes first."""
     assert main([f"calibration={file}", *ARGUMENTS]) == 0

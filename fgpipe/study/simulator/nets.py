@@ -56,12 +56,14 @@ class Setting:
         calibration: of the measured net.
         stages: blocks of the simulated one; those of the measured one are taken as they are, others made equal.
         window: as `config.window`.
+        equal: make the blocks equal for any number of them.
     """
 
     calibration: Calibration
     stages: int
     processes: int
     window: int | str | Sequence[int] = "auto"
+    equal: bool = False
 
     def _plan(self, *overrides: str) -> Plan:
         """Of the measured net."""
@@ -75,7 +77,7 @@ class Setting:
     @property
     def is_measured(self) -> bool:
         """The net has the measured blocks."""
-        return self.stages == len(self.calibration.costs["local target"])
+        return not self.equal and self.stages == len(self.calibration.costs["local target"])
 
     def nets(self) -> dict[str, Net]:
         """By the contestant's name."""
