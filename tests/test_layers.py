@@ -14,7 +14,7 @@ LAYERS = {
     "study.baselines": 5,
     "assembly": 6,
     "saver": 7, "tracer": 7, "run": 8, "study": 9,
-    "train": 10, "grid": 10, "report": 10, "doctor": 10, "bench": 10,
+    "train": 10, "grid": 10, "report": 10, "doctor": 10, "bench": 10, "simulate": 10,
 }  # fmt: skip
 """A module imports from its own package, and from lower layers; the longest prefix of its name counts."""
 MATHEMATICS_FOR = {"stage.py", "reference.py", "schedule.py", "costs.py", "links/base.py", "links/memory.py", "links/distributed.py"}

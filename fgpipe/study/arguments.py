@@ -25,8 +25,13 @@ def read(arguments: Sequence[str], defaults: Options) -> tuple[Path, Options, li
     if not arguments or "=" in arguments[0]:
         raise UserError(f"{' '.join(arguments) or 'no argument'}: allowed: FOLDER [key=value ...]")
     folder, *rest = arguments
+    return Path(folder), *own_keys(rest, defaults)
+
+
+def own_keys(arguments: Sequence[str], defaults: Options) -> tuple[Options, list[str]]:
+    """The options, and the arguments that are none; errors as for `read`."""
     names = {field.name for field in fields(defaults)}
-    own = [argument for argument in rest if argument.partition("=")[0] in names]
+    own = [argument for argument in arguments if argument.partition("=")[0] in names]
     merged = OmegaConf.structured(defaults)
     for argument in own:
         try:
@@ -35,7 +40,7 @@ def read(arguments: Sequence[str], defaults: Options) -> tuple[Path, Options, li
             raise UserError(f"{argument}: {str(error).splitlines()[0]}") from error
     options = OmegaConf.to_object(merged)
     assert isinstance(options, type(defaults))
-    return Path(folder), options, [argument for argument in rest if argument not in own]
+    return options, [argument for argument in arguments if argument not in own]
 
 
 def claim(folder: Path, arguments: Sequence[str]) -> None:

@@ -1,0 +1,145 @@
+"""`python -m fgpipe.simulate [key=value ...]`: what a pipeline would do that this machine cannot hold, simulated.
+
+    stages=J            blocks of the net; model.blocks by default, which are as measured. Any other number makes a net
+                        of equal blocks, whose forward pass takes the mean time of the measured ones
+    processes=P         with runs of blocks, balanced by the time of their forward passes; stages by default
+    cores=C             that the processes share; unlimited by default, one for each
+    calibration=FILE    measurements of this machine that FILE has, or is to have; else they are made and forgotten.
+                        They take one or two minutes, and the machine should do nothing else
+    link.rate=10Gbit link.rtt=50ms    the links between all processes, as fgpipe.train has them
+    window=W            as fgpipe.train has it
+
+All other keys are those of fgpipe.train, such as model.width=0.25 batch_size=64 lanes=4 microbatches=8, and go to the
+measurements. docs/benchmarks/README.md says what is simulated how, and what is left out. Exit codes: 0, done; 1, a run
+failed; 2, bad input.
+"""
+
+import math
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fgpipe.config import Config, compose_config
+from fgpipe.errors import UserError, bad_value
+from fgpipe.runtime.links.slow import SlowLinks
+from fgpipe.study.arguments import own_keys
+from fgpipe.study.simulator.calibration import DEFAULTS, Calibration
+from fgpipe.study.simulator.forecast import forecast
+from fgpipe.study.simulator.nets import Setting
+from fgpipe.study.simulator.programs import runs_of
+
+MOST = 256
+"""Stages: their number and the windows' make the time that a simulation takes."""
+SIMULATED = ("link.rate", "link.rtt", "link.between", "window")
+"""Keys of fgpipe.train that are simulated, and not measured."""
+
+
+@dataclass
+class Options:
+    """Keys of this command."""
+
+    stages: int | None = None
+    processes: int | None = None
+    cores: int | None = None
+    calibration: str | None = None
+
+    def check(self, config: Config) -> tuple[int, int]:
+        """The numbers of stages and processes.
+
+        Raises: UserError: a value that it cannot have.
+        """
+        stages = config.model.blocks if self.stages is None else self.stages
+        processes = stages if self.processes is None else self.processes
+        if not 1 <= stages <= MOST:
+            raise bad_value("stages", stages, f"1 to {MOST}")
+        if not 1 <= processes <= stages:
+            raise bad_value("processes", processes, f"1 to stages={stages}")
+        if self.cores is not None and self.cores < 1:
+            raise bad_value("cores", self.cores, "a whole number of at least 1")
+        if isinstance(config.window, list) and len(config.window) != stages:
+            raise bad_value("window", config.window, f"one number for each block (stages={stages})")
+        if config.link.between is not None and max(config.link.between) > processes - 2:
+            raise bad_value(
+                "link.between", list(config.link.between), f"0 to {processes - 2} with {processes} processes"
+            )
+        return stages, processes
+
+
+def measured(options: Options, arguments: Sequence[str]) -> Calibration:
+    """The calibration that the options name, or a new one.
+
+    Raises:
+        UserError, CalledProcessError: as `Calibration` does.
+    """
+    path = options.calibration and Path(options.calibration)
+    if path and path.exists():
+        return Calibration.load(path, arguments)
+    if path and not path.parent.is_dir():
+        raise bad_value("calibration", path, "a file in a folder that is there")
+    with tempfile.TemporaryDirectory() as folder:
+        found = Calibration.measure(arguments, Path(folder))
+    if path:
+        found.save(path)
+    return found
+
+
+def table(setting: Setting, links: SlowLinks, cores: float) -> str:
+    """Markdown: every contestant's figures."""
+    sizes, batch, machine = setting.split(), setting.batch_size, setting.calibration.on(cores)
+    head = "| | images/s, simulated | busiest blocks | busy | batches in flight | staleness | bytes up | bytes back |"
+    lines = [head, "|" + "---|" * 8]
+    for name, net in setting.nets().items():
+        found = forecast(net, sizes, links, machine)
+        blocks = runs_of(sizes)[found.bottleneck]
+        where = str(blocks[0]) if len(blocks) == 1 else f"{blocks[0]} to {blocks[-1]}"
+        boundaries = [of[-1] for of in runs_of(sizes)[:-1]]
+        up = max((net.up(j) for j in boundaries), default=0)
+        back = max((net.back(j) for j in boundaries), default=0)
+        cells = [f"{batch / found.seconds:.1f}", where, f"{found.busy[found.bottleneck]:.0%}", str(found.in_flight)]
+        lines.append(f"| {name} | {' | '.join([*cells, str(found.held - 1), f'{up:,}', f'{back:,}'])} |")
+    return "\n".join(lines) + "\n"
+
+
+def about(setting: Setting, config: Config, cores: float) -> str:
+    """What is simulated, and what was measured for it."""
+    calibration = setting.calibration
+    blocks = len(calibration.costs["local target"])
+    net = f"the {blocks} measured blocks"
+    if not setting.is_measured:
+        net = f"{setting.stages} equal blocks, each with the mean of {blocks} measured ones (first and last with their own work)"
+    rate, rtt = config.link.rate or "no limit", config.link.rtt or "none"
+    where = f"{setting.processes} processes on {'as many' if cores == math.inf else cores} cores"
+    what = f"Simulated: {net}, in {where}; links: rate {rate}, round trip {rtt}; width {config.model.width:g}, "
+    made = f"Measured on {calibration.machine}; commit {calibration.commit}."
+    return f"{what}batch {config.batch_size}.\n{made}\n"
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Measure what is missing, simulate, and print the table; errors as for `measured`."""
+    options, overrides = own_keys(arguments, Options())
+    config = compose_config([*DEFAULTS, *overrides])
+    stages, processes = options.check(config)
+    kept = [argument for argument in overrides if argument.partition("=")[0] not in SIMULATED]
+    setting = Setting(measured(options, kept), stages, processes, config.window)
+    cores = math.inf if options.cores is None else options.cores
+    text = table(setting, SlowLinks.of(config.link, processes), cores)
+    print(about(setting, config, cores), text, sep="\n", end="")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command; returns the exit code."""
+    if "--help" in arguments or "-h" in arguments:
+        print((__doc__ or "").rstrip())
+        return 0
+    try:
+        run(arguments)
+    except UserError as error:
+        print(f"fgpipe: {error}", file=sys.stderr)
+        return 2
+    except subprocess.CalledProcessError:
+        print("fgpipe: a run has failed, as said above", file=sys.stderr)
+        return 1
+    return 0

@@ -1,0 +1,115 @@
+"""The contestants of a simulated table: ours and pipelined backpropagation, on a net of any number of blocks."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from statistics import fmean
+
+from fgpipe.assembly import DataFacts, Plan
+from fgpipe.config import compose_config
+from fgpipe.errors import bad_value
+from fgpipe.gradients.probes import plan_lanes
+from fgpipe.runtime.schedule import windows
+from fgpipe.runtime.topology import balanced
+from fgpipe.study.simulator.calibration import DEFAULTS, METHODS, Calibration
+from fgpipe.study.simulator.forecast import Net
+from fgpipe.study.simulator.programs import Backpropagation, ForwardGradients
+from fgpipe.study.synthetic import CLASSES, SHAPE
+
+SCHEDULES = {"GPipe": "gpipe", "1F1B": "1f1b"}
+
+
+def microbatches(batch_size: int, least: int) -> int:
+    """The least divisor of the batch that gives every process a microbatch, or the whole batch in single samples."""
+    return next((count for count in range(least, batch_size) if batch_size % count == 0), batch_size)
+
+
+def equal_blocks(costs: Sequence[Mapping[str, float]], blocks: int) -> list[dict[str, float]]:
+    """Of a net of so many blocks whose forward passes take the mean time of the measured ones.
+
+    The first block and the last have the work of the measured ones, the others the mean of those between, all scaled
+    to the same forward pass. A net of one block pushes nothing and reads nothing.
+    """
+    forward = fmean(block["forward"] for block in costs)
+    between = {kind: fmean(block.get(kind, 0.0) for block in costs[1:-1]) for kind in costs[1]}
+
+    def scaled(block: Mapping[str, float]) -> dict[str, float]:
+        return {kind: seconds * forward / block["forward"] for kind, seconds in block.items()}
+
+    if blocks == 1:
+        alone = {kind: seconds for kind, seconds in scaled(costs[-1]).items() if kind not in ("push", "read")}
+        return [alone | {"fetch": costs[0].get("fetch", 0.0)}]
+    return [scaled(costs[0]), *(scaled(between) for _ in range(blocks - 2)), scaled(costs[-1])]
+
+
+@lru_cache
+def _plan(arguments: tuple[str, ...]) -> Plan:
+    config = compose_config(arguments)
+    return Plan.make(config, DataFacts(1, 1, CLASSES, SHAPE[2], config.data.size, config.data.size), None, 0, 1)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One net, and how it is divided.
+
+    Args:
+        calibration: of the measured net.
+        stages: blocks of the simulated one; those of the measured one are taken as they are, others made equal.
+        window: as `config.window`.
+        equal: make the blocks equal for any number of them.
+    """
+
+    calibration: Calibration
+    stages: int
+    processes: int
+    window: int | str | Sequence[int] = "auto"
+    equal: bool = False
+
+    def _plan(self, *overrides: str) -> Plan:
+        """Of the measured net."""
+        return _plan((*DEFAULTS, *self.calibration.arguments, *overrides))
+
+    @property
+    def batch_size(self) -> int:
+        """Images of a batch."""
+        return self._plan().config.batch_size
+
+    @property
+    def is_measured(self) -> bool:
+        """The net has the measured blocks."""
+        return not self.equal and self.stages == len(self.calibration.costs["local target"])
+
+    def nets(self) -> dict[str, Net]:
+        """By the contestant's name."""
+        found: dict[str, Net] = {name: self._forward(name, overrides) for name, overrides in METHODS.items()}
+        config, activations = self._plan().config, self._activations()
+        count = microbatches(config.batch_size, max(config.microbatches, self.processes))
+        costs = self._fit(self.calibration.of_piece(config.batch_size // count))
+        return found | {name: Backpropagation(kind, count, costs, activations) for name, kind in SCHEDULES.items()}
+
+    def _forward(self, name: str, overrides: Sequence[str]) -> ForwardGradients:
+        plan, costs = self._plan(*overrides), self._fit(self.calibration.costs[name])
+        method, lanes, config = plan.method, plan.lanes, plan.config
+        if not self.is_measured:
+            if config.lanes == "exact" and name != "local target":
+                raise bad_value("lanes", "exact", f"a number with stages={self.stages}, as lanes add up along the net")
+            method = replace(method, blocks=self.stages)
+            tensors = len(list(plan.net.blocks[1].parameters()))
+            lanes = plan_lanes(method, [tensors] * self.stages, config.lanes, config.code, config.seed)
+        return ForwardGradients(
+            method, lanes, windows(method, self.window), costs, self._activations(), config.batch_size
+        )
+
+    def _fit(self, costs: Sequence[Mapping[str, float]]) -> Sequence[Mapping[str, float]]:
+        return costs if self.is_measured else equal_blocks(costs, self.stages)
+
+    def _activations(self) -> list[int]:
+        """Bytes of a batch at each boundary of blocks."""
+        plan = self._plan("target=local", "lanes=exact")
+        sizes = plan.link_bytes
+        return sizes if self.is_measured else [round(fmean(sizes))] * (self.stages - 1)
+
+    def split(self) -> list[int]:
+        """Blocks per process, balanced by the time of forward passes."""
+        costs = self._fit(self.calibration.costs["local target"])
+        return list(balanced([block["forward"] for block in costs], self.processes))

@@ -1,0 +1,134 @@
+"""What every process does, in order: forward gradients by `runtime.schedule`, backpropagation as GPipe or 1F1B."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from fgpipe.gradients.method import Method
+from fgpipe.gradients.probes import Lanes
+from fgpipe.runtime.schedule import Forward, actions
+from fgpipe.study.simulator.engine import Job, Message
+
+LABEL, SCALAR = 8, 8
+"""Bytes of one."""
+Costs = Sequence[Mapping[str, float]]
+"""Of each block, seconds by kind (`observe.timeline.COMPUTE`); a kind that is missing takes none."""
+Programs = list[list[list[Job]]]
+"""By process and node."""
+
+
+def runs_of(sizes: Sequence[int]) -> list[range]:
+    """The blocks of each process."""
+    return [range(sum(sizes[:p]), sum(sizes[: p + 1])) for p in range(len(sizes))]
+
+
+@dataclass(frozen=True)
+class ForwardGradients:
+    """A net that learns by `method`; the order of a step is that of `runtime.stage`."""
+
+    method: Method
+    lanes: Lanes
+    windows: Sequence[int]
+    costs: Costs
+    activations: Sequence[int]
+    """Bytes of each block's output, but the last one's."""
+    batch_size: int
+
+    def up(self, block: int) -> int:
+        """Bytes that leave a block upwards with every batch: activation, tangents, labels."""
+        return self.activations[block] * (1 + len(self.lanes.on_link(block))) + LABEL * self.batch_size
+
+    def back(self, block: int) -> int:
+        """Bytes of the scalars of a block's probes on one batch."""
+        samples = self.batch_size if self.method.scope == "sample" else 1
+        return SCALAR * self.lanes.counts[block] * samples
+
+    def programs(self, sizes: Sequence[int], batches: int) -> Programs:
+        """Args: sizes: blocks per process."""
+        homes = [process for process, size in enumerate(sizes) for _ in range(size)]
+        return [[self._block(j, homes, range(batches)) for j in blocks] for blocks in runs_of(sizes)]
+
+    def _block(self, j: int, homes: Sequence[int], batches: range) -> list[Job]:
+        method, costs, jobs = self.method, self.costs[j], []
+        order = ["forward", "loss", "guess", "push", "read", "head"] + ["update"] * (not method.waits(j))
+        sends: dict[str, list[tuple[str, int, int, str]]] = {}
+        """After which kind: what for which block, its bytes, its plane."""
+        if j < method.last:
+            sends["push" if self.lanes.on_link(j) else "forward"] = [("batch", j + 1, self.up(j), "batches")]
+        asking = [k for k in range(j) if method.waits(k) and method.target(k) == j]
+        sends["read"] = [("scalars", k, self.back(k), "scalars") for k in asking]
+
+        def steps(batch: int) -> Iterator[tuple[float, Message | None]]:
+            seconds = 0.0
+            for kind in order:
+                seconds += costs.get(kind, 0.0)
+                for what, k, size, plane in sends.get(kind, ()):
+                    yield seconds, Message((what, k, batch), homes[k], size, plane)
+                    seconds = 0.0
+            yield seconds, None
+
+        for action in actions(batches, self.windows[j], method.waits(j)):
+            if isinstance(action, Forward):
+                needs = ("batch", j, action.batch) if j else None
+                jobs.append(Job("forward", j, action.batch, needs, tuple(steps(action.batch))))
+            else:
+                update = ((costs.get("update", 0.0), None),)
+                jobs.append(Job("apply", j, action.batch, ("scalars", j, action.batch), update))
+        return jobs
+
+
+@dataclass(frozen=True)
+class Backpropagation:
+    """Each batch in microbatches, with one stage per process, drained before the next one."""
+
+    schedule: str
+    """gpipe | 1f1b."""
+    microbatches: int
+    costs: Costs
+    """`forward`, `loss` and `backward` of a microbatch, `fetch` and `update` of a batch."""
+    activations: Sequence[int]
+    """Of a batch, as above."""
+
+    def order(self, process: int, processes: int) -> list[tuple[str, int]]:
+        """The passes of a batch: `forward` or `backward`, and the microbatch."""
+        count = self.microbatches
+        ahead = count if self.schedule == "gpipe" else min(count, processes - process)
+        order = [("forward", i) for i in range(ahead)]
+        for i in range(count):
+            order.append(("backward", i))
+            order += [("forward", i + ahead)] * (i + ahead < count)
+        return order
+
+    def up(self, block: int) -> int:
+        """Bytes of activations that leave a block upwards with every batch."""
+        return self.activations[block]
+
+    def back(self, block: int) -> int:
+        """Bytes of gradients that come back to a block with every batch."""
+        return self.activations[block]
+
+    def programs(self, sizes: Sequence[int], batches: int) -> Programs:
+        """Args: sizes: blocks per process."""
+        return [
+            [[job for batch in range(batches) for job in self._batch(p, blocks, len(sizes), batch)]]
+            for p, blocks in enumerate(runs_of(sizes))
+        ]
+
+    def _batch(self, p: int, blocks: range, processes: int, batch: int) -> list[Job]:
+        def total(*kinds: str) -> float:
+            return sum(self.costs[j].get(kind, 0.0) for j in blocks for kind in kinds)
+
+        def job(kind: str, needs: tuple | None, seconds: float, message: Message | None = None) -> Job:
+            return Job(kind, blocks[0], batch, needs, ((seconds, message),))
+
+        last, jobs = p == processes - 1, []
+        for kind, i in self.order(p, processes):
+            if kind == "forward":
+                size = 0 if last else self.up(blocks[-1]) // self.microbatches
+                above = None if last else Message(("batch", p + 1, batch, i), p + 1, size, "microbatches")
+                seconds = total("forward", "loss") + (total("fetch") if i == 0 else 0.0)
+                jobs.append(job(kind, ("batch", p, batch, i) if p else None, seconds, above))
+            else:
+                size = self.back(blocks[0] - 1) // self.microbatches if p else 0
+                below = Message(("gradient", p - 1, batch, i), p - 1, size, "microbatches") if p else None
+                jobs.append(job(kind, None if last else ("gradient", p, batch, i), total(kind), below))
+        return [*jobs, job("apply", None, total("update"))]
