@@ -30,6 +30,7 @@ from fgpipe.observe.metrics import Metrics
 from fgpipe.observe.record import commit, machine
 from fgpipe.observe.timeline import COMPUTE, RECEIVE, SCALARS, Event, Timeline
 from fgpipe.optim import Optimizer, learning_rate
+from fgpipe.runtime.allocator import keep_pages
 from fgpipe.runtime.precision import DTYPES
 from fgpipe.runtime.replicas import Replicas
 from fgpipe.study.contest import COMMON
@@ -99,6 +100,7 @@ class Calibration:
             UserError: the arguments cannot be run.
             CalledProcessError: a run has failed.
         """
+        keep_pages()  # as runs do
         runs = _Runs(arguments, folder)
         costs = runs.costs()
         hop = runs.hop()
