@@ -8,8 +8,10 @@ for coded per-sample scalars, which need the tangents. The throughput of the sam
 pipeline in one process, kept in FOLDER/speed. Then the table is printed and written to FOLDER/lanes.md, and the
 frontier of accuracy against time per image to FOLDER/lanes.png.
 
-`--only` takes cells whose name holds the pattern, a regular expression; `--seeds 3` is the default. The other
-arguments go to every run. A folder holds one study: other arguments need another folder.
+`--only` takes cells whose name holds the pattern, a regular expression, so that several processes may share the work,
+but for the times, which want the machine to themselves: remove FOLDER/speed then, and run the command once more.
+`--seeds 3` is the default. The other arguments go to every run. A folder holds one study: other arguments need another
+folder.
 """
 
 import argparse
@@ -112,7 +114,7 @@ class Study:
     def _result(self, name: str, overrides: list[str]) -> dict[str, Any]:
         path = self._folder / name.replace(" ", "-")
         if not path.exists():
-            unfinished = self._folder / "unfinished"
+            unfinished = self._folder / "unfinished" / path.name
             shutil.rmtree(unfinished, ignore_errors=True)
             print(name, file=sys.stderr, flush=True)
             run(compose_config([*COMMON, *self._arguments, *overrides, f"run_dir={unfinished}"]))

@@ -6,6 +6,7 @@ connections and their bytes as the kernel counts them, taken when training is ov
 addresses on which it listened at an epoch's end.
 """
 
+import gc
 import json
 import os
 import re
@@ -95,6 +96,7 @@ def record(folder: Path, name: str, overrides: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    gc.freeze()  # as the command does
     fgpipe.run.Metrics = Recorded
     for name, overrides in json.loads((Path(sys.argv[1]) / "runs.json").read_text()).items():
         record(Path(sys.argv[1]), name, overrides)

@@ -117,6 +117,7 @@ def weights(run: Path, step: int) -> list[bytes]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_killed_run(whole, start) -> None:
     """SIGKILL at 4 random moments of a run that saves after every step; then it ends as if nothing had happened."""
     settings = ["epochs=8", "window=auto", "scope=block", "checkpoint.every_steps=1", "checkpoint.keep=2"]

@@ -11,7 +11,7 @@ from fgpipe.study.bench.table import Row, Sizes, at_most
 from fgpipe.study.series import launch
 
 COST = at_most(1.02)
-PAIRS = 4
+PAIRS = 3
 """Of runs, for each run of other sections."""
 EPOCHS = 3
 """The first one warms up."""
