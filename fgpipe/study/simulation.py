@@ -143,7 +143,7 @@ def main(arguments: list[str]) -> int:
             simulated = predicted(calibration, case, run.split, options.batches)
             rows.append((each.processes, case.contestant.name, run.speeds(case.contestant), simulated))
     text = f"## Runs and predictions, {calibration.cores} cores\n\n{validation(rows)}\n"
-    text += f"## Scaling, simulated: equal blocks, a process and a core for each\n\n{scaling(calibration)}"
+    text += f"## Scaling, simulated: images per second of nets of equal blocks, a process and a core for each\n\n{scaling(calibration)}"
     print(text, end="")
     contests[0].write("simulation", "The simulator", ["simulation", *arguments], text)
     return 0
