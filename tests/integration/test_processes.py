@@ -23,7 +23,7 @@ RUNS = {
     f"{name}-{window}": [*COMMON, *overrides, f"window={window}"]
     for (name, overrides), window in itertools.product(METHODS.items(), WINDOWS)
 }
-RUNS["local"] = [*COMMON, "target=local", "window=auto"]
+RUNS["greedy"] = [*COMMON, "target=local", "window=auto"]
 RUNS["tensor"] = [*COMMON, "window=auto"]
 RUNS["activity"] = [*COMMON, "space=activity", "guess=gaussian", "optim.lr=0.01", "window=auto"]
 RUNS["local-ntk"] = [*COMMON, "target=local", "guess=ntk", "space=activity", "head=linear", "window=auto"]
@@ -34,7 +34,7 @@ RUNS["gpipe"] = [*COMMON, "guess=end_to_end"]
 RUNS["1f1b"] = [*COMMON, "guess=end_to_end", "schedule=1f1b", "microbatches=8", "observe.heads=true"]
 RUNS["zero_bubble"] = [*COMMON, "guess=end_to_end", "schedule=zero_bubble", "microbatches=8"]
 RUNS["eager"] = [*COMMON, "feedback=eager"]
-FEW = ("global-auto", "intermediate-3", "local", "tensor", "activity", "coded", "1f1b", "eager")
+FEW = ("global-auto", "intermediate-3", "greedy", "tensor", "activity", "coded", "1f1b", "eager")
 """Those that fewer processes than blocks run too; what a scalar or a lane is does not depend on who sits where."""
 SIXTEEN = {"plain": [*COMMON, "model=resnet18_16", "window=auto", "scope=block", "model.width=0.1"]}
 

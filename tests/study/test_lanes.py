@@ -36,7 +36,7 @@ def test_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     ran: list[Config] = []
 
     def run(config: Config) -> None:
-        Path(config.run_dir).mkdir()
+        Path(config.run_dir).mkdir(parents=True)
         ran.append(config)
         if len(ran) == 6:
             raise KeyboardInterrupt
