@@ -15,8 +15,14 @@ from torch import Tensor, nn
 
 from fgpipe.gradients import Direction, Push, PushLosses, Tangent, linearize, linearize_losses
 from fgpipe.gradients.dual import add, insert
-from fgpipe.gradients.estimator import StepRule, activity_estimate, activity_squared_norms, coefficients
-from fgpipe.gradients.estimator import subspace_estimate, weight_estimate
+from fgpipe.gradients.estimator import (
+    StepRule,
+    activity_estimate,
+    activity_squared_norms,
+    coefficients,
+    subspace_estimate,
+    weight_estimate,
+)
 from fgpipe.gradients.guess import noise_like, principal_directions, redraw, squared_norms
 from fgpipe.gradients.method import Method
 from fgpipe.gradients.probes import Decoder, Lanes, along, arrange, read, restrict, widen

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 
 
 @dataclass(frozen=True)
@@ -61,9 +62,7 @@ class Topology:
 
     def of(self, rank: int) -> range:
         """The blocks of a process."""
-        position = self.position_of(rank)
-        first = sum(self.sizes[:position])
-        return range(first, first + self.sizes[position])
+        return runs_of(self.sizes)[self.position_of(rank)]
 
     def rank_of(self, block: int) -> int:
         """The process of this replica that holds a block."""
@@ -78,6 +77,11 @@ class Topology:
     def reporter(self) -> int:
         """The process that reports: the one with the last block, which knows the net's own loss, of replica 0."""
         return self.pipelines[0][-1]
+
+
+def runs_of(sizes: Sequence[int]) -> list[range]:
+    """The blocks at each position, given how many they are."""
+    return [range(end - size, end) for size, end in zip(sizes, accumulate(sizes), strict=True)]
 
 
 def balanced(costs: Sequence[float], parts: int) -> tuple[int, ...]:

@@ -11,11 +11,12 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fgpipe.config import Config, compose_config
 from fgpipe.errors import bad_value
 from fgpipe.study.arguments import claim
+from fgpipe.study.arguments import read as arguments_of
 from fgpipe.study.runs import quoted, read_summary
 from fgpipe.study.series import launch
 from fgpipe.study.split import data_facts, measured_split
@@ -63,6 +64,16 @@ class Options:
         """What makes a study another one; more repeats do not."""
         values = {key: value for key, value in asdict(self).items() if key not in ("repeats", "out")}
         return [f"{key}={json.dumps(value)}" for key, value in values.items()]
+
+
+Study = TypeVar("Study", bound=Options)
+
+
+def read(arguments: Sequence[str], defaults: Study) -> tuple[Path, Study, list[str]]:
+    """As `study.arguments.read`; the options are checked."""
+    folder, options, overrides = arguments_of(arguments, defaults)
+    options.check()
+    return folder, options, overrides
 
 
 @dataclass(frozen=True)
@@ -125,7 +136,6 @@ class Contest:
         Raises:
             UserError: the folder holds another study, or a contestant cannot be run.
         """
-        options.check()
         self._folder, self._options = folder.resolve(), options
         root, common = self._folder / "images", [*COMMON, f"data.root={quoted(str(self._folder / 'images'))}"]
         config = compose_config([*common, *arguments])

@@ -19,8 +19,7 @@ from functools import partial
 from fgpipe.config import CONFIGS
 from fgpipe.errors import UserError, bad_value
 from fgpipe.study import contest
-from fgpipe.study.arguments import read
-from fgpipe.study.contest import Contest, Contestant, speed_table
+from fgpipe.study.contest import Contest, Contestant, read, speed_table
 from fgpipe.study.series import launch
 from fgpipe.units import RATE, TIME, bits_per_second, seconds
 
@@ -85,7 +84,6 @@ def main(arguments: list[str]) -> int:
         CalledProcessError: a run has failed.
     """
     folder, options, overrides = read(arguments, Options())
-    options.check()
     check_rights(options)
     wanted = contestants(options.processes)
     crossing = Contest(folder, options, overrides, wanted)

@@ -23,9 +23,9 @@ from fgpipe.config import RANDOM, Config, compose_config
 from fgpipe.errors import bad_value
 from fgpipe.gradients.method import UNTRAINED, Method
 from fgpipe.runtime.schedule import windows
+from fgpipe.runtime.topology import runs_of
 from fgpipe.study import contest, throughput
-from fgpipe.study.arguments import read
-from fgpipe.study.contest import COMMON, Contest, Contestant
+from fgpipe.study.contest import COMMON, Contest, Contestant, read
 from fgpipe.study.kept import kept_by_blocks
 from fgpipe.study.runs import read_summary
 from fgpipe.study.series import launch
@@ -111,8 +111,7 @@ def microbatches(config: Config) -> int:
 
 def by_process(values: Sequence[Any], split: Sequence[int]) -> list[list[Any]]:
     """What is by block, in runs of blocks."""
-    rest = iter(values)
-    return [[next(rest) for _ in range(size)] for size in split]
+    return [[values[j] for j in blocks] for blocks in runs_of(split)]
 
 
 @dataclass(frozen=True)
@@ -190,7 +189,6 @@ def main(arguments: list[str]) -> int:
         CalledProcessError: a run has failed.
     """
     folder, options, overrides = read(arguments, Options())
-    options.check()
     if options.batches < (blocks := compose_config([*COMMON, *overrides]).model.blocks):
         raise bad_value("batches", options.batches, f"at least the {blocks} that may be in flight, one for each block")
     wanted = contestants(options.processes)

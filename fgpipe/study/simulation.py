@@ -14,15 +14,14 @@ simulated how.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fgpipe.config import LinkConfig, compose_config
 from fgpipe.errors import bad_value
 from fgpipe.runtime.links.slow import SlowLinks
 from fgpipe.study import contest
-from fgpipe.study.arguments import read
-from fgpipe.study.contest import COMMON, Contest, Contestant, Spread
+from fgpipe.study.contest import COMMON, Contest, Contestant, Spread, read
 from fgpipe.study.simulator.calibration import METHODS, OWN, Calibration
 from fgpipe.study.simulator.forecast import epoch_seconds, forecast
 from fgpipe.study.simulator.nets import SCHEDULES, Setting, microbatches
@@ -126,9 +125,8 @@ def main(arguments: list[str]) -> int:
         CalledProcessError: a run has failed.
     """
     folder, options, overrides = read(arguments, Options())
-    options.check()
     common = [*OWN, *overrides]
-    many = contest.Options(options.most, None, options.batches, options.epochs, options.repeats, options.out)
+    many = replace(options, processes=options.most, split=None)
     size = compose_config([*COMMON, *common]).batch_size
     slow = LinkConfig(options.rate, options.rtt)
     both = [(options, cases(options.processes, size, slow)), (many, cases(many.processes, size, None))]

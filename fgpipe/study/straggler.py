@@ -16,14 +16,13 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
 
 from fgpipe.errors import bad_value
 from fgpipe.observe import trace
 from fgpipe.observe.timeline import Event
+from fgpipe.runtime.topology import runs_of
 from fgpipe.study import contest
-from fgpipe.study.arguments import read
-from fgpipe.study.contest import Contest, Contestant, Spread, ratios
+from fgpipe.study.contest import Contest, Contestant, Spread, ratios, read
 
 BUFFERS = ("replay.size=8", "replay.reuse=16")
 """A batch may be used as often as the fast blocks can, at the factors of this study."""
@@ -69,9 +68,7 @@ def contestants(options: Options) -> dict[tuple[str, float], Contestant]:
 
 def others(split: Sequence[int], block: int) -> list[int]:
     """The blocks in other processes than this one's."""
-    ends = list(accumulate(split))
-    home = next(position for position, end in enumerate(ends) if block < end)
-    return [*range(ends[home] - split[home]), *range(ends[home], ends[-1])]
+    return [j for run in runs_of(split) if block not in run for j in run]
 
 
 def update_rate(events: Iterable[Event], block: int, batches: int) -> float:
@@ -139,7 +136,6 @@ def main(arguments: list[str]) -> int:
         CalledProcessError: a run has failed.
     """
     folder, options, overrides = read(arguments, Options())
-    options.check()
     wanted = contestants(options)
     run = Contest(folder, options, overrides, list(wanted.values()))
     if options.block >= sum(run.split):

@@ -1,6 +1,5 @@
 """What recording a timeline costs: the same run with it and without, in turns."""
 
-import json
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +7,8 @@ from pathlib import Path
 from fgpipe.study.bench.measure import ratios
 from fgpipe.study.bench.pipeline import BATCH, COMMON, PROCESSES
 from fgpipe.study.bench.table import Row, Sizes, at_most
+from fgpipe.study.contest import speed
+from fgpipe.study.runs import read_summary
 from fgpipe.study.series import launch
 
 COST = at_most(1.02)
@@ -29,11 +30,6 @@ def rows(sizes: Sizes) -> Iterator[Row]:
             for traced in sorted(paths, reverse=pair % 2 == 0):
                 runs.append([*arguments, f"trace={traced}", f"run_dir={paths[traced][pair]}"])
         launch(runs, PROCESSES, Path(folder) / "runs.json")
-        seconds = {traced: [_seconds(path) for path in paths[traced][1:]] for traced in paths}
+        speeds = {traced: [speed(read_summary(path) or {}) for path in paths[traced][1:]] for traced in paths}
     what = f"time with trace=true over time without, local target, width {min(sizes.widths):g}"
-    yield Row("recording", what, ratios(seconds["true"], seconds["false"]), COST, f"{PROCESSES} processes, one thread each")
-
-
-def _seconds(path: Path) -> float:
-    epochs = json.loads((path / "summary.json").read_text())["epochs"]
-    return sum(epoch["train_seconds"] for epoch in epochs[1:])
+    yield Row("recording", what, ratios(speeds["false"], speeds["true"]), COST, f"{PROCESSES} processes, one thread each")

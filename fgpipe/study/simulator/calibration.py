@@ -181,7 +181,8 @@ class _Runs:
     def hop(self) -> dict[str, float]:
         """What messages cost; see `Machine`."""
         run = self._run("global target, local guess", "hop", "window=1")
-        plan = Plan.make(compose_config(run), data_facts(compose_config(run)), None, 0, 2)
+        config = compose_config(run)
+        plan = Plan.make(config, data_facts(config), None, 0, 2)
         launch([run], 2, self._folder / "hop.json")
         below, above = trace.read(self._folder / "hop" / "trace.json").values()
         size, last = plan.link_bytes[plan.topology.local[-1]], plan.topology.local[-1]

@@ -25,11 +25,11 @@ from pathlib import Path
 from fgpipe.config import Config, compose_config
 from fgpipe.errors import UserError, bad_value
 from fgpipe.runtime.links.slow import SlowLinks
+from fgpipe.runtime.topology import runs_of
 from fgpipe.study.arguments import own_keys
 from fgpipe.study.simulator.calibration import DEFAULTS, Calibration
 from fgpipe.study.simulator.forecast import forecast
 from fgpipe.study.simulator.nets import Setting
-from fgpipe.study.simulator.programs import runs_of
 
 MOST = 256
 """Stages: their number and the windows' make the time that a simulation takes."""

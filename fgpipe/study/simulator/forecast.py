@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from fgpipe.runtime.links.slow import SlowLinks
-from fgpipe.study.simulator.engine import Done, Machine, Simulation
-from fgpipe.study.simulator.programs import Backpropagation, ForwardGradients, runs_of
+from fgpipe.runtime.topology import runs_of
+from fgpipe.study.simulator.engine import Done, Simulation
+from fgpipe.study.simulator.machine import Machine
+from fgpipe.study.simulator.programs import Backpropagation, ForwardGradients
 
 Net = ForwardGradients | Backpropagation
 FEWEST = 8

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from fgpipe.gradients.method import Method
 from fgpipe.gradients.probes import Lanes
 from fgpipe.runtime.schedule import Forward, actions
+from fgpipe.runtime.topology import runs_of
 from fgpipe.study.simulator.engine import Job, Message
 
 LABEL, SCALAR = 8, 8
@@ -14,11 +15,6 @@ Costs = Sequence[Mapping[str, float]]
 """Of each block, seconds by kind (`observe.timeline.COMPUTE`); a kind that is missing takes none."""
 Programs = list[list[list[Job]]]
 """By process and node."""
-
-
-def runs_of(sizes: Sequence[int]) -> list[range]:
-    """The blocks of each process."""
-    return [range(sum(sizes[:p]), sum(sizes[: p + 1])) for p in range(len(sizes))]
 
 
 @dataclass(frozen=True)
