@@ -17,6 +17,7 @@ STUDIES = {
     "memory": "what each block keeps of a batch in flight, and the peak of each process, beside GPipe and 1F1B",
     "link": "images per second over a slow link between two hosts",
     "straggler": "what a slow block costs the others, with and without replay buffers",
+    "slowdown": "what a slow block costs in accuracy, with and without replay buffers",
     "simulation": "the simulator's predictions beside runs, and what it says of more stages and other links",
     "staleness": "accuracy against the window, with feedback in order and eager",
     "precision": "how far bfloat16 takes the estimates from the float64 oracle",

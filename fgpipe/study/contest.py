@@ -17,7 +17,7 @@ from fgpipe.config import Config, compose_config
 from fgpipe.errors import bad_value
 from fgpipe.study.arguments import claim
 from fgpipe.study.arguments import read as arguments_of
-from fgpipe.study.runs import quoted, read_summary
+from fgpipe.study.runs import origin, quoted, read_summary
 from fgpipe.study.series import launch
 from fgpipe.study.split import data_facts, measured_split
 from fgpipe.study.synthetic import write_images
@@ -231,12 +231,10 @@ def page(
     table: str,
 ) -> str:
     """Markdown: what was run, on what, and the table."""
-    machines, commits = ({str(summary[key]) for summary in summaries} for key in ("machine", "commit"))
     config = summaries[0]["config"]
     setting = f"Width {config['model']['width']:g}, batch {config['batch_size']}, blocks per process {list(split)}, "
     setting += f"{options.setting()}."
-    made = f"On {'; '.join(sorted(machines))}; commit {', '.join(sorted(commits))}."
-    return f"# {title}\n\n```bash\n{command}\n```\n\n{setting} {made}\n\n{table}"
+    return f"# {title}\n\n```bash\n{command}\n```\n\n{setting} {origin(summaries)}\n\n{table}"
 
 
 def speed_table(speeds: Mapping[str, Sequence[float]], reference: str) -> str:

@@ -4,7 +4,7 @@ import fcntl
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -79,3 +79,10 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return summary if isinstance(summary, dict) and "test_accuracy" in summary else None
+
+
+def origin(summaries: Iterable[Mapping[str, Any]]) -> str:
+    """On what machines, and by which commits, runs were made; for a person to read."""
+    summaries = list(summaries)
+    machines, commits = (sorted({str(summary[key]) for summary in summaries}) for key in ("machine", "commit"))
+    return f"On {'; '.join(machines)}; commit {', '.join(commits)}."

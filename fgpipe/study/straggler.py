@@ -38,10 +38,15 @@ class Options(contest.Options):
 
     def check(self) -> None:
         super().check()
-        if self.block < 0:
-            raise bad_value("block", self.block, "a block's number, from 0")
-        if self.factors[:1] != [1.0] or sorted(set(self.factors)) != self.factors:
-            raise bad_value("factors", self.factors, "1, then larger factors, as in [1,2,4]")
+        check_slow(self.block, self.factors)
+
+
+def check_slow(block: int, factors: Sequence[float]) -> None:
+    """Raises: UserError: there is no such block in any net, or there are no factors of this kind."""
+    if block < 0:
+        raise bad_value("block", block, "a block's number, from 0")
+    if factors[:1] != [1.0] or sorted(set(factors)) != factors:
+        raise bad_value("factors", factors, "1, then larger factors, as in [1,2,4]")
 
 
 def methods(processes: int) -> dict[str, tuple[str, ...]]:
@@ -61,9 +66,13 @@ def contestants(options: Options) -> dict[tuple[str, float], Contestant]:
     found = {}
     for name, keys in methods(options.processes).items():
         for factor in options.factors:
-            slow = () if factor == 1 else (f"slow.block={options.block}", f"slow.factor={factor:g}")
-            found[name, factor] = Contestant(f"{name}, {factor:g}", (*keys, *slow, "trace=true"))
+            found[name, factor] = Contestant(f"{name}, {factor:g}", (*keys, *slow(options.block, factor), "trace=true"))
     return found
+
+
+def slow(block: int, factor: float) -> tuple[str, ...]:
+    """Overrides of a run with a block so many times as slow."""
+    return () if factor == 1 else (f"slow.block={block}", f"slow.factor={factor:g}")
 
 
 def others(split: Sequence[int], block: int) -> list[int]:

@@ -12,9 +12,11 @@ from fgpipe.config import check_world, compose_config
 from fgpipe.errors import UserError
 from fgpipe.observe import trace
 from fgpipe.observe.timeline import Event
+from fgpipe.study import scaled
 from fgpipe.study import staleness as study
 from fgpipe.study.__main__ import main
-from fgpipe.study.staleness import Cell, Row, cells, diverged, scaled, staleness, tables
+from fgpipe.study.scaled import diverged, settings
+from fgpipe.study.staleness import Cell, Row, cells, staleness, tables
 
 SMALL = ["data=digits", "model.width=0.07", "head=linear", "scope=block", "batch_size=32", "epochs=1"]
 SMALL += ["data.train_samples=384", "data.test_samples=32", "optim.lr=0.01"]
@@ -36,9 +38,9 @@ def test_histogram() -> None:
 def test_cells() -> None:
     """Windows times policies but for one; a multiple of auto is that of each block."""
     assert len(cells()) == 9 and len({cell.name for cell in cells()}) == 9
-    assert Cell("2 x auto", "eager").overrides((3, 2, 1)) == ["window=[6,4,2]", "feedback=eager"]
-    assert Cell("auto", "in_order").overrides((3, 2, 1)) == ["window=auto", "feedback=in_order"]
-    setting = scaled(["data=digits", "scope=block"])
+    assert Cell("2 x auto", "eager").overrides((3, 2, 1)) == ["window=[6,4,2]", "feedback=eager", "trace=true"]
+    assert Cell("auto", "in_order").overrides((3, 2, 1)) == ["window=auto", "feedback=in_order", "trace=true"]
+    setting = settings(["data=digits", "scope=block"])
     for cell in cells():
         check_world(compose_config([*setting, *cell.overrides(range(8, 0, -1))]), 8)
     with pytest.raises(UserError, match=r"window=\[3, 2, 1\]: allowed: one number for each block \(8\)"):
@@ -47,10 +49,10 @@ def test_cells() -> None:
 
 def test_setting() -> None:
     """That of the grid, by forward mode; arguments win."""
-    config = compose_config(scaled(["epochs=1"]))
+    config = compose_config(settings(["epochs=1"]))
     assert (config.data.size, config.model.width, config.batch_size, config.epochs) == (32, 0.25, 64, 1)
     assert (config.guess, config.target.name, config.scope, config.tangents) == ("local", "global", "tensor", "forward")
-    assert config.data.train_samples == 6400 and config.optim.lr == 0.1 and config.trace
+    assert config.data.train_samples == 6400 and config.optim.lr == 0.1
 
 
 def test_tables() -> None:
@@ -81,10 +83,10 @@ def test_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
             cause = "the loss is not finite" if len(ran) != 5 else "rank 1 is gone"
             (path / "verdict.json").write_text(json.dumps({"cause": cause}))
             raise subprocess.CalledProcessError(1, "torchrun")
-        (path / "summary.json").write_text(json.dumps({"test_accuracy": 0.5}))
+        (path / "summary.json").write_text(json.dumps({"test_accuracy": 0.5, "machine": "a machine", "commit": "1f"}))
         trace.write(path / "trace.json", {0: events("f0 f1 a0 a1")}, {0: "rank 0"}, {})
 
-    monkeypatch.setattr(study, "launch", launch)
+    monkeypatch.setattr(scaled, "launch", launch)
     command = ["staleness", str(tmp_path / "study"), *SMALL]
     with pytest.raises(KeyboardInterrupt):
         main(command)
@@ -93,6 +95,7 @@ def test_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert len(ran) == 9 + 2 and ran[2] == ran[3] and ran[4] == ran[5]
     assert main(command) == 0 and len(ran) == 11
     text = (tmp_path / "study" / "staleness.md").read_text()
+    assert "1 epochs of 384 images, 8 processes, 1 seed. On a machine; commit 1f." in text
     assert "| 4 x auto | eager | 1 diverged |" in text and "| auto | in_order | 50.0% | 50.0% to 50.0% |" in text
     assert "| 2 | eager | 0 | 0: 50.0%, 1: 50.0% |" in text
     assert (tmp_path / "study" / "staleness.png").stat().st_size > 1000

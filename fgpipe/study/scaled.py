@@ -1,0 +1,149 @@
+"""Trainings at the scaled setting of the grid, by forward mode in processes of their own: one for each way and seed.
+
+The setting is that of the grid's CIFAR-10 cell of 8 blocks with a local MLP guess in weight space and a global target
+(`configs/profile/scaled.yaml`). A run that diverges is a result too. Runs that the folder has are not run again.
+"""
+
+import json
+import shutil
+import statistics
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fgpipe import verdict
+from fgpipe.config import compose_config
+from fgpipe.errors import bad_value
+from fgpipe.study.arguments import claim
+from fgpipe.study.paper import published
+from fgpipe.study.profile import Profile
+from fgpipe.study.runs import origin, quoted, read_summary
+from fgpipe.study.series import launch
+from fgpipe.study.split import data_facts
+
+
+@dataclass
+class Options:
+    """Keys of all studies of this kind."""
+
+    processes: int = 8
+    seeds: int = 1
+    out: str | None = None
+    """Folder of the tables; None: that of the study."""
+
+    def check(self) -> None:
+        """Raises: UserError: a value that it cannot have."""
+        for key in ("processes", "seeds"):
+            if (value := getattr(self, key)) < 1:
+                raise bad_value(key, value, "a whole number of at least 1")
+
+    def stated(self) -> list[str]:
+        """What makes a study another one; more seeds do not."""
+        return [f"processes={self.processes}"]
+
+
+def settings(arguments: Sequence[str]) -> list[str]:
+    """Overrides of the setting, with the arguments on top."""
+    wanted = {
+        "dataset": "cifar10",
+        "blocks": 8,
+        "width": "1",
+        "target": "global",
+        "guess": "local",
+        "aux": "mlp",
+        "space": "weight",
+    }
+    cell = next(each for each in published() if all(getattr(each, key) == value for key, value in wanted.items()))
+    found = Profile.load("scaled").settings(cell) | {"tangents": "forward", "deadline": "600"}
+    del found["window"]
+    own = dict(argument.partition("=")[::2] for argument in arguments)
+    return [f"{key}={value}" for key, value in (found | own).items()]
+
+
+class Trainings:
+    """The runs of one folder, by the names of the ways to train."""
+
+    def __init__(self, folder: Path, options: Options, arguments: Sequence[str]) -> None:
+        """
+        Raises:
+            UserError: the folder holds another study, or the arguments cannot be run.
+        """
+        options.check()
+        self._folder, self._options, self._settings = folder.resolve(), options, settings(arguments)
+        self.config = compose_config(self._settings)
+        """Of a run without overrides of its own."""
+        if options.processes > self.config.model.blocks:
+            raise bad_value("processes", options.processes, f"1 to model.blocks={self.config.model.blocks}")
+        claim(self._folder, [*options.stated(), *arguments])
+
+    def run_missing(self, wanted: Mapping[str, Sequence[str]]) -> None:
+        """Run what the folder does not have, each in processes of its own, as one may diverge.
+
+        Args: wanted: the overrides of each way to train.
+
+        Raises:
+            UserError: one cannot be run, or the data cannot be read.
+            CalledProcessError: a run has failed otherwise.
+        """
+        every = [(name, seed, path) for name in wanted for seed, path in enumerate(self.paths(name))]
+        missing = [one for one in every if read_summary(one[2]) is None and not diverged(one[2])]
+        for name, _, _ in missing:
+            compose_config([*self._settings, *wanted[name]])
+        if missing:
+            data_facts(self.config)  # bad data is found here, and not by every run
+        for name, seed, path in missing:
+            shutil.rmtree(path, ignore_errors=True)
+            run = [*self._settings, *wanted[name], f"seed={seed}", f"run_dir={quoted(str(path))}"]
+            try:
+                launch([run], self._options.processes, self._folder / "runs.json")
+            except subprocess.CalledProcessError:
+                if not diverged(path):
+                    raise
+
+    def paths(self, name: str) -> list[Path]:
+        """The folder of each seed."""
+        return [self._folder / f"{name}-{seed}" for seed in range(self._options.seeds)]
+
+    def summaries(self, name: str) -> list[dict[str, Any] | None]:
+        """Of each seed; None: it diverged."""
+        return [read_summary(path) for path in self.paths(name)]
+
+    def write(self, name: str, title: str, arguments: Sequence[str], ways: Iterable[str], tables: str) -> Path:
+        """Write the tables to NAME.md, under what they were made with; returns its folder.
+
+        Args:
+            arguments: of the study, without its folder, which does not matter.
+            ways: those that the tables are of.
+        """
+        config, options = self.config, self._options
+        command = " ".join(["python -m fgpipe.study", name, "FOLDER", *arguments])
+        setting = f"{config.epochs} epochs of {config.data.train_samples or 'all'} images, {options.processes} processes, "
+        setting += f"{options.seeds} {'seed' if options.seeds == 1 else 'seeds'}."
+        done = [summary for way in ways for summary in self.summaries(way) if summary is not None]
+        out = Path(options.out or self._folder)
+        out.mkdir(parents=True, exist_ok=True)
+        text = f"# {title}\n\n```bash\n{command}\n```\n\n{setting} {origin(done)}\n\n{tables}"
+        (out / f"{name}.md").write_text(text)
+        return out
+
+
+def diverged(path: Path) -> bool:
+    """A run ended with numbers that are not finite."""
+    note = path / verdict.NAME
+    return note.exists() and json.loads(note.read_text())["cause"].endswith("is not finite")
+
+
+def accuracies(summaries: Sequence[Mapping[str, Any] | None]) -> list[float | None]:
+    """Test accuracy of each seed; None: it diverged."""
+    return [None if summary is None else summary["test_accuracy"] for summary in summaries]
+
+
+def accuracy_cells(values: Sequence[float | None]) -> str:
+    """Two cells of a Markdown table: the mean over the seeds, with how many diverged, and the range."""
+    known = [each for each in values if each is not None]
+    lost = len(values) - len(known)
+    mean = f"{statistics.mean(known):.1%}" if known else ""
+    mean += f"{' and ' if known else ''}{lost} diverged" if lost else ""
+    return f"{mean} | {f'{min(known):.1%} to {max(known):.1%}' if known else ''}"
