@@ -20,7 +20,7 @@ COMMON = [
 ]  # fmt: skip
 RUNS = {
     "auto": [*COMMON, "window=auto", "scope=block"],
-    "lock-step": [*COMMON, "window=1", "scope=tensor"],
+    "lock-step": [*COMMON, "window=1", "scope=block"],
     "activity": [*COMMON, "window=3", "space=activity", "guess=rademacher", "optim.lr=0.01"],
 }
 Arrays = dict[str, np.ndarray]

@@ -17,7 +17,7 @@ SLOW = 3
 COMMON = [
     f"epochs={EPOCHS}", f"data.train_samples={BATCHES * BATCH}", f"batch_size={BATCH}", f"data.test_samples={TESTS}",
     "model.width=0.07", "threads=1", "device=cpu", "observe.tensorboard=false", "head=linear", "partition=[3,1,4]",
-    "target=local", "trace=true", f"slow.block={SLOW}", "slow.factor=40", "deadline=600",
+    "target=local", "trace=true", f"slow.block={SLOW}", "slow.factor=20", "deadline=600",
 ]  # fmt: skip
 RUNS = {
     "without": COMMON,
