@@ -323,6 +323,7 @@ def _receiver(plan: Plan, device: torch.device, wire: torch.device, timeline: Ti
         shape=(plan.config.share, *plan.shapes[first]),
         lanes=plan.lanes.on_link(first - 1),
         held=plan.windows[first] if plan.method.keeps_graph(first) else 1,
+        batches=plan.facts.train_batches,
         dtype=Precision.of(plan.config).wire,
         device=wire,
         pinned=device.type != wire.type,
@@ -337,7 +338,8 @@ def _link(plan: Plan, j: int, inbox: Inbox, wire: torch.device, ledger: Ledger) 
         return MemoryLink(partial(inbox.deliver_batch, j + 1))
     topology = plan.topology
     links, position = SlowLinks.of(plan.config.link, len(topology.pipeline)), topology.position
-    return DistributedLink(j, topology.rank_of(j + 1), ledger, wire, links.delay(position, position + 1, inbox.fail))
+    delay = links.delay(position, position + 1, inbox.fail)
+    return DistributedLink(j, topology.rank_of(j + 1), plan.config.share, ledger, wire, delay)
 
 
 def _pipelined(
@@ -356,7 +358,9 @@ def _pipelined(
     host = cluster.place.wire_device(device)
     first, last = topology.local[0], topology.local[-1]
     straggler, share = _backward_share(plan)
-    above = DistributedLink(last, topology.rank_of(last + 1), ledger, host) if last < plan.method.last else None
+    above = None
+    if last < plan.method.last:
+        above = DistributedLink(last, topology.rank_of(last + 1), config.share, ledger, host)
     return PipelinedBackpropagation(
         topology,
         [each.block for each in modules.values()],
@@ -365,7 +369,7 @@ def _pipelined(
         schedule=config.schedule,
         microbatches=config.microbatches,
         batch_size=config.share,
-        dtype=DTYPES[config.dtype],
+        precision=Precision.of(config),
         device=device,
         host=host,
         receiver=_receiver(plan, device, host, timeline) if first else None,

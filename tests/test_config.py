@@ -103,6 +103,7 @@ def refuse(key: str, value: str) -> str:
     (["slow.block=1", "tangents=oracle", "window=1"], "slow.block=1: allowed: null with tangents=oracle"),
     (["trace=true", "tangents=oracle", "window=1"], "trace=true: allowed: false with tangents=oracle"),
     (["autocast=true", "dtype=float64"], "autocast=true: allowed: false with dtype=float64"),
+    (["autocast=true", "guess=end_to_end"], "autocast=true: allowed: false with guess=end_to_end"),
     (["wire=bfloat16", "tangents=oracle", "window=1"], "wire=bfloat16: allowed: null with tangents=oracle"),
     (["data.std=[1,1,1]"], "data.std=[1.0, 1.0, 1.0]: allowed: as many numbers as data.mean has (1)"),
     (["epochs"], "epochs: allowed: key=value"),

@@ -144,9 +144,11 @@ def _check_slow(config: Config) -> None:
 
 def _check_precision(config: Config) -> None:
     for key, value, off in (("autocast", config.autocast, "false"), ("wire", config.wire, "null")):
-        for other, excluded in (("dtype", "float64"), ("tangents", "oracle"), ("guess", "end_to_end")):
+        for other, excluded in (("dtype", "float64"), ("tangents", "oracle")):
             if value and getattr(config, other) == excluded:
                 raise bad_value(key, str(value).lower(), f"{off} with {other}={excluded}")
+    if config.autocast and config.guess == "end_to_end":
+        raise bad_value("autocast", "true", "false with guess=end_to_end")
 
 
 def _check_replay(config: Config) -> None:

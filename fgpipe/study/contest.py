@@ -5,6 +5,7 @@ round. Runs that the folder has are not run again.
 """
 
 import json
+import math
 import re
 import shutil
 import statistics
@@ -13,7 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fgpipe.config import Config, compose_config
+from fgpipe import durable
+from fgpipe.config import Config, check_world, compose_config
 from fgpipe.errors import bad_value
 from fgpipe.study.arguments import claim
 from fgpipe.study.arguments import read as arguments_of
@@ -108,6 +110,11 @@ class Spread:
         return f"{self.median:{form}} | {self.least:{form}} to {self.most:{form}}"
 
 
+def microbatches(processes: int) -> int:
+    """Of the peers: four, or one for each process; a multiple of the processes, as zero bubble wants whole rounds."""
+    return processes * math.ceil(4 / processes)
+
+
 def ratios(values: Sequence[float], reference: Sequence[float]) -> Spread:
     """Of values over those of the reference in the same round."""
     return Spread.of(value / other for value, other in zip(values, reference, strict=True))
@@ -147,12 +154,19 @@ class Contest:
             raise bad_value("split", options.split, f"numbers that add up to model.blocks={blocks}")
         if options.processes > blocks:
             raise bad_value("processes", options.processes, f"2 to model.blocks={blocks}")
+        if size % (count := microbatches(options.processes)):
+            raise bad_value("batch_size", size, f"a multiple of the peers' {count} microbatches")
         for contestant in contestants:
-            self.config(contestant.overrides)
+            check_world(self.config(contestant.overrides), contestant.processes or options.processes)
         claim(self._folder, [*options.stated(), *arguments])
         write_images(root, options.batches * size, size)
         self.split = options.split or self._balanced()
         """Blocks per process, of all contestants."""
+
+    @property
+    def name(self) -> str:
+        """Processes and width, for the names of files."""
+        return f"{self._options.processes}-{self.config(()).model.width:g}"
 
     def config(self, overrides: Sequence[str]) -> Config:
         """Of a run with these overrides beside those of all.
@@ -166,7 +180,8 @@ class Contest:
         note = self._folder / "split.json"
         if not note.exists():
             config = self.config(())
-            note.write_text(json.dumps(measured_split(config, data_facts(config), self._options.processes)))
+            sizes = measured_split(config, data_facts(config), self._options.processes)
+            durable.write(note, json.dumps(sizes).encode())
         return json.loads(note.read_text())
 
     def run(self, start: Start = launch) -> None:

@@ -5,9 +5,10 @@
 
 All contestants cross the same link, between two network namespaces of this machine: each launch is
 `launch/two_hosts --rate RATE --rtt RTT -- torchrun ...`, with half of the processes on each host. That takes root, and
-a checkout. Ours run with float32 and with bfloat16 on the wire. The rest is as in `throughput`.
+a checkout. Everybody runs with float32 and with bfloat16 on the wire, and is compared with 1F1B on the same wire. The
+rest is as in `throughput`.
 
-The table is printed and written to DIR/link.md, in FOLDER without `out`. docs/benchmarks/README.md says what is
+The tables are printed and written to DIR/link.md, in FOLDER without `out`. docs/benchmarks/README.md says what is
 compared and how.
 """
 
@@ -19,7 +20,7 @@ from functools import partial
 from fgpipe.config import CONFIGS
 from fgpipe.errors import UserError, bad_value
 from fgpipe.study import contest
-from fgpipe.study.contest import Contest, Contestant, read, speed_table
+from fgpipe.study.contest import Contest, Contestant, microbatches, read, speed_table
 from fgpipe.study.series import launch
 from fgpipe.units import RATE, TIME, bits_per_second, seconds
 
@@ -53,18 +54,23 @@ class Options(contest.Options):
         return [sys.executable, str(TWO_HOSTS), "--rate", self.rate, "--rtt", self.rtt, "--"]
 
 
-def contestants(processes: int) -> list[Contestant]:
-    """Ours, with either wire, and the peers."""
+WIRES = {"float32": (), "bfloat16": ("wire=bfloat16",)}
+
+
+def contestants(processes: int) -> dict[str, list[Contestant]]:
+    """By wire: ours, and the peers."""
+    peers = ("guess=end_to_end", f"microbatches={microbatches(processes)}")
     methods = {
         "global target, local guess, one lane": ("lanes=1",),
         "global target, random guess, one lane": ("guess=gaussian", "lanes=1"),
         "local target": ("target=local",),
+        "GPipe": (*peers, "schedule=gpipe"),
+        REFERENCE: (*peers, "schedule=1f1b"),
     }
-    wires = {"float32": (), "bfloat16": ("wire=bfloat16",)}
-    ours = [(f"{name}, {kind}", (*keys, *wire)) for name, keys in methods.items() for kind, wire in wires.items()]
-    peers = ("guess=end_to_end", f"microbatches={max(4, processes)}")
-    both = [*ours, ("GPipe", (*peers, "schedule=gpipe")), (REFERENCE, (*peers, "schedule=1f1b"))]
-    return [Contestant(name, (*keys, "interface=link0")) for name, keys in both]
+    return {
+        kind: [Contestant(f"{name}, {kind}", (*keys, *wire, "interface=link0")) for name, keys in methods.items()]
+        for kind, wire in WIRES.items()
+    }
 
 
 def check_rights(options: Options) -> None:
@@ -86,9 +92,13 @@ def main(arguments: list[str]) -> int:
     folder, options, overrides = read(arguments, Options())
     check_rights(options)
     wanted = contestants(options.processes)
-    crossing = Contest(folder, options, overrides, wanted)
+    crossing = Contest(folder, options, overrides, [each for of in wanted.values() for each in of])
     crossing.run(partial(launch, hosts=options.hosts))
-    table = speed_table({each.name: crossing.speeds(each) for each in wanted}, REFERENCE)
-    print(table, end="")
-    crossing.write("link", f"Two hosts, {options.rate}, {options.rtt} round trip", ["link", *arguments], table)
+    tables = [
+        speed_table({each.name: crossing.speeds(each) for each in of}, f"{REFERENCE}, {kind}")
+        for kind, of in wanted.items()
+    ]
+    text = "\n".join(tables)
+    print(text, end="")
+    crossing.write("link", f"Two hosts, {options.rate}, {options.rtt} round trip", ["link", *arguments], text)
     return 0

@@ -28,7 +28,7 @@ from fgpipe.study.simulator.nets import SCHEDULES, Setting, microbatches
 
 STAGES = (1, 2, 4, 8, 16, 32, 64)
 NETWORKS = {
-    "LAN, 10 Gbit/s, 0.1 ms": LinkConfig("10Gbit", "0.1ms"),
+    "LAN, 10 Gbit/s": LinkConfig("10Gbit"),
     "1 Gbit/s, 10 ms": LinkConfig("1Gbit", "10ms"),
     "wide area, 100 Mbit/s, 50 ms": LinkConfig("100Mbit", "50ms"),
 }
@@ -85,7 +85,7 @@ def predicted(calibration: Calibration, case: Case, split: Sequence[int], batche
     """Images per second of an epoch on this machine's cores."""
     setting = Setting(calibration, sum(split), len(split))
     machine, links = calibration.on(calibration.cores), SlowLinks.of(case.link, len(split))
-    seconds = epoch_seconds(setting.nets()[case.net], split, links, machine, batches)
+    seconds = epoch_seconds(setting.nets(links)[case.net], split, links, machine, batches)
     return batches * setting.batch_size / seconds
 
 
@@ -103,14 +103,14 @@ def validation(rows: Sequence[tuple[int, str, Sequence[float], float]]) -> str:
 
 
 def scaling(calibration: Calibration, stages: Sequence[int] = STAGES) -> str:
-    """Markdown: images per second of every contestant, with one process and one core for each stage."""
-    names = [*METHODS, *SCHEDULES]
+    """Markdown: images per second of every contestant that is modelled, with a process and a core for each stage."""
     lines = []
     for network, link in NETWORKS.items():
+        names = [*METHODS, *({} if link.rtt else SCHEDULES)]
         lines += [f"### {network}, simulated", "", f"| stages | {' | '.join(names)} |", "|" + "---|" * (1 + len(names))]
         for count in stages:
             setting, links = Setting(calibration, count, count, equal=True), SlowLinks.of(link, count)
-            machine, batch, nets = calibration.on(math.inf), setting.batch_size, setting.nets()
+            machine, batch, nets = calibration.on(math.inf), setting.batch_size, setting.nets(links)
             rates = [batch / forecast(nets[name], [1] * count, links, machine).seconds for name in names]
             lines.append(f"| {count} | {' | '.join(f'{rate:.1f}' for rate in rates)} |")
         lines.append("")
@@ -140,6 +140,8 @@ def main(arguments: list[str]) -> int:
         for case in of:
             simulated = predicted(calibration, case, run.split, options.batches)
             rows.append((each.processes, case.contestant.name, run.speeds(case.contestant), simulated))
+    errors = [simulated / Spread.of(speeds).median - 1 for _, _, speeds, simulated in rows]
+    replace(calibration, errors=errors).save(folder / "calibration.json")
     text = f"## Runs and predictions, {calibration.cores} cores\n\n{validation(rows)}\n"
     text += f"## Scaling, simulated: images per second of nets of equal blocks, a process and a core for each\n\n{scaling(calibration)}"
     print(text, end="")

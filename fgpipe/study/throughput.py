@@ -7,20 +7,19 @@ Every contestant has the same split, one thread for each process, and the same b
 blocks are balanced by the time of their forward passes, which is measured first. Each of the `repeats` rounds runs
 every contestant once; a ratio is that of two runs of the same round. The first epoch is warm-up.
 
-The table is printed and written to DIR/throughput-PROCESSES.md, in FOLDER without `out`. Runs that FOLDER has are not
+The table is printed and written to DIR/throughput-PROCESSES-WIDTH.md, in FOLDER without `out`. Runs that FOLDER has are not
 run again. The other arguments go to every run, as in `model.width=0.25 batch_size=64`. docs/benchmarks/README.md says
 what is compared and how.
 """
 
-from fgpipe.study.contest import Contest, Contestant, Options, read, speed_table
+from fgpipe.study.contest import Contest, Contestant, Options, microbatches, read, speed_table
 
 REFERENCE = "1F1B"
 
 
 def contestants(processes: int) -> list[Contestant]:
     """Ours, and the peers."""
-    microbatches = max(4, processes)  # 1F1B wants one for each process at least
-    peers = ("guess=end_to_end", f"microbatches={microbatches}")
+    peers = ("guess=end_to_end", f"microbatches={microbatches(processes)}")
     alone = ("guess=end_to_end", "tangents=oracle", "window=1")
     return [
         Contestant("local target", ("target=local",)),
@@ -50,5 +49,5 @@ def main(arguments: list[str]) -> int:
     table = speed_table({each.name: contest.speeds(each) for each in wanted}, REFERENCE)
     print(table, end="")
     title = f"Throughput, {options.processes} processes"
-    contest.write(f"throughput-{options.processes}", title, ["throughput", *arguments], table)
+    contest.write(f"throughput-{contest.name}", title, ["throughput", *arguments], table)
     return 0

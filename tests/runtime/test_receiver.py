@@ -13,7 +13,7 @@ TESTING = [MAGIC, 0, 1, 0, 0, 4, 7, 16, 8, 8, 0]
 
 def receiver() -> Receiver:
     wire = {"dtype": torch.float32, "device": torch.device("cpu")}
-    return Receiver(3, 2, shape=SHAPE, lanes=LANES, held=1, pinned=False, timeline=Timeline(), **wire)
+    return Receiver(3, 2, shape=SHAPE, lanes=LANES, held=1, batches=9, pinned=False, timeline=Timeline(), **wire)
 
 
 def test_accepted() -> None:

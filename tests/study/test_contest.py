@@ -141,17 +141,17 @@ def test_measures_the_split_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert Contest(*arguments).split == [1, 7]
 
 
-@pytest.mark.parametrize("processes", [2, 8])
-def test_contestants_can_be_run(processes: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("processes, microbatches", [(2, 4), (3, 6), (5, 5), (8, 8)])
+def test_contestants_can_be_run(processes: int, microbatches: int, tmp_path: Path) -> None:
     """None is refused, no two have the same folder, and all peers of the issue are there."""
     wanted = throughput.contestants(processes)
-    options = Options(processes=processes, split=[8 // processes] * processes, batches=2)
-    Contest(tmp_path, options, [], wanted)
+    options = Options(processes=processes, split=[1] * (processes - 1) + [9 - processes], batches=2)
+    Contest(tmp_path, options, ["batch_size=120"], wanted)
     assert len({each.folder for each in wanted}) == len(wanted)
     schedules = {each for contestant in wanted for each in contestant.overrides if each.startswith("schedule=")}
     assert schedules == {"schedule=gpipe", "schedule=1f1b", "schedule=zero_bubble"}
-    microbatches = {each for one in wanted for each in one.overrides if each.startswith("microbatches=")}
-    assert microbatches == {f"microbatches={max(4, processes)}"}
+    found = {each for one in wanted for each in one.overrides if each.startswith("microbatches=")}
+    assert found == {f"microbatches={microbatches}"}
 
 
 def test_arguments() -> None:
@@ -171,7 +171,7 @@ def test_arguments() -> None:
         (["{folder}", "split=[8]"], "split=[8]: allowed: one number of blocks for each process (2)"),
         (["{folder}", "split=[4,5]"], "split=[4, 5]: allowed: numbers that add up to model.blocks=8"),
         (["{folder}", "widht=2"], "widht=2: no such key"),
-        (["{folder}", "batch_size=6"], "microbatches=4: allowed: a divisor of batch_size=6"),
+        (["{folder}", "batch_size=6"], "batch_size=6: allowed: a multiple of the peers' 4 microbatches"),
     ],
 )  # fmt: skip
 def test_bad_input(arguments: list[str], expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -197,7 +197,7 @@ def test_throughput(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """A whole study of a tiny net: a row of positive figures for everybody, on one split; a second call runs nothing."""
     small = ["model.width=0.07", "batch_size=16", "batches=3", "repeats=1", "head=linear", f"out={tmp_path / 'out'}"]
     assert main(["throughput", str(tmp_path / "study"), *small]) == 0
-    text = (tmp_path / "out" / "throughput-2.md").read_text()
+    text = (tmp_path / "out" / "throughput-2-0.07.md").read_text()
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")][1:]
     assert [row[0] for row in rows] == [each.name for each in throughput.contestants(2)]
     by_name = {row[0]: row for row in rows}

@@ -1,6 +1,7 @@
 """The study of slow links: its contestants, what it refuses, and one real study where the rights allow it."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,13 +15,13 @@ from fgpipe.study.link import TWO_HOSTS, Options, contestants
 
 
 def test_contestants_can_be_run(tmp_path: Path) -> None:
-    """Each of ours with both wires, the peers with one; all on the link's interface."""
+    """Ours and the peers with either wire; all on the link's interface."""
     wanted = contestants(2)
-    Contest(tmp_path, Options(split=[4, 4], batches=2), [], wanted)
-    ours = [each for each in wanted if "guess=end_to_end" not in each.overrides]
-    assert len(wanted) == 8 and len(ours) == 6
-    assert sum("wire=bfloat16" in each.overrides for each in ours) == 3
-    assert all("interface=link0" in each.overrides for each in wanted)
+    Contest(tmp_path, Options(split=[4, 4], batches=2), [], [each for of in wanted.values() for each in of])
+    for kind, of in wanted.items():
+        assert len(of) == 5 and sum("guess=end_to_end" in each.overrides for each in of) == 2
+        assert all(("wire=bfloat16" in each.overrides) == (kind == "bfloat16") for each in of)
+        assert all("interface=link0" in each.overrides for each in of)
 
 
 @pytest.mark.parametrize(
@@ -55,14 +56,19 @@ def test_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Cap
     tried = subprocess.run([sys.executable, str(TWO_HOSTS), "--", "true"], check=False, capture_output=True, text=True)
     if tried.returncode == 77:
         pytest.skip(tried.stderr.strip())
-    wanted = [each for each in contestants(2) if each.name.startswith("local target") or each.name == "1F1B"]
-    monkeypatch.setattr(link, "contestants", lambda processes: wanted)
+    chosen = {kind: [each for each in of if re.match("local target|1F1B", each.name)] for kind, of in contestants(2).items()}
+    monkeypatch.setattr(link, "contestants", lambda processes: chosen)
+    wanted = [each for of in chosen.values() for each in of]
     small = ["model.width=0.07", "batch_size=32", "batches=4", "repeats=1", "head=linear", "split=[4,4]", "rate=8Mbit"]
     assert main(["link", str(tmp_path), *small]) == 0
     figures = {each.name: json.loads((tmp_path / "0" / each.folder / "summary.json").read_text()) for each in wanted}
     sent = {name: each["bytes"]["3->4"]["activations"]["bytes"] for name, each in figures.items()}
-    assert sent["local target, float32"] == 2 * sent["local target, bfloat16"]
+    for name in ("local target", "1F1B"):
+        assert sent[f"{name}, float32"] == 2 * sent[f"{name}, bfloat16"] > 0
+    gradients = [figures[f"1F1B, {kind}"]["bytes"]["4->3"]["gradients"]["bytes"] for kind in ("float32", "bfloat16")]
+    assert gradients[0] == 2 * gradients[1] > 0
     for name, each in figures.items():
         epoch = sent[name] / 10 * 4  # of 2 epochs with 4 batches and 1 test batch
         assert each["epochs"][1]["train_seconds"] > 0.5 * epoch * 8 / 8e6, name
-    assert "| 1F1B |" in (tmp_path / "link.md").read_text()
+    lines = (tmp_path / "link.md").read_text().splitlines()
+    assert all(any(line.startswith(f"| {name} |") for line in lines) for name in figures)

@@ -11,7 +11,12 @@ from fgpipe.data import Batches
 from fgpipe.errors import UserError
 from fgpipe.models.heads import Head
 from fgpipe.models.net import Net
+from fgpipe.observe.timeline import Timeline
 from fgpipe.run import run
+from fgpipe.runtime.links.distributed import wire
+from fgpipe.runtime.phases import Phases
+from fgpipe.runtime.precision import Precision
+from fgpipe.study.baselines.pipelining import Part
 from tests.integration.launching import launch
 
 OVERRIDES = [
@@ -58,6 +63,29 @@ def test_equals_a_plain_loop(schedule: str, microbatches: int, tmp_path: Path, m
     for got, want in zip((*net.blocks, net.heads[-1]), (*reference.blocks, reference.heads[-1]), strict=True):
         for name, tensor in want.state_dict().items():
             torch.testing.assert_close(got.state_dict()[name], tensor, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_rounds_between_blocks(last: bool) -> None:
+    """`wire=bfloat16`, in float64: activations and gradients as in a loop that rounds, and what leaves the process too."""
+    net, reference, cpu = small_net(), small_net(), torch.device("cpu")
+    blocks = [block.double() for block in net.blocks]
+    phases = [Phases(j, Timeline(), None) for j in range(3)]
+    precision = Precision(torch.float64, torch.bfloat16)
+    part = Part(blocks, net.heads[-1] if last else None, cpu, cpu, False, False, phases, precision)
+    images = torch.randn(8, 1, 16, 16, dtype=torch.float64)
+    x, gradient = images.clone(), torch.randn(8, 12, dtype=torch.float64)
+    for block in reference.blocks:
+        y = block.double()(x)
+        x = y.bfloat16().double()
+    end = y if last else y.bfloat16()
+    got = part(wire(images))
+    assert torch.equal(got, end) and got.dtype == end.dtype
+    for each in (got, end):
+        each.backward(gradient.to(each.dtype))
+    for one, other in zip(blocks, reference.blocks, strict=True):
+        for mine, theirs in zip(one.parameters(), other.parameters(), strict=True):
+            assert torch.equal(mine.grad, theirs.grad)
 
 
 def test_too_few_microbatches(tmp_path: Path) -> None:

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pytest
 
+from fgpipe.runtime.links.slow import SlowLinks
 from fgpipe.study import __main__, simulation
 from fgpipe.study.simulator.calibration import METHODS, Calibration
 from fgpipe.study.simulator.command import main
 from fgpipe.study.simulator.nets import Setting
 
 ARGUMENTS = ["model.width=0.07", "batch_size=16"]
+NO_LINKS = SlowLinks(None, 0.0, (0, 0))
 
 
 @pytest.fixture
@@ -44,9 +46,9 @@ def test_which_blocks(file: Path) -> None:
     made = Calibration.load(file, ARGUMENTS)
     costs = [{"forward": 0.001 * (1 + j)} for j in range(8)]
     made.costs.update(dict.fromkeys(METHODS, costs))
-    assert Setting(made, 8, 2).nets()["local target"].costs == costs
+    assert Setting(made, 8, 2).nets(NO_LINKS)["local target"].costs == costs
     for stages in (8, 9):
-        net = Setting(made, stages, 2, equal=True).nets()["local target"]
+        net = Setting(made, stages, 2, equal=True).nets(NO_LINKS)["local target"]
         assert [block["forward"] for block in net.costs] == pytest.approx([0.0045] * stages)
         assert len(set(net.activations)) == 1
 
@@ -58,6 +60,7 @@ def test_command(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (
         text.startswith("Simulated: the 8 measured blocks, in 8 processes on as many cores; ") and "commit abc" in text
     )
+    assert "Error unknown" in text
     found = rows(text)
     assert list(found) == ["", *METHODS, "GPipe", "1F1B"]
     for name in METHODS:
@@ -71,6 +74,7 @@ def test_command(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     assert "12 equal blocks" in text
     found = rows(text)
+    assert list(found) == ["", *METHODS], "backpropagation's messages are not modelled over a round trip"
     assert float(found["local target"][0]) == pytest.approx(1600)
     assert float(found["global target, local guess"][0]) == pytest.approx(4 * 16 / (0.12 + 11 * 0.05 + 0.05), abs=0.1)
 
@@ -140,7 +144,13 @@ def test_study(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     assert float(local[4]) == pytest.approx(2 * 16 / 0.12, abs=0.1), "two batches of 40 ms, once more to fill"
     assert local[5] == "+100%"
     assert text.count("simulated") > 4 and "### wide area, 100 Mbit/s, 50 ms, simulated" in text
+    heads = [line for line in text.splitlines() if line.startswith("| stages |")]
+    assert ["1F1B" in head for head in heads] == [True, False, False]
     capsys.readouterr()
+    assert main([f"calibration={study / 'calibration.json'}", *ARGUMENTS]) == 0
+    within = sum(abs(float(line[-1].strip("+%"))) <= 15 for line in validated)
+    assert f"Error of 13 predictions of runs on that machine: " in (said := capsys.readouterr().out)
+    assert f", {within} within 15%." in said
 
 
 @pytest.mark.slow

@@ -1,7 +1,10 @@
 """A link between two processes, over `torch.distributed` point to point.
 
-One batch is three messages, and their order is the protocol (docs/protocol.md): a header of int64, the activation
-and its lanes stacked and channels last (gloo refuses strided tensors: the NHWC view is contiguous), the labels.
+One batch is two messages, and their order is the protocol (docs/protocol.md): a header of int64 with the labels, and
+the activation and its lanes, stacked and channels last (gloo refuses strided tensors: the NHWC view is contiguous).
+
+gloo sends nothing before the receiver has said that it is ready, which takes a round trip for each message. So the
+receives of a batch are posted while the one before it is still on its way, where its shape is known by then.
 """
 
 import threading
@@ -24,12 +27,14 @@ from fgpipe.runtime.links.slow import Delay
 MAGIC = 0x66_67_70_69_70_65_01
 """`fgpipe` and the version of the format."""
 MAX_DIMENSIONS = 5
-HEADER = 6 + MAX_DIMENSIONS
-"""magic, batch id, epoch, flags, R, dimensions of x, their sizes."""
+FIELDS = 6 + MAX_DIMENSIONS
+"""magic, batch id, epoch, flags, R, dimensions of x, their sizes. The labels follow, as many as a training batch has."""
 TRAINING, DRAIN = 1, 2
 """Flags."""
 IN_FLIGHT = 2
 """Batches that may wait in a sender, and in a receiver."""
+SOON = 0.01
+"""Seconds in which a batch that was delivered is taken if its block has nothing else to do."""
 
 
 class LinkError(RuntimeError):
@@ -65,15 +70,17 @@ class DistributedLink(Link):
     """Sends to the process of the block above. At most two batches wait here; then `send` blocks."""
 
     def __init__(
-        self, block: int, peer: int, ledger: Ledger, device: torch.device, delay: Delay | None = None
+        self, block: int, peer: int, samples: int, ledger: Ledger, device: torch.device, delay: Delay | None = None
     ) -> None:
         """
         Args:
             peer: rank of the process of block `block + 1`.
+            samples: of a training batch; test batches may have fewer.
             device: where the wire's tensors live.
             delay: makes the link slower than it is.
         """
-        self._block, self._peer, self._ledger, self._device, self._delay = block, peer, ledger, device, delay
+        self._block, self._peer, self._samples = block, peer, samples
+        self._ledger, self._device, self._delay = ledger, device, delay
         self._pending: deque[_Sending] = deque()
 
     def send(self, batch: Batch) -> None:
@@ -81,8 +88,10 @@ class DistributedLink(Link):
         payload = _on_wire(torch.cat(parts), self._device)
         lanes = len(batch.tangent.lanes) if batch.tangent else 0
         fields = [MAGIC, batch.id, batch.epoch, TRAINING * batch.training | DRAIN * batch.drain, lanes, batch.x.dim(), *batch.x.shape]
-        header = torch.tensor(fields + [0] * (HEADER - len(fields)))
-        messages = [header, payload, batch.labels.cpu()]
+        header = torch.zeros(FIELDS + self._samples, dtype=torch.int64)
+        header[: len(fields)] = torch.tensor(fields)
+        header[FIELDS : FIELDS + len(batch.labels)] = batch.labels
+        messages = [header, payload] if payload.numel() else [header]
         if self._delay is None:
             self._post(batch.name, messages)
         else:
@@ -93,7 +102,7 @@ class DistributedLink(Link):
         count(self._block, self._block + 1, "activations", one)
         if lanes:
             count(self._block, self._block + 1, "tangents", lanes * one)
-        count(self._block, self._block + 1, "control", header.nbytes + batch.labels.nbytes)
+        count(self._block, self._block + 1, "control", header.nbytes)
 
     def _post(self, name: str, messages: list[Tensor]) -> None:
         if len(self._pending) == IN_FLIGHT:
@@ -136,6 +145,16 @@ class _Sending(NamedTuple):
     works: list[dist.Work]
 
 
+class _Coming(NamedTuple):
+    """A batch whose receives are posted."""
+
+    header: Tensor
+    work: dist.Work
+    payload: Tensor | None
+    """None: it is not known yet how large it is."""
+    payload_work: dist.Work | None
+
+
 class Receiver:
     """Receives the batches of the block below into a ring of buffers; in a thread, up to two batches ahead."""
 
@@ -147,6 +166,7 @@ class Receiver:
         shape: tuple[int, ...],
         lanes: tuple[int, ...],
         held: int,
+        batches: int,
         dtype: torch.dtype,
         device: torch.device,
         pinned: bool,
@@ -158,15 +178,19 @@ class Receiver:
             shape: `[B, ...]` of a training batch's activation; test batches may have fewer samples.
             lanes: the lanes that training batches arrive with.
             held: batches whose input the block may need at one time, the one that it works on included.
+            batches: training batches of an epoch.
             dtype, device: of the wire's tensors.
             pinned: in memory that a GPU copies from directly; for a wire on the host of a block on a GPU.
             timeline: of this process.
         """
         self._timeline = timeline
-        self._block, self._peer, self._shape, self._lanes = block, peer, shape, lanes
+        self._block, self._peer, self._shape, self._lanes, self._batches = block, peer, shape, lanes, batches
         self._new = partial(torch.empty, dtype=dtype, device=device, pin_memory=pinned)
+        self._early = device.type == "cpu"
+        """Post the payload's receive early too; NCCL's would keep a part of the GPU busy until it comes."""
         self._ring = [self._new(0) for _ in range(held + IN_FLIGHT)]
-        self._room = threading.Semaphore(IN_FLIGHT)
+        self._room: threading.Semaphore | None = None
+        self._coming: _Coming | None = None
         self._received = 0
         self._latest, self._arrived = "", 0.0
         """The last batch that came, and when (`time.monotonic`)."""
@@ -178,17 +202,21 @@ class Receiver:
             deliver: called with each batch; its tensors live until `held` later ones are taken.
             fail: called with the `LinkError` that ended the thread.
         """
+        self._room = threading.Semaphore(IN_FLIGHT)
         arguments = (batches, deliver, fail)
         threading.Thread(target=self._run, args=arguments, daemon=True, name=f"receive-{self._block}").start()
 
     def taken(self) -> None:
         """The block has taken a batch that was delivered, and needs none but the last `held`."""
+        assert self._room is not None
         self._room.release()
 
     def _run(self, batches: int, deliver: Callable[[Batch], None], fail: Callable[[Exception], None]) -> None:
+        assert self._room is not None
         try:
             for _ in range(batches):
-                self._room.acquire()
+                if self._coming is None:
+                    self._room.acquire()
                 deliver(self.receive())
         except Exception as error:
             fail(error)
@@ -197,30 +225,51 @@ class Receiver:
         """The next batch, received in this thread.
 
         Args:
-            shape: of its activation, if it is not the plan's.
+            shape: of its activation, if it is not the plan's, and of all that follow in its epoch.
 
         Raises:
             LinkError: what came is not a batch, or nothing came.
         """
-        header = torch.empty(HEADER, dtype=torch.int64)
-        self._wait(header)
-        began = time.monotonic_ns()
         shape = shape or self._shape
-        batch, epoch, flags, samples = self._check(header.tolist(), shape)
-        lanes = self._lanes if flags & TRAINING else ()
-        stacked = torch.empty(((len(lanes) + 1) * samples, *shape[1:]), device="meta")
-        payload = self._buffer(wire(stacked).shape)
-        labels = torch.empty(samples, dtype=torch.int64)
-        self._wait(payload)
-        self._wait(labels)
+        coming, self._coming = self._coming or self._post(None), None
+        self._wait(coming.work)
+        began = time.monotonic_ns()
+        batch, epoch, flags, samples = self._check(coming.header[:FIELDS].tolist(), shape)
+        training, drain = bool(flags & TRAINING), bool(flags & DRAIN)
+        lanes = self._lanes if training else ()
+        payload, work = coming.payload, coming.payload_work
+        if payload is None:
+            payload, work = self._post_payload((len(lanes) + 1) * samples, shape)
+        ends = drain or (batch + 1) % self._batches == 0
+        if training and not ends and (self._room is None or self._room.acquire(timeout=SOON)):
+            self._coming = self._post(shape)
+        if work is not None:
+            self._wait(work, payload)
         stacked = unwire(payload)
         tangent = Tangent(lanes, stacked[samples:]) if lanes else None
-        training, drain = bool(flags & TRAINING), bool(flags & DRAIN)
+        labels = coming.header[FIELDS : FIELDS + samples]
         received = Batch(batch, epoch, training, stacked[:samples], labels, tangent, drain)
         self._latest, self._arrived = received.name, time.monotonic()
         if self._timeline.on and training:
             self._timeline.add(RECEIVE, self._block, batch, began, self._block - 1)
         return received
+
+    def _post(self, shape: tuple[int, ...] | None) -> _Coming:
+        """Post the receives of the next batch.
+
+        Args: shape: of its activation, if it is sure to be a training batch.
+        """
+        header = torch.empty(FIELDS + self._shape[0], dtype=torch.int64)
+        work = self._receive(header)
+        if shape is None or not self._early:
+            return _Coming(header, work, None, None)
+        return _Coming(header, work, *self._post_payload((len(self._lanes) + 1) * shape[0], shape))
+
+    def _post_payload(self, samples: int, shape: tuple[int, ...]) -> tuple[Tensor, dist.Work | None]:
+        """Its buffer, and what to wait for; nothing comes if it is empty."""
+        stacked = torch.empty((samples, *shape[1:]), device="meta")
+        payload = self._buffer(wire(stacked).shape)
+        return payload, self._receive(payload) if payload.numel() else None
 
     def _check(self, header: list[int], expected: tuple[int, ...]) -> tuple[int, int, int, int]:
         """Batch id, epoch, flags and number of samples; the rest of a header can only be what the plan says."""
@@ -248,17 +297,27 @@ class Receiver:
             self._ring[slot] = self._new(shape.numel())
         return self._ring[slot][: shape.numel()].view(shape)
 
-    def _wait(self, tensor: Tensor) -> None:
+    def _receive(self, tensor: Tensor) -> dist.Work:
         try:
             work = dist.irecv(tensor, self._peer)
-            assert work is not None
+        except RuntimeError as error:
+            raise self._lost(error) from error
+        assert work is not None
+        return work
+
+    def _wait(self, work: dist.Work, tensor: Tensor | None = None) -> None:
+        """Args: tensor: what it receives, if that may be on a GPU."""
+        try:
             work.wait()
         except RuntimeError as error:
-            last = f"last came {self._latest}, {time.monotonic() - self._arrived:.1f} s ago" if self._latest else "nothing came yet"
-            what = f"lost block {self._block - 1} (rank {self._peer}) on the forward plane; {last}: {_first_line(error)}"
-            raise LinkError(what, self._peer) from error
-        if tensor.is_cuda:  # NCCL's wait orders streams, not the host; the batch is used on another thread's stream
+            raise self._lost(error) from error
+        if tensor is not None and tensor.is_cuda:  # NCCL's wait orders streams, not the host; another thread's stream uses it
             torch.cuda.current_stream().synchronize()
+
+    def _lost(self, error: Exception) -> LinkError:
+        last = f"last came {self._latest}, {time.monotonic() - self._arrived:.1f} s ago" if self._latest else "nothing came yet"
+        what = f"lost block {self._block - 1} (rank {self._peer}) on the forward plane; {last}: {_first_line(error)}"
+        return LinkError(what, self._peer)
 
 
 def _first_line(error: Exception) -> str:

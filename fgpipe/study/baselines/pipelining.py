@@ -19,6 +19,7 @@ from fgpipe.optim import Optimizer, Trained, parts
 from fgpipe.runtime.links.base import Batch
 from fgpipe.runtime.links.distributed import DistributedLink, Receiver, unwire, wire
 from fgpipe.runtime.phases import Phases
+from fgpipe.runtime.precision import Precision
 from fgpipe.runtime.topology import Topology
 from fgpipe.runtime.worker import Source, never
 
@@ -29,7 +30,10 @@ not neighbours."""
 
 
 class Part(nn.Module):
-    """The blocks of one process, from and to what crosses a link: NHWC views, which are contiguous, on `host`."""
+    """The blocks of one process, from and to what crosses a link: NHWC views, which are contiguous, on `host`.
+
+    Between blocks, in a process and across a link, activations and their gradients are rounded to `precision.wire`.
+    """
 
     def __init__(
         self,
@@ -40,6 +44,7 @@ class Part(nn.Module):
         keep_outputs: bool,
         copy: bool,
         phases: Sequence[Phases],
+        precision: Precision,
     ) -> None:
         """Args:
         copy: return a tensor of its own, not a view; `zero_bubble` detaches it in place.
@@ -50,22 +55,28 @@ class Part(nn.Module):
         self.classifier = classifier
         """Of the last process; used by its loss, and here so that its gradients are scaled with the others."""
         self._device, self._host, self._keep, self._copy = device, host, keep_outputs, copy
+        self._precision = precision
         self._phases, self.at = phases, (0, 0)
         """`at`: the batch and microbatch that come next."""
         self.outputs: list[list[Tensor]] = []
         """Of each microbatch, each block's output, detached, if they are to be kept."""
 
     def forward(self, x: Tensor) -> Tensor:
-        x = unwire(x.to(self._device))
-        outputs = []
-        for block, phase in zip(self.blocks, self._phases, strict=True):
+        x, outputs = unwire(x.to(self._device)), []
+        for j, phase in enumerate(self._phases):
             with phase("forward", *self.at):
-                x = block(x)
-            outputs.append(x.detach())
+                y, x = self.block(j, x)
+            outputs.append(y.detach())
         if self._keep:
             self.outputs.append(outputs)
-        y = wire(x).contiguous().to(self._host)
-        return y.clone() if self._copy else y
+        sent = wire(x).contiguous().to(self._host)
+        return sent.clone() if self._copy else sent
+
+    def block(self, j: int, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The output of the j-th block here, and what the next one gets of it, or the classifier."""
+        y = self.blocks[j](x.to(self._precision.dtype))
+        ends = self.classifier is not None and j == len(self.blocks) - 1
+        return y, y if ends else y.to(self._precision.wire)
 
 
 class ObservedStage(PipelineStage):
@@ -121,6 +132,7 @@ class PipelinedBackpropagation:
         schedule: one of `SCHEDULES`.
         microbatches: per batch, a divisor of `batch_size`.
         receiver, link: bring test batches and labels from the process below, and take them to the one above.
+        precision: without autocast.
         host: where what crosses a link lives.
         make_optimizer: from a block's index and modules of it to an optimizer of their parameters.
         phases: one of each block.
@@ -138,7 +150,7 @@ class PipelinedBackpropagation:
         schedule: str,
         microbatches: int,
         batch_size: int,
-        dtype: torch.dtype,
+        precision: Precision,
         device: torch.device,
         host: torch.device,
         receiver: Receiver | None,
@@ -158,7 +170,14 @@ class PipelinedBackpropagation:
         zero_bubble = schedule == "zero_bubble"
         self._phases = phases
         self._part = Part(
-            blocks, self._classifier, device, host, keep_outputs=any(self._observers), copy=zero_bubble, phases=phases
+            blocks,
+            self._classifier,
+            device,
+            host,
+            keep_outputs=any(self._observers),
+            copy=zero_bubble,
+            phases=phases,
+            precision=precision,
         )
         self._optimizers = [make_optimizer(j, [block]) for j, block in zip(topology.local, blocks, strict=True)]
         if self._classifier is not None:
@@ -168,7 +187,14 @@ class PipelinedBackpropagation:
             head and make_optimizer(j, [head]) for j, head in zip(topology.local, self._observers, strict=True)
         ]
         sizes = [(batch_size // microbatches, *shape) for shape in shapes]
-        examples = [wire(torch.empty(size, dtype=dtype, device=host)).contiguous().requires_grad_() for size in sizes]
+        dtypes = (
+            precision.dtype if receiver is None else precision.wire,
+            precision.dtype if link is None else precision.wire,
+        )
+        examples = [
+            wire(torch.empty(size, dtype=dtype, device=host)).contiguous().requires_grad_()
+            for size, dtype in zip(sizes, dtypes, strict=True)
+        ]
         if receiver is None:
             examples[0].requires_grad_(False)
         place = (topology.position, len(topology.pipeline), host)
@@ -266,10 +292,10 @@ class PipelinedBackpropagation:
         for index in range(batches):
             batch = self._next(index, epoch, index, False, source)
             x, labels = batch.x.to(self._device), batch.labels.to(self._device)
-            for j, block, head in zip(self._topology.local, self._part.blocks, self._heads, strict=True):
-                x = block(x)
+            for position, (j, head) in enumerate(zip(self._topology.local, self._heads, strict=True)):
+                y, x = self._part.block(position, x)
                 if head is not None:
-                    self._metrics.record(j, False, *head.losses(x, labels), labels)
+                    self._metrics.record(j, False, *head.losses(y, labels), labels)
             if self._link is not None:
                 self._link.send(replace(batch, x=x))
 

@@ -14,12 +14,13 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
 import torch
 
+from fgpipe import durable
 from fgpipe.assembly import Plan, build_stages
 from fgpipe.config import compose_config
 from fgpipe.data import Batches, load
@@ -75,6 +76,8 @@ class Calibration:
     receive: float
     scalars: float
     """As `machine.Machine` has them."""
+    errors: list[float] = field(default_factory=list)
+    """Of predictions that were compared with runs on this machine: simulated over measured, less 1."""
 
     @classmethod
     def load(cls, path: Path, arguments: Sequence[str]) -> "Calibration":
@@ -117,7 +120,7 @@ class Calibration:
         )
 
     def save(self, path: Path) -> None:
-        path.write_text(json.dumps(asdict(self), indent=1) + "\n")
+        durable.write(path, (json.dumps(asdict(self), indent=1) + "\n").encode())
 
     def on(self, cores: float) -> Machine:
         """The machine, or one like it with so many cores."""

@@ -5,8 +5,10 @@
     processes=P         with runs of blocks, balanced by the time of their forward passes; stages by default
     cores=C             that the processes share; unlimited by default, one for each
     calibration=FILE    measurements of this machine that FILE has, or is to have; else they are made and forgotten.
-                        They take one or two minutes, and the machine should do nothing else
-    link.rate=10Gbit link.rtt=50ms    the links between all processes, as fgpipe.train has them
+                        They take one or two minutes, and the machine should do nothing else. One that
+                        `python -m fgpipe.study simulation` has made knows the error of its predictions too
+    link.rate=10Gbit link.rtt=50ms    the links between all processes, as fgpipe.train has them; backpropagation is left
+                        out with a round trip, as it is not modelled how often its messages wait for one
     window=W            as fgpipe.train has it
 
 All other keys are those of fgpipe.train, such as model.width=0.25 batch_size=64 lanes=4 microbatches=8, and go to the
@@ -33,6 +35,8 @@ from fgpipe.study.simulator.nets import Setting
 
 MOST = 256
 """Stages: their number and the windows' make the time that a simulation takes."""
+WITHIN = 0.15
+"""An error that is good enough."""
 SIMULATED = ("link.rate", "link.rtt", "link.between", "window")
 """Keys of fgpipe.train that are simulated, and not measured."""
 
@@ -91,7 +95,7 @@ def table(setting: Setting, links: SlowLinks, cores: float) -> str:
     sizes, batch, machine = setting.split(), setting.batch_size, setting.calibration.on(cores)
     head = "| | images/s, simulated | busiest blocks | busy | batches in flight | staleness | bytes up | bytes back |"
     lines = [head, "|" + "---|" * 8]
-    for name, net in setting.nets().items():
+    for name, net in setting.nets(links).items():
         found = forecast(net, sizes, links, machine)
         blocks = runs_of(sizes)[found.bottleneck]
         where = str(blocks[0]) if len(blocks) == 1 else f"{blocks[0]} to {blocks[-1]}"
@@ -114,7 +118,16 @@ def about(setting: Setting, config: Config, cores: float) -> str:
     where = f"{setting.processes} processes on {'as many' if cores == math.inf else cores} cores"
     what = f"Simulated: {net}, in {where}; links: rate {rate}, round trip {rtt}; width {config.model.width:g}, "
     made = f"Measured on {calibration.machine}; commit {calibration.commit}."
-    return f"{what}batch {config.batch_size}.\n{made}\n"
+    return f"{what}batch {config.batch_size}.\n{made}\n{accuracy(calibration.errors)}\n"
+
+
+def accuracy(errors: Sequence[float]) -> str:
+    """How far predictions with this calibration were from runs."""
+    if not errors:
+        return "Error unknown: no prediction was compared with a run, as `python -m fgpipe.study simulation` does."
+    within = sum(abs(error) <= WITHIN for error in errors)
+    spread = f"{min(errors):+.0%} to {max(errors):+.0%}"
+    return f"Error of {len(errors)} predictions of runs on that machine: {spread}, {within} within {WITHIN:.0%}."
 
 
 def run(arguments: Sequence[str]) -> None:

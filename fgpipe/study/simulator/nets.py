@@ -9,6 +9,7 @@ from fgpipe.assembly import DataFacts, Plan
 from fgpipe.config import compose_config
 from fgpipe.errors import bad_value
 from fgpipe.gradients.probes import plan_lanes
+from fgpipe.runtime.links.slow import SlowLinks
 from fgpipe.runtime.schedule import windows
 from fgpipe.runtime.topology import balanced
 from fgpipe.study.simulator.calibration import DEFAULTS, METHODS, Calibration
@@ -79,9 +80,15 @@ class Setting:
         """The net has the measured blocks."""
         return not self.equal and self.stages == len(self.calibration.costs["local target"])
 
-    def nets(self) -> dict[str, Net]:
-        """By the contestant's name."""
+    def nets(self, links: SlowLinks) -> dict[str, Net]:
+        """By the contestant's name.
+
+        Backpropagation only over links without a round trip: how often `torch.distributed.pipelining` waits for one is
+        not modelled.
+        """
         found: dict[str, Net] = {name: self._forward(name, overrides) for name, overrides in METHODS.items()}
+        if links.latency:
+            return found
         config, activations = self._plan().config, self._activations()
         count = microbatches(config.batch_size, max(config.microbatches, self.processes))
         costs = self._fit(self.calibration.of_piece(config.batch_size // count))
