@@ -14,7 +14,7 @@ from fgpipe.runtime.links.distributed import IN_FLIGHT, DistributedLink, LinkErr
 LINE = r"lost block 4 \(rank 2\) on the forward plane; (test )?batch 7 was on its way to it for \d\.\d s: Timed out"
 
 
-def refuse(*_: object) -> None:
+def refuse(*_: object, **__: object) -> None:
     raise RuntimeError("Timed out\nand a trace of it")
 
 
@@ -33,7 +33,7 @@ def test_refused_at_once(training: bool, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_the_oldest_does_not_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
     """As many batches as may be in flight leave; the next one, and closing, wait for the first."""
-    monkeypatch.setattr(dist, "isend", lambda *_: SimpleNamespace(wait=refuse))
+    monkeypatch.setattr(dist, "isend", lambda *_, **__: SimpleNamespace(wait=refuse))
     for end in ("send", "close"):
         link = DistributedLink(3, 2, 2, Ledger(8), torch.device("cpu"))
         for _ in range(IN_FLIGHT):

@@ -33,6 +33,8 @@ TRAINING, DRAIN = 1, 2
 """Flags."""
 IN_FLIGHT = 2
 """Batches that may wait in a sender, and in a receiver."""
+TAG = 1
+"""Of our messages on gloo; `torch.distributed.pipelining` has 0 between the same processes."""
 SOON = 0.01
 """Seconds in which a batch that was delivered is taken if its block has nothing else to do."""
 
@@ -109,7 +111,7 @@ class DistributedLink(Link):
             self._wait_for_oldest()
         sending = _Sending(name, time.monotonic(), messages, [])
         try:
-            sending.works.extend(dist.isend(message, self._peer) for message in messages)
+            sending.works.extend(dist.isend(message, self._peer, tag=TAG) for message in messages)
         except RuntimeError as error:
             raise self._lost(sending, error) from error
         self._pending.append(sending)
@@ -299,7 +301,7 @@ class Receiver:
 
     def _receive(self, tensor: Tensor) -> dist.Work:
         try:
-            work = dist.irecv(tensor, self._peer)
+            work = dist.irecv(tensor, self._peer, tag=TAG)
         except RuntimeError as error:
             raise self._lost(error) from error
         assert work is not None
