@@ -65,7 +65,8 @@ def test_contestants_can_be_run(processes: int, jitter: float, tmp_path: Path) -
 @pytest.mark.parametrize(
     "argument, expected", [
         ("block=-1", "block=-1: allowed: a block's number"),
-        ("block=8", "block=8: allowed: 0 to 7"),
+        ("block=8", "slow.block=8: allowed: 0 to 7 with 8 blocks"),
+        ("block=8 factors=[1]", "block=8: allowed: 0 to 7"),
         ("factors=[2,4]", "factors=[2.0, 4.0]: allowed: 1, then larger factors"),
         ("factors=[1,4,4]", "factors=[1.0, 4.0, 4.0]: allowed: 1, then larger factors"),
         ("factors=slow", "factors=slow: "),
@@ -74,6 +75,6 @@ def test_contestants_can_be_run(processes: int, jitter: float, tmp_path: Path) -
     ],
 )  # fmt: skip
 def test_bad_input(argument: str, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["straggler", str(tmp_path / "study"), "split=[4,4]", "batches=2", argument]) == 2
+    assert main(["straggler", str(tmp_path / "study"), "split=[4,4]", "batches=2", *argument.split()]) == 2
     message = capsys.readouterr().err
     assert message.startswith(f"fgpipe: {expected}") and message.count("\n") == 1
