@@ -15,9 +15,9 @@ PHASES = ("test", "train")
 """Indexed by `training`."""
 INCIDENTS = ("duplicates", "asked", "skipped")
 """Of a block's scalars: came again and were dropped; were asked for again; were lost, so that an update was skipped."""
-REPLAYS = ("reused", "past_limit", "unseen")
-"""Of batches in a block's replay buffer: steps on one that was used before, and of these past the limit of reuse, when no
-other would come; batches that no step was made on."""
+REPLAYS = ("extra", "reused", "past_limit", "unseen")
+"""Of batches in a block's replay buffer: extra steps, beside those of the epoch; steps of the epoch on one that was used
+before, when no other would come, and of these past the limit of reuse; batches that no step was made on."""
 
 
 @dataclass(frozen=True)

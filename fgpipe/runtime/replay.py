@@ -2,7 +2,10 @@
 
 As in asynchronous decoupled greedy learning (Belilovsky et al. 2021): the input of the first block of a process is a
 bounded buffer, and the block may train on what is in it more than once. An epoch is a fixed number of steps of every
-block; each step sends one batch up, whatever it was trained on. What arrives at a full buffer pushes another out.
+block, and each sends one batch up. A step is made on a batch that was not used. While there is none and others will
+come, the block makes extra steps on used ones, and the blocks above it in its process with it; they update these blocks
+and are none of the epoch's steps. What arrives at a full buffer pushes another out, so that fewer batches than steps may
+be left: when nothing will come any more, the last steps are made on used ones.
 """
 
 from collections import deque
@@ -23,7 +26,7 @@ class Entry:
 
     batch: Batch
     uses: int = 0
-    """Steps that were made on it."""
+    """Steps that were made on it, extra ones included."""
 
 
 def copied(batch: Batch) -> Batch:
@@ -51,13 +54,15 @@ class Replay:
         self._entries: list[Entry] = []
         """In the order of their ids."""
         self._tests: deque[Batch] = deque()
-        self._steps, self._left, self._first = range(0), 0, 0
-        """Of the epoch under way: its steps, how many are left, and the first batch that is not too late."""
-        self._newest = -1
+        self._steps, self._left = range(0), 0
+        """Of the epoch under way: its steps, and how many are left."""
+        self._newest, self._extra = -1, 0
+        """The last batch that came, and the extra steps so far."""
 
     def begin(self, steps: range) -> None:
-        """As many steps as there are batches in `steps` come next; their ids are these, whatever they are made on."""
-        self._steps, self._left, self._first = steps, len(steps), steps.start
+        """As many steps as there are batches in `steps` come next; their ids are these, whatever they are made on, and
+        extra steps in between."""
+        self._steps, self._left = steps, len(steps)
 
     def append(self, batch: Batch) -> None:
         """A batch has arrived from below.
@@ -72,9 +77,6 @@ class Replay:
             raise RuntimeError(f"block {self._block} got batch {batch.id} where batch {self._newest + 1} was due")
         self._taken()
         self._newest = batch.id
-        if batch.id < self._first:
-            self._metrics.count(self._block, "unseen")
-            return
         self._entries.append(Entry(batch))
         if len(self._entries) > self._size:
             self._push_one_out()
@@ -84,11 +86,8 @@ class Replay:
         most = max(entry.uses for entry in self._entries)
         worn = [entry for entry in self._entries if entry.uses == most]
         at = {"newest": 0, "oldest": -1}.get(self._config.take)
-        self._remove(worn[self._draw("replay_drop", self._newest, len(worn)) if at is None else at])
-
-    def _remove(self, entry: Entry) -> None:
-        self._entries.remove(entry)
-        if not entry.uses:
+        self._entries.remove(worn[self._draw("replay_drop", self._newest, len(worn)) if at is None else at])
+        if not most:
             self._metrics.count(self._block, "unseen")
 
     def __len__(self) -> int:
@@ -96,35 +95,42 @@ class Replay:
         return len(self._usable()) if self._left else len(self._tests)
 
     def _usable(self) -> list[Entry]:
-        """Those below the limit; all, if none is and no other will come in this epoch."""
-        here = [entry for entry in self._entries if entry.batch.id in self._steps]
-        fresh = [entry for entry in here if entry.uses < self._config.reuse]
-        return fresh or (here if self._newest >= self._steps.stop - 1 else [])
+        """Those used least; none, if that is up to the limit and others will come."""
+        least = min((entry.uses for entry in self._entries), default=0)
+        if least >= self._config.reuse and self._more_will_come():
+            return []
+        return [entry for entry in self._entries if entry.uses == least]
+
+    def _more_will_come(self) -> bool:
+        """In this epoch."""
+        return self._newest < self._steps.stop - 1
 
     def popleft(self) -> Batch:
-        """The batch for the next step, or the next test batch."""
+        """The batch for the next step of the epoch, or for an extra step before it; or the next test batch."""
         if not self._left:
             self._taken()
             return self._tests.popleft()
         usable, step = self._usable(), self._steps.stop - self._left
-        least = min(entry.uses for entry in usable)
-        rested = [entry for entry in usable if entry.uses == least]
-        at = {"newest": -1, "oldest": 0}.get(self._config.take)
-        chosen = rested[self._draw("replay_take", step, len(rested)) if at is None else at]
-        for what, happened in (("reused", chosen.uses > 0), ("past_limit", chosen.uses >= self._config.reuse)):
+        uses = usable[0].uses
+        if uses and self._more_will_come():
+            self._extra += 1
+            self._metrics.count(self._block, "extra")
+            return self._use(usable, step, self._extra)
+        for what, happened in (("reused", uses > 0), ("past_limit", uses >= self._config.reuse)):
             if happened:
                 self._metrics.count(self._block, what)
-        chosen.uses += 1
+        batch = self._use(usable, step)
         self._left -= 1
         if not self._left:
-            self._end()
-        return replace(chosen.batch, id=step)
+            self._entries.clear()  # all have come, and were used
+        return batch
 
-    def _end(self) -> None:
-        """The epoch's steps are made: what is left of it, or still comes, is not needed."""
-        self._first = self._steps.stop
-        for entry in [entry for entry in self._entries if entry.batch.id < self._first]:
-            self._remove(entry)
+    def _use(self, usable: list[Entry], step: int, extra: int = 0) -> Batch:
+        """One of these, for a step or for an extra one before it."""
+        at = {"newest": -1, "oldest": 0}.get(self._config.take)
+        chosen = usable[self._draw("replay_take", -extra or step, len(usable)) if at is None else at]
+        chosen.uses += 1
+        return replace(chosen.batch, id=step, extra=extra)
 
     def _draw(self, purpose: str, counter: int, count: int) -> int:
         return int(torch.randint(count, (), generator=generator(self._seed, purpose, self._block, counter)))

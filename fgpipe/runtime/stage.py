@@ -44,6 +44,8 @@ class InFlight:
     """What a block keeps of a batch until its scalars arrive."""
 
     batch: int
+    draw: int
+    """The number under which its noise is drawn."""
     version: int
     """Updates of the block before its forward pass."""
     guess: Guess | None
@@ -117,26 +119,29 @@ class Stage:
         """The scalars of a batch that was forwarded have been applied, and of all earlier ones."""
         return not self._in_flight or self._in_flight[0].batch > batch
 
-    def train(self, batch: Batch, send: Callable[[Batch], None], reply: Callable[[Feedback], None]) -> None:
-        """Run one training batch: output and lanes upwards, scalars to who asked, and what can be learnt at once.
+    def train(self, batch: Batch, send: Callable[[Batch], None] | None, reply: Callable[[Feedback], None]) -> None:
+        """Run one training batch: output and lanes upwards, scalars to who asked, and what can be learnt at once. An extra
+        step is not counted in the metrics.
 
         Args:
-            send: takes the batch for the block above, as early as it is complete; not called by the last block.
+            send: takes the batch for the block above, as early as it is complete; not called by the last block. None for
+                an extra step whose output stays here.
             reply: takes the scalars of each block whose target is the loss here.
         """
         self._mode(training=True)
-        self._metrics.last_batch = batch.id
+        if not batch.extra:
+            self._metrics.last_batch = batch.id
         with self._precision.casting(self._device):
             self._train(batch.to(self._device, self._precision.dtype), send, reply)
 
-    def _train(self, batch: Batch, send: Callable[[Batch], None], reply: Callable[[Feedback], None]) -> None:
+    def _train(self, batch: Batch, send: Callable[[Batch], None] | None, reply: Callable[[Feedback], None]) -> None:
         weights = self._weights_for(batch.id)
         with self._phase("forward", batch.id):
             y, push = self._primal(weights, batch)
             y = y.to(self._precision.dtype)
             check_finite(y, self.index, f"activation of {batch.name}")
         above = self._lanes.on_link(self.index)
-        if not self._last and not above:
+        if send is not None and not self._last and not above:
             with self._phase("send", batch.id, self.index + 1):
                 send(self._outgoing(batch, y, None))
         losses, push_losses = self._own_loss(y, batch)
@@ -158,6 +163,7 @@ class Stage:
                 self._head_optimizer.step(gradients, batch.id)
         entry = InFlight(
             batch.id,
+            self._draw(batch),
             self._version,
             guess=None if self._method.is_random else guess,
             output=y if self._method.space == "activity" else None,
@@ -195,7 +201,8 @@ class Stage:
         with self._phase("loss", batch.id), torch.enable_grad():
             losses, logits, push = linearize_losses(self.head, y if attached else y.detach(), batch.labels)
             check_finite(losses, self.index, f"loss of {batch.name}")
-        self._metrics.record(self.index, True, losses, logits, batch.labels)
+        if not batch.extra:
+            self._metrics.record(self.index, True, losses, logits, batch.labels)
         return losses, push
 
     def _guess(
@@ -211,9 +218,9 @@ class Stage:
         in_weights = self._method.space == "weight"
         places = list(weights.parameters()) if in_weights else [y]
         if self._method.is_random:
-            found, head_gradients = self._noise(places, batch.id), None
+            found, head_gradients = self._noise(places, self._draw(batch)), None
         elif self._method.has_untrained_guess:
-            redraw(self.guess_head, self._method.guess, self._seed, self.index, batch.id)
+            redraw(self.guess_head, self._method.guess, self._seed, self.index, batch.draw)
             with torch.enable_grad():
                 guess_losses, _ = self.guess_head.losses(y, batch.labels)
             found, head_gradients = torch.autograd.grad(guess_losses.mean(), places), None
@@ -238,7 +245,7 @@ class Stage:
             return push(dx, {})
         if self._method.is_subspace:
             return add(push(dx, {}), along(guess, self._lanes.of(self.index), y))
-        carriers = self._lanes.carriers(self.index, self._draw(batch.id), y)
+        carriers = self._lanes.carriers(self.index, self._draw(batch), y)
         if not isinstance(guess, dict):
             return insert(push(dx, {}), guess, carriers[0])
         per_tensor = carriers if self._method.scope == "tensor" else carriers * len(guess)
@@ -255,7 +262,7 @@ class Stage:
         with self._phase("read", batch.id):
             readings = arrange(evaluated, wanted, read(push_losses(evaluated), self._method.scope))
             check_finite(readings, self.index, f"scalar of {batch.name}")
-            decoded = self.decoder.decode(self._draw(batch.id), readings)
+            decoded = self.decoder.decode(self._draw(batch), readings)
         own = decoded.pop(self.index, None)
         for block, scalars in decoded.items():
             probes = tuple(range(len(scalars)))
@@ -295,23 +302,23 @@ class Stage:
     def _estimates(self, entry: InFlight, scalars: Tensor) -> Sequence[Tensor]:
         method = self._method
         if method.space == "weight":
-            guess = entry.guess or self._named(self._noise(self._optimizer.parameters, entry.batch))
+            guess = entry.guess or self._named(self._noise(self._optimizer.parameters, entry.draw))
             norms = squared_norms(guess, method.scope).unsqueeze(1) if method.divides_by_norm else None
             factors = self.step_rule.factors(coefficients(scalars, norms))
             return list(weight_estimate(guess, factors[:, 0]).values())
-        guess = self._noise([entry.output], entry.batch)[0] if entry.guess is None else entry.guess
+        guess = self._noise([entry.output], entry.draw)[0] if entry.guess is None else entry.guess
         norms = activity_squared_norms(guess, method.scope).unsqueeze(0) if method.divides_by_norm else None
         factors = self.step_rule.factors(coefficients(scalars, norms))
         signal = subspace_estimate(guess, factors) if method.is_subspace else activity_estimate(guess, factors[0])
         return torch.autograd.grad(entry.output, list(entry.weights.parameters()), signal)
 
-    def _noise(self, like: list[Tensor], batch: int) -> list[Tensor]:
-        return noise_like(self._method.guess, like, self._seed, self.index, self._draw(batch))
+    def _noise(self, like: list[Tensor], draw: int) -> list[Tensor]:
+        return noise_like(self._method.guess, like, self._seed, self.index, draw)
 
-    def _draw(self, batch: int) -> int:
+    def _draw(self, batch: Batch) -> int:
         """The number under which noise and codes are drawn: of this share among all of the run's in activity space, so
         that no two samples have the same; of the batch in weight space, so that all replicas try one direction."""
-        return batch * self._replicas + self._replica if self._method.space == "activity" else batch
+        return batch.draw * self._replicas + self._replica if self._method.space == "activity" else batch.draw
 
     def _named(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
         return {name: tensor for (name, _), tensor in zip(self.block.named_parameters(), tensors, strict=True)}

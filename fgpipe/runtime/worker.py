@@ -203,7 +203,11 @@ class Worker:
         if batch.id != expected:
             raise RuntimeError(f"block {stage.index} got batch {batch.id} where batch {expected} was due")
         send = _no_block_above if node.link is None else node.link.send
-        if batch.training:
+        if batch.extra:
+            node.pending.appendleft(Forward(expected))  # the step itself is still to come
+            leaves = node is self._nodes[-1]
+            stage.train(batch, None if leaves else send, self._feedback.send)
+        elif batch.training:
             stage.train(batch, send, self._feedback.send)
             if batch.drain:
                 node.pending = drain(node.pending, batch.id)

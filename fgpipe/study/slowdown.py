@@ -1,7 +1,7 @@
 """What a slow block costs in accuracy, with replay buffers, beside the ways to train that wait for it.
 
-    python -m fgpipe.study slowdown FOLDER data.root=DIR [block=0] [factors=[1,4,8]] [processes=2] [seeds=1] [out=DIR]
-                                    [key=value ...]
+    python -m fgpipe.study slowdown FOLDER data.root=DIR [block=0] [factors=[1,4,8]] [jitter=0] [processes=2] [seeds=1]
+                                    [out=DIR] [key=value ...]
 
 The contestants of `straggler`, whose table has their rates, on CIFAR-10 at the scaled setting of the grid
 (`configs/profile/scaled.yaml`). Only with buffers does it depend on timing which batches a step is made on, so only
@@ -30,15 +30,17 @@ class Options(scaled.Options):
     processes: int = 2
     block: int = 0
     factors: list[float] = field(default_factory=lambda: [1.0, 4.0, 8.0])
+    jitter: float = 0.0
+    """`slow.jitter` where the factor is above 1."""
 
     def check(self) -> None:
         super().check()
         if self.processes < 2:
             raise bad_value("processes", self.processes, "a whole number of at least 2")
-        straggler.check_slow(self.block, self.factors)
+        straggler.check_slow(self.block, self.factors, self.jitter)
 
     def stated(self) -> list[str]:
-        return [*super().stated(), f"block={self.block}", f"factors={self.factors}"]
+        return [*super().stated(), f"block={self.block}", f"factors={self.factors}", f"jitter={self.jitter}"]
 
 
 @dataclass(frozen=True)
@@ -67,16 +69,16 @@ def ways(options: Options) -> list[Way]:
     for method, keys in straggler.methods(options.processes).items():
         if set(straggler.BUFFERS) <= set(keys):
             for factor in options.factors:
-                found.append(Way(method, factor, (*keys, *straggler.slow(options.block, factor))))
+                found.append(Way(method, factor, (*keys, *straggler.slow(options.block, factor, options.jitter))))
         else:
             found.append(Way(method, None, keys))
     return found
 
 
-def reused(summary: Mapping[str, Any]) -> float:
-    """The share of steps on a batch that had been used, at the buffer with the most of them."""
+def extra(summary: Mapping[str, Any]) -> float:
+    """Extra steps over those of the epochs, at the buffer with the most of them."""
     samples = sum(max(score["samples"] for score in epoch["train"].values()) for epoch in summary["epochs"])
-    return max(each["reused"] for each in summary["replay"].values()) * summary["config"]["batch_size"] / samples
+    return max(each["extra"] for each in summary["replay"].values()) * summary["config"]["batch_size"] / samples
 
 
 @dataclass(frozen=True)
@@ -87,20 +89,20 @@ class Row:
     accuracies: Sequence[float | None]
     seconds: Sequence[float]
     """Of training, without tests; at factor 1 where it is run once."""
-    reused: Sequence[float]
+    extra: Sequence[float]
 
     @classmethod
     def of(cls, way: Way, summaries: Sequence[Mapping[str, Any] | None]) -> "Row":
         done = [summary for summary in summaries if summary is not None]
-        seconds, shares = [each["train_seconds"] for each in done], [reused(each) for each in done]
+        seconds, shares = [each["train_seconds"] for each in done], [extra(each) for each in done]
         return cls(way, accuracies(summaries), seconds, shares)
 
 
 def table(rows: Sequence[Row]) -> str:
     """Markdown, with means over the seeds."""
-    lines = ["| | factor | test accuracy | range | training, s | steps on a used batch |", "|" + "---|" * 6]
+    lines = ["| | factor | test accuracy | range | training, s | extra steps, share of the epoch's |", "|" + "---|" * 6]
     for row in rows:
-        seconds, share = (statistics.mean(each) if each else math.nan for each in (row.seconds, row.reused))
+        seconds, share = (statistics.mean(each) if each else math.nan for each in (row.seconds, row.extra))
         cells = [row.way.method, row.way.speed, accuracy_cells(row.accuracies), f"{seconds:.0f}", f"{share:.0%}"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

@@ -1,10 +1,10 @@
 """What a slow block costs the others, with and without replay buffers, beside pipelined backpropagation.
 
-    python -m fgpipe.study straggler FOLDER [block=0] [factors=[1,2,4,8]] [processes=2] [split=[4,4]] [batches=32]
-                                     [epochs=2] [repeats=3] [out=DIR] [key=value ...]
+    python -m fgpipe.study straggler FOLDER [block=0] [factors=[1,2,4,8]] [jitter=0] [processes=2] [split=[4,4]]
+                                     [batches=32] [epochs=2] [repeats=3] [out=DIR] [key=value ...]
 
 Every contestant is run with one block slowed by each of the factors (`slow.*`), with its timeline recorded. A block's
-update rate counts from its first forward pass of an epoch to its last update; "others" is the slowest of the blocks in
+update rate is that of a whole epoch, up to the last update of any block; "others" is the slowest of the blocks in
 other processes than the slow one's, whose blocks share its thread. Rates and images per second are also given over
 those of the same contestant with factor 1, in the same round. The rest is as in `throughput`.
 
@@ -12,6 +12,7 @@ The table is printed and written to DIR/straggler.md, in FOLDER without `out`. d
 compared and how.
 """
 
+import math
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -35,18 +36,22 @@ class Options(contest.Options):
     repeats: int = 3
     block: int = 0
     factors: list[float] = field(default_factory=lambda: [1.0, 2.0, 4.0, 8.0])
+    jitter: float = 0.0
+    """`slow.jitter` where the factor is above 1."""
 
     def check(self) -> None:
         super().check()
-        check_slow(self.block, self.factors)
+        check_slow(self.block, self.factors, self.jitter)
 
 
-def check_slow(block: int, factors: Sequence[float]) -> None:
-    """Raises: UserError: there is no such block in any net, or there are no factors of this kind."""
+def check_slow(block: int, factors: Sequence[float], jitter: float) -> None:
+    """Raises: UserError: there is no such block in any net, or there are no factors or no jitter of this kind."""
     if block < 0:
         raise bad_value("block", block, "a block's number, from 0")
     if factors[:1] != [1.0] or sorted(set(factors)) != factors:
         raise bad_value("factors", factors, "1, then larger factors, as in [1,2,4]")
+    if not 0 <= jitter < math.inf:
+        raise bad_value("jitter", jitter, "a finite number of at least 0")
 
 
 def methods(processes: int) -> dict[str, tuple[str, ...]]:
@@ -66,13 +71,14 @@ def contestants(options: Options) -> dict[tuple[str, float], Contestant]:
     found = {}
     for name, keys in methods(options.processes).items():
         for factor in options.factors:
-            found[name, factor] = Contestant(f"{name}, {factor:g}", (*keys, *slow(options.block, factor), "trace=true"))
+            slowed = slow(options.block, factor, options.jitter)
+            found[name, factor] = Contestant(f"{name}, {factor:g}", (*keys, *slowed, "trace=true"))
     return found
 
 
-def slow(block: int, factor: float) -> tuple[str, ...]:
+def slow(block: int, factor: float, jitter: float) -> tuple[str, ...]:
     """Overrides of a run with a block so many times as slow."""
-    return () if factor == 1 else (f"slow.block={block}", f"slow.factor={factor:g}")
+    return () if factor == 1 else (f"slow.block={block}", f"slow.factor={factor:g}", f"slow.jitter={jitter:g}")
 
 
 def others(split: Sequence[int], block: int) -> list[int]:
@@ -81,20 +87,22 @@ def others(split: Sequence[int], block: int) -> list[int]:
 
 
 def update_rate(events: Iterable[Event], block: int, batches: int) -> float:
-    """Updates per second of a block, from its first forward pass in an epoch to its last update; the median of the
-    epochs after the first.
+    """Updates per second of a block over a whole epoch, from the first event of any block in it to the last update of any
+    block; the median of the epochs after the first. So it counts against a block that it waits at an epoch's end.
 
-    Args: batches: of an epoch.
+    Args:
+        events: of all blocks.
+        batches: of an epoch.
     """
-    began: dict[int, int] = {}
-    ended: dict[int, list[int]] = defaultdict(list)
+    of_epoch: dict[int, list[Event]] = defaultdict(list)
     for event in events:
-        epoch = event.batch // batches
-        if event.block == block and event.kind == "forward":
-            began[epoch] = min(event.began, began.get(epoch, event.began))
-        elif event.block == block and event.kind == "update":
-            ended[epoch].append(event.ended)
-    rates = [1e9 * len(of) / (max(of) - began[epoch]) for epoch, of in ended.items() if epoch > 0]
+        of_epoch[event.batch // batches].append(event)
+    rates = []
+    for epoch, found in of_epoch.items():
+        if epoch > 0:
+            updates = [event for event in found if event.kind == "update"]
+            took = max(event.ended for event in updates) - min(event.began for event in found)
+            rates.append(1e9 * sum(event.block == block for event in updates) / took)
     return statistics.median(rates)
 
 

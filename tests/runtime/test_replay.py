@@ -15,7 +15,7 @@ class Buffer:
     """Of block 1; batches hold their own id, so that it is seen what a step is made on."""
 
     def __init__(self, size: int, reuse: int = 4, take: str = "newest", seed: int = 0) -> None:
-        self.metrics, self.room = Metrics(2), 0
+        self.metrics, self.room, self.extras = Metrics(2), 0, []
         self.replay = Replay(1, ReplayConfig(size, reuse, take), seed, self.metrics, self._make_room)
 
     def _make_room(self) -> None:
@@ -26,17 +26,22 @@ class Buffer:
             self.replay.append(Batch(number, 0, training, torch.tensor([[float(number)]]), torch.zeros(1)))
 
     def take(self, count: int) -> list[int]:
-        """What the next steps are made on; their own ids are counted up."""
+        """What the next steps are made on, extra ones included; ids of the epoch's are counted up, and numbers of others."""
         found = []
         for _ in range(count):
             assert len(self.replay)
             batch = self.replay.popleft()
             found.append(int(batch.x.item()))
-            self.steps.append(batch.id)
+            if batch.extra:
+                self.extras.append(batch.extra)
+                assert batch.id == self.start + len(self.steps), "that of the step which comes next"
+            else:
+                self.steps.append(batch.id)
+                self.on.append(found[-1])
         return found
 
     def begin(self, start: int, stop: int) -> None:
-        self.steps: list[int] = []
+        self.start, self.steps, self.on = start, [], []
         self.replay.begin(range(start, stop))
 
     @property
@@ -49,14 +54,44 @@ class Buffer:
     [("newest", [2, 1, 0, 2, 1, 0]), ("oldest", [0, 1, 2, 0, 1, 2])],
 )
 def test_least_used_first(take: str, expected: list[int]) -> None:
+    """Three steps on new batches, then extra ones on used batches."""
     buffer = Buffer(3, reuse=2, take=take)
     buffer.begin(0, 100)
     buffer.put(0, 1, 2)
-    assert buffer.take(6) == expected and buffer.steps == list(range(6))
+    assert buffer.take(6) == expected and buffer.steps == [0, 1, 2] and buffer.extras == [1, 2, 3]
     assert len(buffer.replay) == 0, "all are used up, and the block waits"
     buffer.put(3)
     assert buffer.take(2) == [3, 3] and len(buffer.replay) == 0
-    assert buffer.counts == {"reused": 4, "past_limit": 0, "unseen": 0}
+    assert buffer.steps == [0, 1, 2, 3] and buffer.extras == [1, 2, 3, 4]
+    assert buffer.counts == {"extra": 4, "reused": 0, "past_limit": 0, "unseen": 0}
+
+
+def test_a_new_batch_is_a_step() -> None:
+    """Whenever there is one, whatever extra steps have been made; no step is ever made on a used one while others come."""
+    buffer = Buffer(4, reuse=10)
+    buffer.begin(0, 4)
+    buffer.put(0)
+    assert buffer.take(4) == [0, 0, 0, 0] and buffer.steps == [0] and buffer.extras == [1, 2, 3]
+    buffer.put(1, 2)
+    assert buffer.take(3) == [2, 1, 2] and buffer.steps == [0, 1, 2] and buffer.extras == [1, 2, 3, 4]
+    buffer.put(3)
+    assert buffer.take(1) == [3] and buffer.steps == [0, 1, 2, 3] and len(buffer.replay) == 0, "the last one ends the epoch"
+    assert buffer.counts == {"extra": 4, "reused": 0, "past_limit": 0, "unseen": 0}
+
+
+def test_draws_have_names_of_their_own() -> None:
+    """Of every step and every extra one; those of the epoch's steps have their ids'."""
+    buffer = Buffer(2, reuse=3)
+    buffer.begin(0, 4)
+    batches = []
+    for number in range(4):
+        buffer.put(number)
+        while len(buffer.replay):
+            batches.append(buffer.replay.popleft())
+    assert [(batch.id, batch.extra) for batch in batches[:4]] == [(0, 0), (1, 1), (1, 2), (1, 0)]
+    assert len({batch.draw for batch in batches}) == len(batches) == 4 + buffer.counts["extra"]
+    assert [batch.draw for batch in batches if not batch.extra] == list(range(4))
+    assert [batch.name for batch in batches[:2]] == ["batch 0", "an extra step before batch 1"]
 
 
 @pytest.mark.parametrize("take, kept", [("newest", [4, 3]), ("oldest", [0, 1])])
@@ -91,41 +126,57 @@ def test_random() -> None:
 @pytest.mark.parametrize("size, reuse, take", [*itertools.product((1, 3), (1, 4), ("newest", "oldest", "random"))])
 @pytest.mark.parametrize("order", ["fast below", "slow below", "in turn"])
 def test_every_step_of_every_epoch(size: int, reuse: int, take: str, order: str) -> None:
-    """As many steps as batches whatever comes when; each was trained on, again, or is counted as unseen."""
+    """As many steps as batches whatever comes when. At a slow block batches are unseen, and as many steps are made on used
+    ones; above one, each step is made on another batch, and there are as many extra ones as the limit allows."""
     buffer, batches = Buffer(size, reuse, take), 10
     for epoch in range(3):
         start, stop = epoch * batches, (epoch + 1) * batches
         if epoch == 1:
             buffer.put(start)  # the block below has begun before this one has
         buffer.begin(start, stop)
-        made: list[int] = []
         for number in range(start, stop):
             if (epoch, number) != (1, start):
                 buffer.put(number)
             if order == "slow below":
                 while len(buffer.replay) and len(buffer.steps) < batches:
-                    made += buffer.take(1)
+                    buffer.take(1)
             elif order == "in turn" and len(buffer.steps) < batches:
-                made += buffer.take(1)
+                buffer.take(1)
         while len(buffer.steps) < batches:
-            made += buffer.take(1)
-        assert buffer.steps == list(range(start, stop)) and set(made) <= set(range(start, stop))
+            buffer.take(1)
+        assert buffer.steps == list(range(start, stop)) and set(buffer.on) <= set(range(start, stop))
         assert len(buffer.replay) == 0, "the epoch is over"
         buffer.put(0, 1, 2, training=False)
         tests = [buffer.replay.popleft() for _ in range(3)]
         assert [(batch.id, batch.training) for batch in tests] == [(0, False), (1, False), (2, False)]
         assert buffer.room == (epoch + 1) * (batches + 3)
-        assert buffer.counts["reused"] == buffer.counts["unseen"]
-    assert reuse > 1 or order == "fast below" or buffer.counts["reused"] == buffer.counts["past_limit"] == 0
+        unseen = batches - len(set(buffer.on))
+        assert buffer.counts["reused"] == buffer.counts["unseen"] == (epoch + 1) * unseen
+        assert (unseen > 0) == (order == "fast below"), "ten come before a step is made, to a buffer of three"
+    assert buffer.extras == list(range(1, buffer.counts["extra"] + 1))
+    assert len(buffer.extras) == (3 * (batches - 1) * (reuse - 1) if order == "slow below" else 0)
 
 
 def test_past_the_limit() -> None:
-    """A slow block: only the last batch is left, and nothing else will come."""
+    """A slow block: only the last batch is left, and nothing else will come, so that these are the epoch's own steps."""
     buffer = Buffer(1, reuse=2)
     buffer.begin(0, 4)
     buffer.put(0, 1, 2, 3)
-    assert buffer.take(4) == [3] * 4
-    assert buffer.counts == {"reused": 3, "past_limit": 2, "unseen": 3}
+    assert buffer.take(4) == [3] * 4 and buffer.steps == [0, 1, 2, 3]
+    assert buffer.counts == {"extra": 0, "reused": 3, "past_limit": 2, "unseen": 3}
+
+
+def test_pushed_out_and_more_to_come() -> None:
+    """Batch 0 went unseen. While others are due, used ones are for extra steps; the step that is missing is made last."""
+    buffer = Buffer(1, reuse=3)
+    buffer.begin(0, 4)
+    buffer.put(0, 1)
+    assert buffer.take(2) == [1, 1] and buffer.steps == [0] and buffer.extras == [1]
+    buffer.put(2)
+    assert buffer.take(3) == [2, 2, 2] and buffer.steps == [0, 1] and len(buffer.replay) == 0
+    buffer.put(3)
+    assert buffer.take(2) == [3, 3] and buffer.steps == [0, 1, 2, 3]
+    assert buffer.counts == {"extra": 3, "reused": 1, "past_limit": 0, "unseen": 1}
 
 
 def test_order() -> None:

@@ -8,15 +8,15 @@ import pytest
 from fgpipe.config import check_world, compose_config
 from fgpipe.study import scaled
 from fgpipe.study.__main__ import main
-from fgpipe.study.slowdown import Options, Row, Way, reused, table, ways
+from fgpipe.study.slowdown import Options, Row, Way, extra, table, ways
 
 SMALL = ["data=digits", "model.width=0.07", "head=linear", "batch_size=32", "epochs=2", "data.train_samples=384"]
 SMALL += ["data.test_samples=32", "optim.lr=0.01", "partition=[2,6]"]
 
 
 def summary(accuracy: float, seconds: float, *counts: int) -> dict:
-    """Two epochs of 10 batches of 32; the steps on a used batch of each block."""
-    replay = {str(block): {"reused": count} for block, count in enumerate(counts)}
+    """Two epochs of 10 batches of 32; the extra steps of each block."""
+    replay = {str(block): {"extra": count, "reused": 9} for block, count in enumerate(counts)}
     epochs = [{"train": {"0": {"samples": 320}, "7": {"samples": 300}}}] * 2
     config = {"batch_size": 32}
     return {"test_accuracy": accuracy, "train_seconds": seconds, "replay": replay, "epochs": epochs, "config": config}
@@ -25,7 +25,7 @@ def summary(accuracy: float, seconds: float, *counts: int) -> dict:
 @pytest.mark.parametrize("processes", [2, 8])
 def test_ways(processes: int) -> None:
     """With buffers once for each factor, slowed by it; the others once."""
-    found = ways(Options(processes=processes, block=3, factors=[1.0, 2.5]))
+    found = ways(Options(processes=processes, block=3, factors=[1.0, 2.5], jitter=0.5))
     assert [(way.method, way.factor) for way in found] == [
         ("local target, buffers", 1.0),
         ("local target, buffers", 2.5),
@@ -38,13 +38,15 @@ def test_ways(processes: int) -> None:
     for way in found:
         config = compose_config([*scaled.settings(SMALL[:-1]), *way.overrides])
         check_world(config, processes)
-        assert (config.slow.block, config.slow.factor) == ((3, 2.5) if way.factor == 2.5 else (None, 1.0))
+        slow = (config.slow.block, config.slow.factor, config.slow.jitter)
+        assert slow == ((3, 2.5, 0.5) if way.factor == 2.5 else (None, 1.0, 0.0))
         assert (config.replay.size is not None) == (way.factor is not None)
 
 
 def test_table() -> None:
-    """5 of 20 steps at the second buffer, the one with the most."""
-    assert reused(summary(0.5, 1, 0, 3, 5)) == pytest.approx(0.25)
+    """5 beside 20 steps at the second buffer, the one with the most; one may make more than the epochs have."""
+    assert extra(summary(0.5, 1, 0, 30, 5)) == pytest.approx(1.5)
+    assert extra(summary(0.5, 1, 0, 3, 5)) == pytest.approx(0.25)
     rows = [
         Row.of(Way("ours", 4.0, ()), [summary(0.5, 10, 0, 4), summary(0.6, 20, 0, 8)]),
         Row.of(Way("theirs", None, ()), [None, summary(0.4, 5, 0, 0)]),
@@ -61,6 +63,7 @@ def test_table() -> None:
     "arguments, expected", [
         (["processes=1"], "processes=1: allowed: a whole number of at least 2"),
         (["factors=[2]"], "factors=[2.0]: allowed: 1, then larger factors, as in [1,2,4]"),
+        (["jitter=-0.5"], "jitter=-0.5: allowed: a finite number of at least 0"),
         (["block=8"], "block=8: allowed: 0 to 7"),
         (["slow.factor=2"], "slow.factor=2: allowed: 1 unless slow.block is given"),
     ],
@@ -74,12 +77,12 @@ def test_bad_input(arguments: list[str], expected: str, tmp_path: Path, capsys: 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_real_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beside a slow block batches are used again, and the table says how often; every run is in it."""
+    """Beside a slow block there are extra steps, and the table says how many; every run is in it."""
     chosen = [way for way in ways(Options(factors=[1.0, 40.0])) if way.method == "local target, buffers"]
     monkeypatch.setattr("fgpipe.study.slowdown.ways", lambda options: chosen[1:])
     assert main(["slowdown", str(tmp_path), "factors=[1,40]", *SMALL]) == 0
     made = json.loads((tmp_path / f"{chosen[1].name}-0" / "summary.json").read_text())
-    share = made["replay"]["2"]["reused"] / 24
+    share = made["replay"]["2"]["extra"] / 24
     assert share > 0.2
     expected = f"| local target, buffers | 40 | {made['test_accuracy']:.1%} |"
     line = next(line for line in (tmp_path / "slowdown.md").read_text().splitlines() if line.startswith(expected))
