@@ -1,4 +1,7 @@
-"""The runs of a grid: one folder for each, named by its settings and seed, and what state it is in."""
+"""What all studies know of runs: overrides for Hydra, summaries, where they were made; and the runs of a grid.
+
+A run of a grid has one folder, named by its settings and seed.
+"""
 
 import fcntl
 import hashlib
