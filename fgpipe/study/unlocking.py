@@ -25,7 +25,7 @@ from fgpipe.config import Config, compose_config
 from fgpipe.observe import trace
 from fgpipe.observe.timeline import COMPUTE, Event
 from fgpipe.study.arguments import claim
-from fgpipe.study.kept import kept_by_blocks
+from fgpipe.study.kept import kept_by_blocks, kept_together
 from fgpipe.study.orders import Verdict, backward_locked, backward_unlocked, extra_compute, spans, update_unlocked
 from fgpipe.study.series import launch
 from fgpipe.study.split import data_facts
@@ -138,9 +138,9 @@ class Study:
         plain, slow = (self._folder / f"{cell.name}-{kind}" for kind in ("plain", "slow"))
         unlocking, verdict = cell.verdict(_events(slow))
         up, down = _bytes(json.loads((plain / "summary.json").read_text())["bytes"])
-        kept = kept_by_blocks(Plan.make(self.config(cell), facts, None, 0, 1))
+        kept = kept_by_blocks(Plan.make(self.config(cell), facts, None, 0, 1))[:LAST]
         extra = extra_compute(_events(plain), COMPUTE, range(LAST))
-        return Row(cell, unlocking, verdict.batches, extra, up, down, sum(kept[:LAST]))
+        return Row(cell, unlocking, verdict.batches, extra, up, down, sum(kept_together([storages]) for storages in kept))
 
 
 def _events(folder: Path) -> list[Event]:

@@ -12,7 +12,7 @@ from fgpipe.models.heads import Head
 from fgpipe.models.net import Net
 from fgpipe.observe import trace
 from fgpipe.observe.timeline import COMPUTE, Event
-from fgpipe.study.kept import kept_by_blocks
+from fgpipe.study.kept import Storages, kept_by_blocks, kept_together
 from fgpipe.study.orders import Spans, backward_locked, backward_unlocked, extra_compute, spans, update_unlocked
 from fgpipe.study.series import launch
 from fgpipe.study.unlocking import BATCHES, LAST, Cell, Row, _bytes, cells, table
@@ -116,7 +116,7 @@ def small_net() -> Net:
     return Net(blocks, [Head(nn.Linear(20, 10)), Head(nn.Linear(12, 10)), Head(nn.Linear(5, 10))])
 
 
-def kept(*overrides: str) -> list[int]:
+def kept(*overrides: str) -> list[Storages]:
     config = compose_config(["dtype=float64", f"batch_size={SAMPLES}", "window=auto", *overrides])
     config.model.blocks = 3
     return kept_by_blocks(Plan.make(config, DataFacts(4, 1, 10, 1, 8, 8), small_net(), 0, 1))
@@ -145,7 +145,25 @@ GRAPHS = [SAMPLES * (64 + 20), SAMPLES * (20 + 12)]
 def test_kept(overrides: list[str], numbers: list[int]) -> None:
     """By hand: a random weight guess a seed only, a local one the guess, activity the graph, the guess and, with a window
     above 1, the weights of the batch; backpropagation the graph; a local target nothing."""
-    assert kept(*overrides) == [FLOAT * number for number in numbers]
+    assert [kept_together([storages]) for storages in kept(*overrides)] == [FLOAT * number for number in numbers]
+
+
+@pytest.mark.parametrize(
+    "overrides, in_flight, numbers",
+    [
+        (["guess=local"], [1, 1], [1, 1, 0, 0]),
+        (["guess=end_to_end"], [1, 1], [0, 0, 1, 1]),
+        (["guess=end_to_end"], [4, 4], [0, 0, 4, 4]),
+        (["guess=gaussian", "space=activity", "window=1"], [1, 1], [0, 0, 1, 1]),
+        (["guess=gaussian", "space=activity"], [3, 2], [3, 2, 3, 2]),
+    ],
+)  # fmt: skip
+def test_kept_in_one_process(overrides: list[str], in_flight: list[int], numbers: list[int]) -> None:
+    """By hand, of blocks 0 and 1 together: the weights of each, the input and the output of block 0, which is the input of
+    block 1 and there once, and the output of block 1."""
+    sizes = [*PARAMETERS, SAMPLES * (64 + 20), SAMPLES * 12]
+    expected = FLOAT * sum(number * size for number, size in zip(numbers, sizes, strict=True))
+    assert kept_together(kept(*overrides)[:2], in_flight) == expected
 
 
 @pytest.fixture(scope="module")
