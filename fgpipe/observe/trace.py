@@ -1,9 +1,9 @@
-"""One timeline of all processes in Chrome's trace event format, which Perfetto (ui.perfetto.dev) and chrome://tracing open.
+"""One timeline of all processes in Chrome's trace event format, for Perfetto (ui.perfetto.dev) and chrome://tracing.
 
 A process is a group of three tracks: compute, batches that arrive, scalars that arrive. Arrows follow a batch from the
 block that sends it to its arrival above (within a process, to the forward pass there) and, where the sender has asked
-for scalars, on to the block that evaluates them, back, and to the update that they make. Of backpropagation, they follow
-each microbatch up and its gradient down.
+for scalars, on to the block that evaluates them, back, and to the update that they make. Of backpropagation, they
+follow each microbatch up and its gradient down.
 """
 
 import json

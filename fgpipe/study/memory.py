@@ -186,7 +186,8 @@ def main(arguments: list[str]) -> int:
     kept: dict[Way, Sequence[Storages]] = {way: kept_of_batch(study.config(way.overrides()), facts) for way in ways()}
     rows = [measure(study, each, facts) for each in wanted]
     text = f"Kept by each block of one batch in flight, MB:\n\n{kept_table(kept)}\n"
-    text += f"In flight, kept for all of it by the blocks of a process together, and the peak of training above what was held before it, MB:\n\n{peak_table(rows)}"
+    text += "In flight, kept for all of it by the blocks of a process together, and the peak of training above what was "
+    text += f"held before it, MB:\n\n{peak_table(rows)}"
     print(text, end="")
     name = f"memory-{options.processes}"
     study.write(name, f"Memory, {options.processes} processes", ["memory", *arguments], text)

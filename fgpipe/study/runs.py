@@ -84,6 +84,14 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
     return summary if isinstance(summary, dict) and "test_accuracy" in summary else None
 
 
+def page(title: str, command: str, setting: str, summaries: Iterable[Mapping[str, Any]], table: str) -> str:
+    """Markdown: a study's table, under what it was made with.
+
+    Args: summaries: of its runs.
+    """
+    return f"# {title}\n\n```bash\n{command}\n```\n\n{setting} {origin(summaries)}\n\n{table}"
+
+
 def origin(summaries: Iterable[Mapping[str, Any]]) -> str:
     """On what machines, and by which commits, runs were made; for a person to read."""
     summaries = list(summaries)
