@@ -223,7 +223,7 @@ def test_contestants_can_be_run(processes: int, tmp_path: Path) -> None:
         ("epochs=0", "epochs=0: allowed: a whole number of at least 1"),
         ("processes=9", "processes=9: allowed: 2 to model.blocks=8"),
         ("split=[4,5]", "split=[4, 5]: allowed: numbers that add up to model.blocks=8"),
-        ("batch_size=6", "microbatches=4: allowed: a divisor of batch_size=6"),
+        ("batch_size=6", "batch_size=6: allowed: a multiple of the peers' 4 microbatches"),
     ],
 )  # fmt: skip
 def test_bad_input(argument: str, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
