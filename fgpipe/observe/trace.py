@@ -1,8 +1,9 @@
-"""One timeline of all processes in Chrome's trace event format, which Perfetto (ui.perfetto.dev) and chrome://tracing open.
+"""One timeline of all processes in Chrome's trace event format, for Perfetto (ui.perfetto.dev) and chrome://tracing.
 
 A process is a group of three tracks: compute, batches that arrive, scalars that arrive. Arrows follow a batch from the
-block that sends it to its arrival above (within a process, to the forward pass there) and, where the sender has asked for scalars, on to the block that evaluates them,
-back, and to the update that they make. Of backpropagation, they follow each microbatch up and its gradient down.
+block that sends it to its arrival above (within a process, to the forward pass there) and, where the sender has asked
+for scalars, on to the block that evaluates them, back, and to the update that they make. Of backpropagation, they
+follow each microbatch up and its gradient down.
 """
 
 import json
@@ -46,6 +47,11 @@ def read(path: Path) -> dict[int, list[Event]]:
             fields = (each["args"][name] for name in ("block", "batch", "other"))
             events[each["pid"]].append(Event(each["name"], *fields, began, began + duration))
     return dict(events)
+
+
+def events(path: Path) -> list[Event]:
+    """The events of all ranks together, as `read`."""
+    return [event for of_rank in read(path).values() for event in of_rank]
 
 
 def _records(events: Mapping[int, Sequence[Event]], names: Mapping[int, str]) -> Iterator[dict[str, Any]]:

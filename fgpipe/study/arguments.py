@@ -9,6 +9,7 @@ from typing import TypeVar
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from fgpipe import durable
 from fgpipe.errors import UserError
 
 Options = TypeVar("Options")
@@ -49,8 +50,9 @@ def claim(folder: Path, arguments: Sequence[str]) -> None:
     Raises:
         UserError: it holds the study of other arguments.
     """
-    note = folder / "arguments.json"
-    if note.exists() and (had := json.loads(note.read_text())) != list(arguments):
-        raise UserError(f"{folder}: allowed: a new folder, or its study's arguments: {' '.join(had) or 'none'}")
     folder.mkdir(parents=True, exist_ok=True)
-    note.write_text(json.dumps(list(arguments)))
+    note = folder / "arguments.json"
+    if durable.create(note, json.dumps(list(arguments)).encode()):
+        return
+    if (had := json.loads(note.read_text())) != list(arguments):
+        raise UserError(f"{folder}: allowed: a new folder, or its study's arguments: {' '.join(had) or 'none'}")

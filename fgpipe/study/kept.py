@@ -1,7 +1,11 @@
-"""What a block keeps of a batch from its forward pass until its update, in bytes; measured on the stages themselves."""
+"""What blocks keep of a batch from its forward pass until its update, in bytes; measured on the stages themselves.
+
+A block's graph saves its input, which is the storage of the output that the graph of the block below saves, if both are
+in one process. So what a process keeps is not the sum of what its blocks keep, but the union of their storages.
+"""
 
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -14,6 +18,7 @@ from fgpipe.observe.metrics import Metrics
 from fgpipe.observe.timeline import Timeline
 from fgpipe.runtime.feedback.messages import Feedback
 from fgpipe.runtime.links.base import Batch
+from fgpipe.runtime.links.memory import MemoryLink
 from fgpipe.runtime.precision import DTYPES
 from fgpipe.runtime.replicas import Replicas
 from fgpipe.runtime.stage import Stage
@@ -47,15 +52,34 @@ class Graph:
         return [saved.tensor for reference in self._saved if (saved := reference()) is not None]
 
 
-def storage_bytes(tensors: Iterable[Tensor], without: Iterable[Tensor] = ()) -> int:
-    """Of the storages behind tensors, each counted once, but for those behind `without`."""
-    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
-    known = {tensor.untyped_storage().data_ptr() for tensor in without}
-    return sum(size for pointer, size in storages.items() if pointer not in known)
+Storages = Mapping[int, int]
+"""By address: bytes."""
 
 
-def kept_by_blocks(plan: Plan) -> list[int]:
-    """Bytes that each block keeps for one batch in flight, from its forward pass to its update.
+def storages_of(tensors: Iterable[Tensor]) -> Storages:
+    """What is behind tensors, which must live as long as addresses are compared."""
+    found = (tensor.untyped_storage() for tensor in tensors)
+    return {storage.data_ptr(): storage.nbytes() for storage in found}
+
+
+def kept_together(blocks: Sequence[Storages], in_flight: Sequence[int] | None = None) -> int:
+    """Bytes that blocks of one process keep together, a storage that several of them keep counted once.
+
+    Args:
+        blocks: what each keeps of one batch.
+        in_flight: batches at each block, one each if None. Those of a block with fewer are taken to be among those of
+            one with more, so that a storage of several blocks is there as often as the one with the most has it.
+    """
+    size: dict[int, int] = {}
+    count: dict[int, int] = {}
+    for storages, batches in zip(blocks, in_flight or [1] * len(blocks), strict=True):
+        for pointer, bytes in storages.items():
+            size[pointer], count[pointer] = bytes, max(batches, count.get(pointer, 0))
+    return sum(size[pointer] * count[pointer] for pointer in size)
+
+
+def kept_by_blocks(plan: Plan) -> list[Storages]:
+    """What each block keeps of one batch in flight, from its forward pass to its update.
 
     What its graph saves counts, and its guess unless it can be redrawn. Its parameters do not, but a copy of them for
     this batch does. A block that learns within its forward pass keeps nothing: what it makes is gone by then.
@@ -67,35 +91,39 @@ def kept_by_blocks(plan: Plan) -> list[int]:
     images = torch.randn(size, facts.channels, facts.height, facts.width, generator=source)
     x = images.to(DTYPES[plan.config.dtype]).contiguous(memory_format=torch.channels_last)
     batch = Batch(0, 0, True, x, torch.randint(facts.classes, (size,), generator=source))
-    kept, blocks = [], plan.method.blocks
+    kept, blocks = [], plan.method.blocks  # `kept` holds the tensors until all are there: no address comes twice
     for stage in build_stages(plan, device, Metrics(blocks), Ledger(blocks), Timeline(), Replicas()).values():
         if plan.config.guess == "end_to_end":
             found, x = kept_by_graph(stage.block, x)
         else:
             found, batch = kept_by_stage(stage, batch)
-        kept.append(found)
-    return kept
+        own = storages_of([*stage.block.parameters(), *stage.block.buffers()])
+        kept.append([tensor for tensor in found if tensor.untyped_storage().data_ptr() not in own])
+    return [storages_of(tensors) for tensors in kept]
 
 
-def kept_by_stage(stage: Stage, batch: Batch) -> tuple[int, Batch]:
-    """Bytes that a block keeps of a training batch until its scalars arrive, and the batch for the block above, if any."""
+def kept_by_stage(stage: Stage, batch: Batch) -> tuple[list[Tensor], Batch]:
+    """What a block keeps of a training batch until its scalars arrive, and the batch for the block above, if any.
+
+    The batch goes over the link of two blocks in one process.
+    """
     graph, sent = Graph(), []
     with graph.watch():
-        stage.train(batch, sent.append, _nowhere)
+        stage.train(batch, MemoryLink(sent.append).send, _nowhere)
     tensors = graph.tensors
     for entry in stage.in_flight:
         tensors += entry.guess.values() if isinstance(entry.guess, dict) else [entry.guess] * (entry.guess is not None)
         tensors += [] if entry.output is None else [entry.output]
         tensors += [] if entry.weights in (None, stage.block) else entry.weights.parameters()
-    return storage_bytes(tensors, [*stage.block.parameters(), *stage.block.buffers()]), (sent or [batch])[0]
+    return tensors, (sent or [batch])[0]
 
 
-def kept_by_graph(block: nn.Module, x: Tensor) -> tuple[int, Tensor]:
-    """Bytes that backpropagation keeps of a block until the gradient comes, and the block's output."""
+def kept_by_graph(block: nn.Module, x: Tensor) -> tuple[list[Tensor], Tensor]:
+    """What backpropagation keeps of a block until the gradient comes, and the block's output."""
     graph = Graph()
     with graph.watch():
         y = block(x)
-    return storage_bytes([*graph.tensors, y], [*block.parameters(), *block.buffers()]), y.detach()
+    return [*graph.tensors, y], y.detach()
 
 
 def _nowhere(feedback: Feedback) -> None:

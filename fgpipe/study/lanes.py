@@ -28,6 +28,7 @@ from typing import Any
 from fgpipe.config import compose_config
 from fgpipe.run import run
 from fgpipe.study.arguments import claim
+from fgpipe.study.runs import quoted
 
 FAMILIES = (("weight", "tensor"), ("weight", "block"), ("activity", "sample"))
 LANES: tuple[int | str, ...] = ("exact", 1, 2, 4, 8)
@@ -117,7 +118,7 @@ class Study:
             unfinished = self._folder / "unfinished" / path.name
             shutil.rmtree(unfinished, ignore_errors=True)
             print(name, file=sys.stderr, flush=True)
-            run(compose_config([*COMMON, *self._arguments, *overrides, f"run_dir={unfinished}"]))
+            run(compose_config([*COMMON, *self._arguments, *overrides, f"run_dir={quoted(str(unfinished))}"]))
             path.parent.mkdir(exist_ok=True)
             unfinished.rename(path)
         return json.loads((path / "summary.json").read_text())

@@ -3,10 +3,11 @@
     python -m fgpipe.study memory FOLDER [processes=2] [split=[4,4]] [batches=8] [repeats=1] [out=DIR] [key=value ...]
 
 The first table has, for every guess, space and target, the bytes that each block keeps of one batch from its forward
-pass to its update, measured on the stages in one process (`study.kept`). The second has contestants of the same split,
-batch and threads, each trained in processes of its own: how many batches or microbatches are in flight at each block,
-what the blocks of each process keep for all of them, and the most memory that the process held while it trained, above
-what it held when training began (`fgpipe.observe.memory`). All in MB, which are 1,000,000 bytes.
+pass to its update, and what all of them keep together in one process, where neighbours share a storage; measured on the
+stages in one process (`study.kept`). The second has contestants of the same split, batch and threads, each trained in
+processes of its own: how many batches or microbatches are in flight at each block, what the blocks of each process keep
+together for all of them, and the most memory that the process held while it trained, above what it held when training
+began (`fgpipe.observe.memory`). All in MB, which are 1,000,000 bytes.
 
 The tables are printed and written to DIR/memory-PROCESSES.md, in FOLDER without `out`. Runs that FOLDER has are not run
 again. The other arguments go to every run, as in `model.width=0.25 batch_size=64`. docs/benchmarks/README.md says what
@@ -26,10 +27,11 @@ from fgpipe.runtime.schedule import windows
 from fgpipe.runtime.topology import runs_of
 from fgpipe.study import contest, throughput
 from fgpipe.study.contest import COMMON, Contest, Contestant, read
-from fgpipe.study.kept import kept_by_blocks
+from fgpipe.study.kept import Storages, kept_by_blocks, kept_together
 from fgpipe.study.runs import read_summary
 from fgpipe.study.series import launch
 from fgpipe.study.split import data_facts
+from fgpipe.study.ways import Way
 
 MB = 1_000_000
 LEFT_OUT = ("zero bubble",)
@@ -53,22 +55,6 @@ class Options(contest.Options):
 
     def setting(self) -> str:
         return f"{self.batches} batches, the most of {self.repeats} rounds"
-
-
-@dataclass(frozen=True)
-class Way:
-    """One way to learn, of which a block keeps something."""
-
-    guess: str
-    space: str
-    target: str
-
-    def overrides(self) -> list[str]:
-        keys = [f"guess={self.guess}", f"space={self.space}", f"target={self.target}"]
-        if self.guess == "local_subspace":
-            return [*keys, "directions=1"]
-        projects = self.guess != "end_to_end" and not (self.guess == "local" and self.target == "local")
-        return keys + ["lanes=1"] * projects  # which keeps nothing, and is the least compute
 
 
 def ways() -> list[Way]:
@@ -99,8 +85,8 @@ def in_flight(config: Config, split: Sequence[int]) -> list[int]:
     return [count for count, size in zip(counts, split, strict=True) for _ in range(size)]
 
 
-def kept_of_batch(config: Config, facts: DataFacts) -> list[int]:
-    """Bytes that each block keeps of one batch."""
+def kept_of_batch(config: Config, facts: DataFacts) -> list[Storages]:
+    """What each block keeps of one batch."""
     return kept_by_blocks(Plan.make(config, facts, None, 0, 1))
 
 
@@ -124,7 +110,7 @@ class Row:
     in_flight: Sequence[Sequence[int]]
     """By process and block."""
     kept: Sequence[int]
-    """Bytes, by process: the sum over its blocks of what each keeps, times how many are in flight there."""
+    """Bytes, by process: what its blocks keep together for all that is in flight at each."""
     peak: Sequence[int]
     """Bytes, by process: the most while it trained, above what it held before."""
 
@@ -133,11 +119,12 @@ def measure(study: Contest, contestant: Contestant, facts: DataFacts) -> Row:
     """Read the runs of a contestant, and measure what its blocks keep."""
     config, split = study.config(contestant.overrides), study.split
     one = replace(config, batch_size=config.batch_size // microbatches(config))
-    counts, each = in_flight(config, split), kept_of_batch(one, facts)
-    kept = [sum(of) for of in by_process([count * size for count, size in zip(counts, each, strict=True)], split)]
+    counts = by_process(in_flight(config, split), split)
+    each = by_process(kept_of_batch(one, facts), split)
+    kept = [kept_together(storages, batches) for storages, batches in zip(each, counts, strict=True)]
     found = [peaks(read_summary(path) or {}) for path in study.paths(contestant)]
     most = [max(of) for of in zip(*found, strict=True)]
-    return Row(contestant.name, f"{one.batch_size} images", by_process(counts, split), kept, most)
+    return Row(contestant.name, f"{one.batch_size} images", counts, kept, most)
 
 
 def peaks(summary: dict[str, Any]) -> list[int]:
@@ -146,13 +133,14 @@ def peaks(summary: dict[str, Any]) -> list[int]:
     return [peak - before for peak, before in pairs]
 
 
-def kept_table(kept: dict[Way, Sequence[int]]) -> str:
-    """Markdown, a column for each block."""
+def kept_table(kept: dict[Way, Sequence[Storages]]) -> str:
+    """Markdown, a column for each block, and one for all in one process."""
     blocks = len(next(iter(kept.values())))
-    head = ["guess", "space", "target", *(f"block {j}" for j in range(blocks)), "all"]
+    head = ["guess", "space", "target", *(f"block {j}" for j in range(blocks)), "all, in one process"]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
-    for way, sizes in kept.items():
-        cells = [way.guess, way.space, way.target, *map(_mb, [*sizes, sum(sizes)])]
+    for way, of_blocks in kept.items():
+        sizes = [kept_together([storages]) for storages in of_blocks]
+        cells = [way.guess, way.space, way.target, *map(_mb, [*sizes, kept_together(of_blocks)])]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -195,10 +183,11 @@ def main(arguments: list[str]) -> int:
     study = Contest(folder, options, overrides, wanted)
     study.run(apart)
     facts = data_facts(study.config(()))
-    kept: dict[Way, Sequence[int]] = {way: kept_of_batch(study.config(way.overrides()), facts) for way in ways()}
+    kept: dict[Way, Sequence[Storages]] = {way: kept_of_batch(study.config(way.overrides()), facts) for way in ways()}
     rows = [measure(study, each, facts) for each in wanted]
     text = f"Kept by each block of one batch in flight, MB:\n\n{kept_table(kept)}\n"
-    text += f"In flight, kept for all of it, and the peak of training above what was held before it, MB:\n\n{peak_table(rows)}"
+    text += "In flight, kept for all of it by the blocks of a process together, and the peak of training above what was "
+    text += f"held before it, MB:\n\n{peak_table(rows)}"
     print(text, end="")
     name = f"memory-{options.processes}"
     study.write(name, f"Memory, {options.processes} processes", ["memory", *arguments], text)

@@ -63,13 +63,13 @@ def update_unlocked(found: Spans, block: int) -> Verdict:
     return Verdict(len(updates), tuple(broken))
 
 
-def backward_unlocked(found: Spans, block: int, target: int) -> Verdict:
+def backward_unlocked(found: Spans, block: int, slow: int) -> Verdict:
     """The block's update begins when its scalars are there, and no backward pass above can have had a part in it.
 
     None is recorded for any block above (`backward` events are those whose gradient goes to the block below); and the
-    block that evaluates the target has not finished the update in which it makes its own, inside its process.
+    slow block above has not finished the update in which it makes its own, inside its process.
     """
-    updates, scalars, top = found["update", block], found["scalars", block], found["update", target]
+    updates, scalars, top = found["update", block], found["scalars", block], found["update", slow]
     backward = {
         batch for (kind, other), batches in found.items() if kind == "backward" and other > block for batch in batches
     }
@@ -84,7 +84,7 @@ def backward_unlocked(found: Spans, block: int, target: int) -> Verdict:
         elif batch in backward:
             broken.append(f"batch {batch}: a block above {block} made a backward pass")
         elif batch not in top or update.began >= top[batch].ended:
-            broken.append(f"batch {batch}: block {block} updated when block {target} had finished its own update")
+            broken.append(f"batch {batch}: block {block} updated when block {slow} had finished its own update")
     return Verdict(len(updates), tuple(broken))
 
 
@@ -104,19 +104,3 @@ def backward_locked(found: Spans, block: int) -> Verdict:
 
 def _ms(nanoseconds: int) -> str:
     return f"{nanoseconds / 1e6:.3f} ms"
-
-
-def extra_compute(events: Iterable[Event], kinds: Iterable[str], blocks: Iterable[int]) -> float:
-    """Compute beyond the forward pass, in units of it: all blocks' together, the median over the batches.
-
-    Args: kinds: of events that are compute.
-    """
-    kinds, blocks = set(kinds), set(blocks)
-    total: dict[int, int] = defaultdict(int)
-    forward: dict[int, int] = defaultdict(int)
-    for event in events:
-        if event.kind in kinds and event.block in blocks:
-            total[event.batch] += event.ended - event.began
-            forward[event.batch] += (event.ended - event.began) * (event.kind == "forward")
-    ratios = sorted(total[batch] / forward[batch] - 1 for batch in total)
-    return ratios[len(ratios) // 2]

@@ -1,4 +1,7 @@
-"""The runs of a grid: one folder for each, named by its settings and seed, and what state it is in."""
+"""What all studies know of runs: overrides for Hydra, summaries, where they were made; and the runs of a grid.
+
+A run of a grid has one folder, named by its settings and seed.
+"""
 
 import fcntl
 import hashlib
@@ -79,6 +82,14 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return summary if isinstance(summary, dict) and "test_accuracy" in summary else None
+
+
+def page(title: str, command: str, setting: str, summaries: Iterable[Mapping[str, Any]], table: str) -> str:
+    """Markdown: a study's table, under what it was made with.
+
+    Args: summaries: of its runs.
+    """
+    return f"# {title}\n\n```bash\n{command}\n```\n\n{setting} {origin(summaries)}\n\n{table}"
 
 
 def origin(summaries: Iterable[Mapping[str, Any]]) -> str:

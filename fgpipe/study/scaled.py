@@ -19,7 +19,7 @@ from fgpipe.errors import bad_value
 from fgpipe.study.arguments import claim
 from fgpipe.study.paper import published
 from fgpipe.study.profile import Profile
-from fgpipe.study.runs import origin, quoted, read_summary
+from fgpipe.study.runs import page, quoted, read_summary
 from fgpipe.study.series import launch
 from fgpipe.study.split import data_facts
 
@@ -124,8 +124,7 @@ class Trainings:
         done = [summary for way in ways for summary in self.summaries(way) if summary is not None]
         out = Path(options.out or self._folder)
         out.mkdir(parents=True, exist_ok=True)
-        text = f"# {title}\n\n```bash\n{command}\n```\n\n{setting} {origin(done)}\n\n{tables}"
-        (out / f"{name}.md").write_text(text)
+        (out / f"{name}.md").write_text(page(title, command, setting, done, tables))
         return out
 
 

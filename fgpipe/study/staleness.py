@@ -96,7 +96,7 @@ def measure(trainings: Trainings, cell: Cell) -> Row:
     summaries, histograms = trainings.summaries(cell.name), {}
     for path, summary in zip(trainings.paths(cell.name), summaries, strict=True):
         if summary is not None and not histograms:
-            histograms = staleness(event for of in trace.read(path / "trace.json").values() for event in of)
+            histograms = staleness(trace.events(path / "trace.json"))
     return Row(cell, accuracies(summaries), histograms)
 
 

@@ -1,50 +1,68 @@
 """What waits for what: the paper's table 1, measured in 8 processes.
 
-    python -m fgpipe.study unlocking FOLDER [key=value ...]
+    python -m fgpipe.study unlocking FOLDER [out=DIR] [key=value ...]
 
-Each cell of the table, and pipelined backpropagation beside it, is trained twice for one short epoch under torchrun,
-with its timeline recorded. Once with the last block made slow on purpose: from the order of the events of every batch
-follows what each block's update had to wait for (`study.orders`). And once as it is: that gives the extra compute, in
-units of the blocks' forward passes. Bytes per training batch are the ledger's, over all links together; what the blocks
-below the last keep for a batch in flight is measured on the stages in one process (`study.kept`).
+Each cell of the table is trained for one short epoch under torchrun seven times, with its timeline recorded, and each
+time another one of blocks 1 to 7 is made slow on purpose: from the order of the events of every batch follows what the
+update of the block below had to wait for (`study.orders`). Pipelined backpropagation beside it is trained once, with
+the last block slow, as its order needs no slow block. Bytes per training batch are the ledger's, over all links
+together; what the blocks below the last keep for a batch in flight is measured on the stages (`study.kept`). The extra
+compute, in units of the blocks' forward passes, is that of runs in one process and one thread, as the simulator's costs
+are (`study.simulator.calibration`); it alone depends on a clock, and wants a quiet machine.
 
-The table is printed and written to FOLDER/unlocking.md; runs that FOLDER has already are not run again. The other
-arguments go to every run, as in `data=cifar10 data.root=DIR model.width=0.5`. Times mean something on a quiet machine
-with at least 8 cores; the orders hold anywhere.
+The table is printed and written to DIR/unlocking.md, in FOLDER without `out`. Runs that FOLDER has are not run again.
+The other arguments go to every run, as in `data=cifar10 data.root=DIR model.width=0.5`. docs/benchmarks/README.md says
+what the checks and the columns are. The exit code is 1 if something is unlocked that the paper has not, or the reverse.
 """
 
-import argparse
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
+from fgpipe import durable
 from fgpipe.assembly import DataFacts, Plan
-from fgpipe.config import Config, compose_config
+from fgpipe.config import compose_config
+from fgpipe.data import Batches, load
+from fgpipe.errors import bad_value
 from fgpipe.observe import trace
-from fgpipe.observe.timeline import COMPUTE, Event
-from fgpipe.study.arguments import claim
-from fgpipe.study.kept import kept_by_blocks
-from fgpipe.study.orders import Verdict, backward_locked, backward_unlocked, extra_compute, spans, update_unlocked
+from fgpipe.runtime.allocator import keep_pages
+from fgpipe.runtime.precision import DTYPES
+from fgpipe.study.arguments import claim, read
+from fgpipe.study.kept import kept_by_blocks, kept_together
+from fgpipe.study.orders import Spans, Verdict, backward_locked, backward_unlocked, spans, update_unlocked
+from fgpipe.study.runs import page, quoted, read_summary
 from fgpipe.study.series import launch
+from fgpipe.study.simulator import calibration
+from fgpipe.study.simulator.programs import Costs
 from fgpipe.study.split import data_facts
+from fgpipe.study.ways import Way
 
 PROCESSES = 8
 LAST = PROCESSES - 1
-BATCHES = 8
-COMMON = ["epochs=1", "trace=true", "window=auto", "threads=1", "device=cpu", "observe.tensorboard=false"]
+BATCHES = 4
+"""Of a run in 8 processes."""
+COMMON = ["epochs=1", "window=auto", "threads=1", "device=cpu", "observe.tensorboard=false", "trace=true"]
 COMMON += ["optim=constant", "optim.lr=0.001"]  # nothing diverges, whatever is guessed
-SLOW = [f"slow.block={LAST}", "slow.factor=300", "deadline=600"]
+SLOW = ["slow.factor=100", "deadline=600"]
+ALONE = ["window=1"]  # a copy of the weights, for activity space, would count as forward pass
+
+
+@dataclass
+class Options:
+    """Keys of this study."""
+
+    out: str | None = None
+    """Folder of the table; None: that of the study."""
 
 
 @dataclass(frozen=True)
-class Cell:
+class Cell(Way):
     """One way to train, and how the paper's table 1 has it."""
 
-    guess: str
-    target: str
-    space: str
     unlocking: str
     """In the paper; of backpropagation, in its text."""
     compute: str
@@ -54,37 +72,46 @@ class Cell:
     def name(self) -> str:
         return f"{self.guess}-{self.target}-{self.space}"
 
-    def overrides(self) -> list[str]:
-        projects = self.guess != "end_to_end" and not (self.guess == "local" and self.target == "local")
-        keys = [f"guess={self.guess}", f"target={self.target}", f"space={self.space}"]
-        return keys + ["lanes=1"] * projects  # one Jvp, as in the paper's table
+    @property
+    def is_backpropagation(self) -> bool:
+        return self.guess == "end_to_end"
 
-    def verdict(self, events: Sequence[Event]) -> tuple[str, Verdict]:
-        """What is unlocked, by the order of events, and the check that says so, over all blocks that it was made on."""
-        found, below = spans(events), range(LAST)
-        checks = {
-            "update": [update_unlocked(found, LAST - 1)],  # that is the block below the slow one
-            "backward": [backward_unlocked(found, block, LAST) for block in below],
-            "none": [backward_locked(found, block) for block in below],
-        }
-        for name, verdicts in checks.items():
-            together = Verdict(
-                sum(each.batches for each in verdicts), tuple(line for each in verdicts for line in each.broken)
-            )
-            if all(each.holds for each in verdicts):
-                return name, together
-        return "?", together
+    def slow_blocks(self) -> range:
+        """Each is the slow one of a run in 8 processes."""
+        return range(LAST, PROCESSES) if self.is_backpropagation else range(1, PROCESSES)
+
+
+def verdict(found: Mapping[int, Spans]) -> tuple[str, Verdict]:
+    """What is unlocked, by the order of events, and the check that says so, of all blocks below the last together.
+
+    Args: found: by the slow block of the run.
+    """
+    below, pairs = range(LAST), [(found.get(block + 1, spans([])), block) for block in range(LAST)]
+    checks = {
+        "update": [update_unlocked(of_run, block) for of_run, block in pairs],
+        "backward": [
+            *(backward_unlocked(of_run, block, block + 1) for of_run, block in pairs),
+            *(backward_unlocked(found[LAST], block, LAST) for block in below[:-1]),
+        ],
+        "none": [backward_locked(of_run, block) for of_run in found.values() for block in below],
+    }
+    for name, verdicts in checks.items():
+        lines = tuple(line for each in verdicts for line in each.broken)
+        together = Verdict(sum(each.batches for each in verdicts), lines)
+        if all(each.holds for each in verdicts):
+            return name, together
+    return "?", together
 
 
 def cells() -> list[Cell]:
     """The paper's table 1, with both spaces, and backpropagation."""
-    table = [("end_to_end", "global", "weight", "none", "vJp (global)")]
+    table = [("end_to_end", "weight", "global", "none", "vJp (global)")]
     for space in ("weight", "activity"):
         for guess in ("local", "ntk"):
-            table.append((guess, "global", space, "backward", "vJp (local) + Jvp"))
-            table.append((guess, "local", space, "update", "vJp (local)"))
-        table.append(("gaussian", "global", space, "backward", "Jvp"))
-        table.append(("gaussian", "local", space, "update", "Jvp (local)"))
+            table.append((guess, space, "global", "backward", "vJp (local) + Jvp"))
+            table.append((guess, space, "local", "update", "vJp (local)"))
+        table.append(("gaussian", space, "global", "backward", "Jvp"))
+        table.append(("gaussian", space, "local", "update", "Jvp (local)"))
     return [Cell(*row) for row in table]
 
 
@@ -95,14 +122,14 @@ class Row:
     cell: Cell
     unlocking: str
     checked: int
-    """Pairs of a block and a batch."""
+    """Orders that were looked at, each of two blocks and a batch."""
     extra: float
     """Compute beyond the forward pass, in units of it, of the blocks below the last."""
     up: float
     """Bytes per batch, all links together."""
     down: float
     kept: int
-    """Bytes per batch in flight, all blocks below the last together."""
+    """Bytes per batch in flight, all blocks below the last together, each in a process of its own."""
 
 
 class Study:
@@ -111,40 +138,101 @@ class Study:
     def __init__(self, folder: Path, arguments: Sequence[str]) -> None:
         """
         Raises:
-            UserError: the folder holds the study of other arguments.
+            UserError: the folder holds the study of other arguments, or they cannot be run.
         """
         self._folder, self._arguments = folder.resolve(), list(arguments)
+        self.configs = {cell: compose_config([*COMMON, *arguments, *cell.overrides()]) for cell in cells()}
+        """Of a run of each cell."""
+        for config in self.configs.values():
+            if (blocks := config.model.blocks) != PROCESSES:
+                raise bad_value("model.blocks", blocks, f"{PROCESSES}, one for each process")
         claim(self._folder, self._arguments)
 
-    def config(self, cell: Cell) -> Config:
-        return compose_config([*COMMON, *self._arguments, *cell.overrides()])
-
     def run_missing(self, wanted: Sequence[Cell]) -> None:
-        """Run what the folder does not have, in one set of processes."""
-        runs = []
+        """Run what the folder does not have: in one set of 8 processes, and in one process.
+
+        Raises:
+            CalledProcessError: a run has failed.
+        """
+        slow, alone = {}, {}
         for cell in wanted:
-            size = self.config(cell).batch_size
-            short = [f"data.train_samples={BATCHES * size}", f"data.test_samples={size}"]
-            for kind, slow in (("plain", []), ("slow", SLOW)):
-                path = self._folder / f"{cell.name}-{kind}"
-                if not (path / "trace.json").exists():
-                    shutil.rmtree(path, ignore_errors=True)
-                    runs.append([*COMMON, *self._arguments, *cell.overrides(), *short, *slow, f"run_dir={path}"])
-        if runs:
-            launch(runs, PROCESSES, self._folder / "runs.json")
+            for block, path in self._slow(cell).items():
+                slow[path] = self._run(cell, path, BATCHES, f"slow.block={block}", *SLOW)
+            if not cell.is_backpropagation:
+                path = self._alone(cell)
+                alone[path] = self._run(cell, path, calibration.BATCHES, *ALONE)
+        for runs, processes in ((slow, PROCESSES), (alone, 1)):
+            missing = {path: run for path, run in runs.items() if read_summary(path) is None}
+            for path in missing:
+                shutil.rmtree(path, ignore_errors=True)
+            if missing:
+                launch(list(missing.values()), processes, self._folder / "runs.json")
 
-    def row(self, cell: Cell, facts: DataFacts) -> Row:
-        """The figures of a cell whose runs are there."""
-        plain, slow = (self._folder / f"{cell.name}-{kind}" for kind in ("plain", "slow"))
-        unlocking, verdict = cell.verdict(_events(slow))
-        up, down = _bytes(json.loads((plain / "summary.json").read_text())["bytes"])
-        kept = kept_by_blocks(Plan.make(self.config(cell), facts, None, 0, 1))
-        extra = extra_compute(_events(plain), COMPUTE, range(LAST))
-        return Row(cell, unlocking, verdict.batches, extra, up, down, sum(kept[:LAST]))
+    def _run(self, cell: Cell, path: Path, batches: int, *more: str) -> list[str]:
+        size = self.configs[cell].batch_size
+        short = [f"data.train_samples={batches * size}", f"data.test_samples={size}"]
+        return [*COMMON, *self._arguments, *cell.overrides(), *short, *more, f"run_dir={quoted(str(path))}"]
+
+    def _slow(self, cell: Cell) -> dict[int, Path]:
+        """By slow block."""
+        return {block: self._folder / f"{cell.name}-slow-{block}" for block in cell.slow_blocks()}
+
+    def _alone(self, cell: Cell) -> Path:
+        return self._folder / f"{cell.name}-alone"
+
+    def row(self, cell: Cell, facts: DataFacts, plain: Costs) -> Row:
+        """The figures of a cell whose runs are there.
+
+        Args: plain: what `backpropagation` returns.
+        """
+        unlocking, found = verdict(
+            {block: spans(trace.events(path / "trace.json")) for block, path in self._slow(cell).items()}
+        )
+        up, down = _bytes((read_summary(self._slow(cell)[LAST]) or {})["bytes"])
+        kept = kept_by_blocks(Plan.make(self.configs[cell], facts, None, 0, 1))[:LAST]
+        own = plain if cell.is_backpropagation else calibration.slices(trace.events(self._alone(cell) / "trace.json"))
+        extra = extra_compute(own[:LAST], plain[:LAST])
+        return Row(cell, unlocking, found.batches, extra, up, down, sum(kept_together([block]) for block in kept))
+
+    def backpropagation(self, facts: DataFacts) -> Costs:
+        """Seconds of each kind and block of a whole batch, in one thread of this process; measured once for a folder."""
+        note = self._folder / "backpropagation.json"
+        if not note.exists():
+            config = self.configs[cells()[0]]
+            batches = Batches(load(config.data), config.data, config.batch_size, config.seed, DTYPES[config.dtype])
+            plan = Plan.make(config, facts, None, 0, 1)
+            threads = torch.get_num_threads()
+            keep_pages()  # as runs do
+            torch.set_num_threads(1)
+            try:
+                costs = calibration.backpropagation_costs(plan, batches, config.batch_size)
+            finally:
+                torch.set_num_threads(threads)
+            durable.write(note, json.dumps(costs).encode())
+        return json.loads(note.read_text())
+
+    def write(self, out: Path, command: str, wanted: Sequence[Cell], text: str) -> None:
+        """Write the table to unlocking.md in `out`, under what it was made with."""
+        config = self.configs[wanted[0]]
+        setting = f"Width {config.model.width:g}, batch {config.batch_size}, "
+        setting += f"{BATCHES} batches, a process for each block."
+        summaries = [read_summary(path) or {} for cell in wanted for path in self._slow(cell).values()]
+        out.mkdir(parents=True, exist_ok=True)
+        title = "What is unlocked: the paper's table 1, by execution"
+        (out / "unlocking.md").write_text(page(title, command, setting, summaries, text))
 
 
-def _events(folder: Path) -> list[Event]:
-    return [event for events in trace.read(folder / "trace.json").values() for event in events]
+def extra_compute(costs: Costs, plain: Costs) -> float:
+    """Compute of a step beyond the forward passes and the optimizer's own steps, in units of those forward passes.
+
+    Args:
+        costs: seconds of each kind of the blocks that count, all of it.
+        plain: the same of backpropagation, which has the optimizer's step alone in `update`, and loading a batch in
+            `fetch`. Of others loading is in the forward pass of block 0, and taken out of it.
+    """
+    fetch, steps = plain[0]["fetch"], sum(block["update"] for block in plain)
+    forward = sum(block["forward"] for block in costs) - (0 if "fetch" in costs[0] else fetch)
+    return (sum(sum(block.values()) for block in costs) - fetch - steps) / forward - 1
 
 
 def _bytes(links: dict[str, dict[str, dict[str, int]]]) -> tuple[float, float]:
@@ -160,7 +248,7 @@ def _bytes(links: dict[str, dict[str, dict[str, int]]]) -> tuple[float, float]:
 
 def table(rows: Sequence[Row]) -> str:
     """Markdown: measured beside published."""
-    head = "| guess | target | space | unlocked (paper) | unlocked (measured) | pairs of block and batch | compute (paper) "
+    head = "| guess | target | space | unlocked (paper) | unlocked (measured) | orders checked | compute (paper) "
     head += "| extra compute, in forward passes | bytes up | bytes down | kept per batch in flight, bytes |"
     lines = [head, "|" + "---|" * 11]
     for row in rows:
@@ -176,14 +264,15 @@ def main(arguments: list[str]) -> int:
 
     Raises:
         UserError: the folder holds another study, or the arguments cannot be run.
+        CalledProcessError: a run has failed.
     """
-    parser = argparse.ArgumentParser(prog="python -m fgpipe.study unlocking")
-    parser.add_argument("folder", type=Path)
-    options, overrides = parser.parse_known_args(arguments)
-    study, wanted = Study(options.folder, overrides), cells()
+    folder, options, overrides = read(arguments, Options())
+    study, wanted = Study(folder, overrides), cells()
     study.run_missing(wanted)
-    facts = data_facts(study.config(wanted[0]))
-    rows = [study.row(cell, facts) for cell in wanted]
+    facts = data_facts(study.configs[wanted[0]])
+    plain = study.backpropagation(facts)
+    rows = [study.row(cell, facts, plain) for cell in wanted]
     print(table(rows), end="")
-    (options.folder / "unlocking.md").write_text(table(rows))
+    command = " ".join(["python -m fgpipe.study unlocking FOLDER", *arguments[1:]])
+    study.write(Path(options.out or folder), command, wanted, table(rows))
     return int(any(row.unlocking != row.cell.unlocking for row in rows))

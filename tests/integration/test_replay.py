@@ -38,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def events_in(folder: Path, name: str) -> list[Event]:
-    return [event for events in trace.read(folder / name / "trace.json").values() for event in events]
+    return trace.events(folder / name / "trace.json")
 
 
 def events_of(folder: Path, name: str, kind: str, block: int, epoch: int) -> list[Event]:

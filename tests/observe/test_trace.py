@@ -71,6 +71,7 @@ def test_read_back(tmp_path: Path) -> None:
         for rank, events in EVENTS.items()
     }
     assert trace.read(tmp_path / "trace.json") == moved
+    assert trace.events(tmp_path / "trace.json") == [event for events in moved.values() for event in events]
 
 
 def test_ways() -> None:

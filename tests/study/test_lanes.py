@@ -31,6 +31,18 @@ def test_every_cell_can_be_run() -> None:
             assert {cell.step for cell in of_family} == {"projection", "normalised"}
 
 
+def test_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its name may have what Hydra's command line reads as something else."""
+    study = lanes.Study(tmp_path / "a,b (1) {c}", [], seeds=1)
+
+    def run(config: Config) -> None:
+        Path(config.run_dir).mkdir(parents=True)
+        (Path(config.run_dir) / "summary.json").write_text('{"test_accuracy": 0.5}')
+
+    monkeypatch.setattr(lanes, "run", run)
+    assert study.accuracies(lanes.Cell()) == [0.5]
+
+
 def test_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """An interrupted study goes on where it was; the table has the mean over seeds and 1000 / images per second."""
     ran: list[Config] = []

@@ -1,6 +1,7 @@
 """What is kept, by PyTorch's allocator and by hand; what is in flight; the tables; and one real study."""
 
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,13 +15,15 @@ from fgpipe.observe.ledger import Ledger
 from fgpipe.observe.metrics import Metrics
 from fgpipe.observe.timeline import Timeline
 from fgpipe.runtime.links.base import Batch
+from fgpipe.runtime.links.memory import MemoryLink
 from fgpipe.runtime.replicas import Replicas
 from fgpipe.runtime.stage import Stage
 from fgpipe.study import memory
 from fgpipe.study.__main__ import main
 from fgpipe.study.contest import Contest
-from fgpipe.study.kept import kept_by_blocks
-from fgpipe.study.memory import Options, Row, Way, contestants, in_flight, kept_table, peak_table, peaks, ways
+from fgpipe.study.kept import Storages, kept_by_blocks, kept_together
+from fgpipe.study.memory import Options, Row, by_process, contestants, in_flight, kept_table, peak_table, peaks, ways
+from fgpipe.study.ways import Way
 
 SAMPLES = 16
 
@@ -37,17 +40,43 @@ def stages(of: Plan) -> list[Stage]:
     return list(build_stages(of, torch.device("cpu"), *parts).values())
 
 
+def images() -> Batch:
+    """The first batch, of noise."""
+    source = torch.Generator().manual_seed(0)
+    x = torch.randn(SAMPLES, 3, 16, 16, generator=source).contiguous(memory_format=torch.channels_last)
+    return Batch(0, 0, True, x, torch.randint(10, (SAMPLES,), generator=source))
+
+
 def copied(batch: Batch, id: int) -> Batch:
     """Another batch with tensors of its own, the tangent's too."""
     tangent = batch.tangent and replace(batch.tangent, value=batch.tangent.value.clone())
     return replace(batch, id=id, x=batch.x.clone(), tangent=tangent)
 
 
-def growth(stage: Stage, batch: Batch, ids: range, folder: Path) -> int:
-    """Bytes that PyTorch's allocator gave out while a stage trained on copies of a batch, and did not get back."""
+def bytes_of(kept: Sequence[Storages]) -> list[int]:
+    """By block."""
+    return [kept_together([storages]) for storages in kept]
+
+
+def train(stages: Sequence[Stage], batch: Batch) -> Batch | None:
+    """Send a batch through blocks of one process; returns what the last one sends."""
+    for stage in stages:
+        sent: list[Batch] = []
+        stage.train(batch, MemoryLink(sent.append).send, lambda reply: None)
+        batch = sent[0] if sent else None
+    return batch
+
+
+def growth(stages: Sequence[Stage], batch: Batch, ids: range, folder: Path) -> int:
+    """Bytes that PyTorch's allocator gave out while a process trained on copies of a batch, and did not get back."""
+    return allocated(lambda id: train(stages, copied(batch, id)), ids, folder)
+
+
+def allocated(step: Callable[[int], object], ids: range, folder: Path) -> int:
+    """Bytes that PyTorch's allocator gave out during steps, and did not get back."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         for id in ids:
-            stage.train(copied(batch, id), lambda sent: None, lambda reply: None)
+            step(id)
     profiled.export_chrome_trace(str(folder / "memory.json"))
     events = json.loads((folder / "memory.json").read_text())["traceEvents"]
     found = [event["args"]["Bytes"] for event in events if event["name"] == "[memory]"]
@@ -71,23 +100,65 @@ def test_what_the_allocator_says(overrides: list[str], keeps: bool, tmp_path: Pa
     together; of the others, the controls, as many times what `study.kept` says. It walks graphs and guesses; this counts
     allocations. With a window of 1 nothing has to be copied in activity space, which is for `test_copies_of_weights`."""
     made = plan(*overrides)
-    kept, source = kept_by_blocks(made), torch.Generator().manual_seed(0)
-    x = torch.randn(SAMPLES, 3, 16, 16, generator=source).contiguous(memory_format=torch.channels_last)
-    batch = Batch(0, 0, True, x, torch.randint(10, (SAMPLES,), generator=source))
-    for stage, expected in zip(stages(made)[:-1], kept, strict=False):
-        sent: list[Batch] = []
-        stage.train(batch, sent.append, lambda reply: None)  # makes what is made once, as a head's momentum
+    batch = images()
+    for stage, expected in zip(stages(made)[:-1], bytes_of(kept_by_blocks(made)), strict=False):
+        above = train([stage], batch)  # makes what is made once, as a head's momentum
         first = 1
         for count in (1, 2, 4):
-            assert growth(stage, batch, range(first, first + count), tmp_path) == count * expected
+            assert growth([stage], batch, range(first, first + count), tmp_path) == count * expected
             first += count
         assert len(stage.in_flight) == 8 and (expected > 0) == keeps
-        batch = sent[0]
+        batch = above
+
+
+@pytest.mark.parametrize(
+    "overrides, shares", [
+        (["guess=gaussian", "lanes=1"], False),
+        (["guess=local", "lanes=1"], False),
+        (["guess=gaussian", "space=activity", "lanes=1", "window=1"], True),
+        (["guess=local", "space=activity", "lanes=1", "window=1"], True),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("split", [[3, 5], [2, 3, 3]])
+def test_what_the_allocator_says_of_processes(overrides: list[str], shares: bool, split: list[int], tmp_path: Path) -> None:
+    """As above, of all blocks of a process in a row: each more batch takes what they keep together. Graphs of neighbours
+    share what one sends to the other, so that in activity space it is less than what each block keeps by itself."""
+    made, batch = plan(*overrides), images()
+    kept = kept_by_blocks(made)
+    for process, of_blocks in zip(by_process(stages(made), split), by_process(kept, split), strict=True):
+        above, expected, apart = train(process, batch), kept_together(of_blocks), sum(bytes_of(of_blocks))
+        assert growth(process, batch, range(1, 3), tmp_path) == 2 * expected
+        assert (apart > expected) == shares and apart >= expected
+        batch = above
+
+
+def test_what_the_allocator_says_of_backpropagation(tmp_path: Path) -> None:
+    """Graphs of one batch, in processes of 3 and 5 blocks; here they are plain modules in a row, with `autograd` alone."""
+    made, x = plan("guess=end_to_end"), images().x
+    kept, graphs = by_process(kept_by_blocks(made), [3, 5]), []
+
+    def step(id: int) -> None:
+        y = x.clone()
+        for block in blocks:
+            y = block(y)
+        graphs.append(y)
+
+    for blocks, of_blocks in zip(by_process([stage.block for stage in stages(made)], [3, 5]), kept, strict=True):
+        found = allocated(step, range(2), tmp_path)
+        assert found == 2 * kept_together(of_blocks) < 2 * sum(bytes_of(of_blocks))
+        x = graphs[-1].detach()
+
+
+def test_together_by_hand() -> None:
+    """Blocks 0 and 1 share the 5 bytes at 20: once for each of the 3 batches of block 0, among which those of block 1 are."""
+    kept = [{10: 7, 20: 5}, {20: 5, 30: 2}, {40: 1}]
+    assert kept_together(kept) == 7 + 5 + 2 + 1
+    assert kept_together(kept, [3, 2, 0]) == 3 * 7 + 3 * 5 + 2 * 2
 
 
 def test_by_hand() -> None:
     """In weight space a local guess is the gradient, as large as the parameters; it is the same with every head."""
-    found = {head: kept_by_blocks(plan(f"head={head}", "lanes=1")) for head in ("cnn", "mlp", "linear", "predsim")}
+    found = {head: bytes_of(kept_by_blocks(plan(f"head={head}", "lanes=1"))) for head in ("cnn", "mlp", "linear", "predsim")}
     sizes = [sum(each.nbytes for each in stage.block.parameters()) for stage in stages(plan("lanes=1"))]
     assert set(map(tuple, found.values())) == {(*sizes[:-1], 0)}
 
@@ -96,7 +167,7 @@ def test_copies_of_weights() -> None:
     """In activity space with a window above 1, the weights of the batch on top."""
     keys = ("guess=gaussian", "space=activity", "lanes=1")
     sizes = [sum(each.nbytes for each in stage.block.parameters()) for stage in stages(plan(*keys))]
-    one, more = kept_by_blocks(plan(*keys, "window=1")), kept_by_blocks(plan(*keys))
+    one, more = bytes_of(kept_by_blocks(plan(*keys, "window=1"))), bytes_of(kept_by_blocks(plan(*keys)))
     assert [after - before for before, after in zip(one, more, strict=True)] == [*sizes[:-1], 0]
 
 
@@ -121,9 +192,9 @@ def test_in_flight(overrides: list[str], split: list[int], expected: list[int]) 
 def test_tables() -> None:
     summary = {"memory_before_training_bytes": [10, 20], "peak_memory_bytes": [15, 120]}
     assert peaks(summary) == [5, 100]
-    lines = kept_table({Way("local", "weight", "global"): [12_345_000, 500, 0]}).splitlines()
-    assert lines[0] == "| guess | space | target | block 0 | block 1 | block 2 | all |"
-    assert lines[2] == "| local | weight | global | 12.3 | 0.001 | 0 | 12.3 |"
+    lines = kept_table({Way("local", "weight", "global"): [{1: 12_000_000, 2: 500}, {2: 500, 3: 1_000_000}, {}]}).splitlines()
+    assert lines[0] == "| guess | space | target | block 0 | block 1 | block 2 | all, in one process |"
+    assert lines[2] == "| local | weight | global | 12.0 | 1.0 | 0 | 13.0 |"
     row = Row("ours", "32 images", [[3, 2], [0]], [1_234_560_000, 0], [2_000_000_000, 40_000])
     lines = peak_table([row]).splitlines()
     assert lines[2] == "| ours | 32 images | 3 2 | 1,234.6 | 2,000.0 | 0 | 0 | 0.040 |"
@@ -152,7 +223,7 @@ def test_contestants_can_be_run(processes: int, tmp_path: Path) -> None:
         ("epochs=0", "epochs=0: allowed: a whole number of at least 1"),
         ("processes=9", "processes=9: allowed: 2 to model.blocks=8"),
         ("split=[4,5]", "split=[4, 5]: allowed: numbers that add up to model.blocks=8"),
-        ("batch_size=6", "microbatches=4: allowed: a divisor of batch_size=6"),
+        ("batch_size=6", "batch_size=6: allowed: a multiple of the peers' 4 microbatches"),
     ],
 )  # fmt: skip
 def test_bad_input(argument: str, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -186,5 +257,5 @@ def test_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for p in range(2):
         assert kept["GPipe"][p] == pytest.approx([2, 4][p] * kept["1F1B"][p], rel=0.01)
         more = peak[names[1]][p] - peak[names[0]][p]
-        assert 0.8 * kept[names[1]][p] < more < 1.5 * kept[names[1]][p] + 20
+        assert 0.8 * kept[names[1]][p] < more < 2 * kept[names[1]][p] + 20, "heads, which a random guess has not, too"
         assert all(peak[name][p] > 0.9 * kept[name][p] for name in names)

@@ -124,7 +124,7 @@ def test_real_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert main(["staleness", str(tmp_path), "processes=2", *SMALL]) == 0
     for cell in wanted:
         folder = tmp_path / f"{cell.name}-0"
-        found = staleness(event for of in trace.read(folder / "trace.json").values() for event in of)
+        found = staleness(trace.events(folder / "trace.json"))
         counted = json.loads((folder / "summary.json").read_text())
         assert not diverged(folder) and len(found) == 8
         for block, histogram in found.items():

@@ -1,6 +1,8 @@
 """The order checks on hand-written events, what is kept by hand count, and both on real processes."""
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,11 +13,15 @@ from fgpipe.config import compose_config
 from fgpipe.models.heads import Head
 from fgpipe.models.net import Net
 from fgpipe.observe import trace
-from fgpipe.observe.timeline import COMPUTE, Event
-from fgpipe.study.kept import kept_by_blocks
-from fgpipe.study.orders import Spans, backward_locked, backward_unlocked, extra_compute, spans, update_unlocked
+from fgpipe.observe.timeline import Event
+from fgpipe.study import unlocking
+from fgpipe.study.__main__ import main
+from fgpipe.study.kept import Storages, kept_by_blocks, kept_together
+from fgpipe.study.orders import Spans, backward_locked, backward_unlocked, spans, update_unlocked
 from fgpipe.study.series import launch
-from fgpipe.study.unlocking import BATCHES, LAST, Cell, Row, _bytes, cells, table
+from fgpipe.study.simulator.calibration import slices
+from fgpipe.study.unlocking import BATCHES, LAST, Row, _bytes, cells, extra_compute, table, verdict
+from tests.observe.chrome import faults
 
 LOCAL = [Event("forward", 0, 5, -1, 0, 10), Event("update", 0, 5, -1, 12, 20), Event("forward", 1, 5, -1, 11, 30)]
 GLOBAL = [
@@ -67,11 +73,26 @@ def test_backward_locked() -> None:
 
 
 def test_extra_compute() -> None:
-    """Batch 5: 10 forward, 5 guess, 15 update; block 1 and waits do not count. The median of 0, 2 and 9."""
-    events = [Event("forward", 0, 5, -1, 0, 10), Event("guess", 0, 5, -1, 10, 15), Event("update", 0, 5, -1, 20, 35)]
-    events += [Event("wait for input", 0, 5, -1, 15, 20), Event("forward", 1, 5, -1, 0, 1000)]
-    events += [Event("forward", 0, 6, -1, 0, 10), Event("forward", 0, 7, -1, 0, 10), Event("update", 0, 7, -1, 10, 100)]
-    assert extra_compute(events, COMPUTE, [0]) == 2.0
+    """Of two blocks with forward passes of 10 and 30. Backpropagation: 80 of backward passes. Ours, where loading a batch
+    (2) is in the first forward pass and the optimizer's steps (1 and 3) in the updates: 20 of guesses, and 40 in updates."""
+    plain = [{"forward": 10, "backward": 20, "update": 1, "fetch": 2}, {"forward": 30, "backward": 60, "update": 3}]
+    assert extra_compute(plain, plain) == 80 / 40
+    ours = [{"forward": 10 + 2, "guess": 5, "update": 1 + 10}, {"forward": 30, "guess": 15, "update": 3 + 30}]
+    assert extra_compute(ours, plain) == 60 / 40
+
+
+def test_extra_compute_of_a_trace() -> None:
+    """From events of one process, by way of `calibration.slices`: a forward pass of 10 s, then a guess of 30 s, and an
+    update of 25 s with 5 s of an optimizer's step in it. Loading takes 4 s, the two batches before do not count."""
+    events, second = [], 10**9
+    for batch in range(5):
+        start = 1000 * batch + (100 if batch < 2 else 0)
+        for kind, began, ended in (("forward", 4, 14), ("guess", 14, 44), ("update", 44, 69)):
+            events.append(Event(kind, 0, batch, -1, (start + began) * second, (start + ended) * second))
+        start_of_next = Event("loss", 1, batch, -1, (start + 69) * second, 1000 * (batch + 1) * second)
+        events.append(start_of_next)  # the last block's, up to where the next batch is loaded
+    costs = slices(events)[:1]
+    assert extra_compute(costs, [{"forward": 10, "update": 5, "fetch": 4}]) == pytest.approx((30 + 20) / 10)
 
 
 def test_the_papers_table() -> None:
@@ -81,12 +102,26 @@ def test_the_papers_table() -> None:
         ("local", "update"),
     }
     assert len(cells()) == 13
-    for events, unlocked in ((LOCAL, "update"), (GLOBAL, "backward"), (LOCKED, "none"), ([], "?")):
-        shifted = [each._replace(block=each.block + LAST - 1, other=LAST) for each in events]
-        rest = [each._replace(block=block) for each in events if each.block == 0 for block in range(LAST - 1)]
-        if events is LOCKED:
-            rest += [Event("backward", block, 5, 0, 30, 31) for block in range(LAST)]
-        assert Cell("local", "local", "weight", "", "").verdict([*shifted, *rest])[0] == unlocked
+
+
+def by_hand(events: Sequence[Event], slow: int) -> list[Event]:
+    """Of blocks 0 and 1 above: the first as all blocks below the slow one, the second as the slow one and those above."""
+    return [each._replace(block=block) for each in events for block in (range(slow) if each.block == 0 else range(slow, 8))]
+
+
+def test_verdict() -> None:
+    """A run for each slow block; every one must have its order, and all pairs of a block and the one above are looked at."""
+    for events, unlocked, checked in ((LOCAL, "update", 7), (GLOBAL, "backward", 7 + 6), (LOCKED, "none", 7 * 7), ([], "?", 0)):
+        found = {slow: by_hand(events, slow) for slow in range(1, 8)}
+        name, together = verdict({slow: spans(of_run) for slow, of_run in found.items()})
+        assert (name, together.batches) == (unlocked, checked)
+        if events in (LOCAL, GLOBAL):
+            for slow in found:
+                late = moved(found[slow], "update", slow - 1, 100, 101)
+                rest = {other: spans(of_run) for other, of_run in found.items() if other != slow}
+                assert verdict({**rest, slow: late})[0] == "?", slow
+                assert slow == LAST or verdict(rest)[0] == "?", "a run is missing"
+    assert verdict({LAST: spans(by_hand(LOCKED, LAST))})[0] == "none", "its order needs no other slow block"
 
 
 def test_bytes_and_table() -> None:
@@ -100,10 +135,73 @@ def test_bytes_and_table() -> None:
         "1->0": {"gradients": {"bytes": 50 * BATCHES}},
     }
     assert _bytes(links) == pytest.approx((121, 53))
-    text = table([Row(cells()[1], "backward", 56, 2.345, 121.0, 53.0, 4096)])
+    text = table([Row(cells()[1], "backward", 52, 2.345, 121.0, 53.0, 4096)])
     assert (
-        "| local | global | weight | backward | backward | 56 | vJp (local) + Jvp | 2.35 | 121 | 53 | 4,096 |" in text
+        "| local | global | weight | backward | backward | 52 | vJp (local) + Jvp | 2.35 | 121 | 53 | 4,096 |" in text
     )
+
+
+def fake(runs: Sequence[Sequence[str]], processes: int, file: Path) -> None:
+    """In place of `series.launch`: hand-written traces, and summaries."""
+    for run in runs:
+        keys = dict(override.partition("=")[::2] for override in run)
+        events = LOCKED if keys["guess"] == "end_to_end" else {"local": LOCAL, "global": GLOBAL}[keys["target"]]
+        found = by_hand(events, int(keys.get("slow.block", LAST)))
+        if processes == 1:
+            at = sorted((block, kind, batch) for block in range(8) for kind in ("forward", "update") for batch in (2, 3))
+            found = [Event(kind, block, batch, -1, place, place + 1) for place, (block, kind, batch) in enumerate(at)]
+        path = Path(json.loads(keys["run_dir"]))
+        path.mkdir(parents=True)
+        trace.write(path / "trace.json", {0: found}, {0: "all"}, {})
+        figures = {"test_accuracy": 0.1, "machine": "a machine", "commit": "abc", "bytes": {}}
+        (path / "summary.json").write_text(json.dumps(figures))
+
+
+def test_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """An interrupted study goes on: a run with a trace and no summary is run again, and no other one. Its folder may have
+    any name. The file says what it was made with."""
+    started: list[tuple[int, int]] = []
+
+    def launched(runs: Sequence[Sequence[str]], processes: int, file: Path) -> None:
+        started.append((processes, len(runs)))
+        assert Path(compose_config(runs[0]).run_dir).parent == study
+        fake(runs, processes, file)
+
+    monkeypatch.setattr(unlocking, "launch", launched)
+    study, out = tmp_path / "a,b (1) {c}", tmp_path / "out"
+    arguments = ["unlocking", str(study), "model.width=0.07", "batch_size=8", f"out={out}"]
+    assert main(arguments) == 0
+    assert started == [(8, 12 * 7 + 1), (1, 12)]
+    for name in ("local-local-weight-slow-3", "ntk-global-activity-alone"):
+        (study / name / "summary.json").unlink()
+    (out / "unlocking.md").unlink()
+    assert main(arguments) == 0 and started[2:] == [(8, 1), (1, 1)]
+    assert main(arguments) == 0 and len(started) == 4
+    text = (out / "unlocking.md").read_text()
+    assert f"python -m fgpipe.study unlocking FOLDER model.width=0.07 batch_size=8 out={out}\n" in text
+    assert "Width 0.07, batch 8, 4 batches, a process for each block. On a machine; commit abc." in text
+    assert "| ntk | global | activity | backward | backward | 13 | vJp (local) + Jvp |" in text
+    assert not (study / "unlocking.md").exists()
+    broken = trace.events(study / "local-local-weight-slow-3" / "trace.json")
+    late = [each._replace(began=100, ended=101) if each.kind == "update" else each for each in broken]
+    trace.write(study / "local-local-weight-slow-3" / "trace.json", {0: late}, {0: "all"}, {})
+    assert main(arguments) == 1
+    assert "| local | local | weight | update | ? |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments, expected", [
+        (["model.width=0.07"], "model.width=0.07: allowed: FOLDER [key=value ...]"),
+        (["FOLDER", "model.blocks=16"], "model.blocks=16: allowed: 8, one for each process"),
+        (["FOLDER", "batch_size=0"], "batch_size=0: allowed: "),
+    ],
+)  # fmt: skip
+def test_bad_input(arguments: list[str], expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = [str(tmp_path / "study") if each == "FOLDER" else each for each in arguments]
+    assert main(["unlocking", *found]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith(f"fgpipe: {expected}") and message.count("\n") == 1
+    assert not (tmp_path / "study").exists()
 
 
 SAMPLES, FLOAT = 16, 8
@@ -116,7 +214,7 @@ def small_net() -> Net:
     return Net(blocks, [Head(nn.Linear(20, 10)), Head(nn.Linear(12, 10)), Head(nn.Linear(5, 10))])
 
 
-def kept(*overrides: str) -> list[int]:
+def kept(*overrides: str) -> list[Storages]:
     config = compose_config(["dtype=float64", f"batch_size={SAMPLES}", "window=auto", *overrides])
     config.model.blocks = 3
     return kept_by_blocks(Plan.make(config, DataFacts(4, 1, 10, 1, 8, 8), small_net(), 0, 1))
@@ -145,52 +243,91 @@ GRAPHS = [SAMPLES * (64 + 20), SAMPLES * (20 + 12)]
 def test_kept(overrides: list[str], numbers: list[int]) -> None:
     """By hand: a random weight guess a seed only, a local one the guess, activity the graph, the guess and, with a window
     above 1, the weights of the batch; backpropagation the graph; a local target nothing."""
-    assert kept(*overrides) == [FLOAT * number for number in numbers]
+    assert [kept_together([storages]) for storages in kept(*overrides)] == [FLOAT * number for number in numbers]
+
+
+@pytest.mark.parametrize(
+    "overrides, in_flight, numbers",
+    [
+        (["guess=local"], [1, 1], [1, 1, 0, 0]),
+        (["guess=end_to_end"], [1, 1], [0, 0, 1, 1]),
+        (["guess=end_to_end"], [4, 4], [0, 0, 4, 4]),
+        (["guess=gaussian", "space=activity", "window=1"], [1, 1], [0, 0, 1, 1]),
+        (["guess=gaussian", "space=activity"], [3, 2], [3, 2, 3, 2]),
+    ],
+)  # fmt: skip
+def test_kept_in_one_process(overrides: list[str], in_flight: list[int], numbers: list[int]) -> None:
+    """By hand, of blocks 0 and 1 together: the weights of each, the input and the output of block 0, which is the input of
+    block 1 and there once, and the output of block 1."""
+    sizes = [*PARAMETERS, SAMPLES * (64 + 20), SAMPLES * 12]
+    expected = FLOAT * sum(number * size for number, size in zip(numbers, sizes, strict=True))
+    assert kept_together(kept(*overrides)[:2], in_flight) == expected
 
 
 @pytest.fixture(scope="module")
-def events(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Spans]:
-    """Of three runs with a slow block in 8 processes."""
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of runs in 8 processes, each with a block that is slow: every one above block 0 with either target."""
     folder = tmp_path_factory.mktemp("unlocking")
     common = [
-        "epochs=1", f"data.train_samples={8 * 32}", "batch_size=32", "data.test_samples=32", "model.width=0.07", "threads=1",
-        "device=cpu", "observe.tensorboard=false", "trace=true", "window=auto", "slow.factor=100", "deadline=600", "head=linear",
+        "epochs=1", f"data.train_samples={RUN_BATCHES * 8}", "batch_size=8", "data.test_samples=8", "model.width=0.07",
+        "threads=1", "device=cpu", "observe.tensorboard=false", "trace=true", "window=auto", "head=linear",
+        "slow.factor=100", "deadline=600",
     ]  # fmt: skip
-    runs = {
-        "local": ["target=local", "slow.block=4"],
-        "global": ["lanes=1", "slow.block=7", "slow.factor=300"],  # a busy machine must not outlast its last phase
-        "backpropagation": ["guess=end_to_end", "schedule=1f1b", "microbatches=8", "slow.block=4"],
-    }
+    runs = {f"local-{block}": ["target=local", f"slow.block={block}"] for block in range(1, 8)}
+    runs |= {f"global-{block}": ["lanes=1", f"slow.block={block}"] for block in range(1, 8)}
+    runs["backpropagation"] = ["guess=end_to_end", "schedule=1f1b", "microbatches=8", "slow.block=4"]
     launch([[*common, *run, f"run_dir={folder / name}"] for name, run in runs.items()], 8, folder / "runs.json")
-    return {
-        name: spans(each for of in trace.read(folder / name / "trace.json").values() for each in of) for name in runs
-    }
+    return folder
+
+
+def spans_of(folder: Path, name: str) -> Spans:
+    return spans(trace.events(folder / name / "trace.json"))
+
+
+RUN_BATCHES = 4
+"""Of each of these runs."""
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_local_target_unlocks_updates(events: dict[str, Spans]) -> None:
-    """Below the slow block, every batch; and the negative control: backpropagation fails this check, as it must."""
-    verdict = update_unlocked(events["local"], 3)
-    assert verdict.holds and verdict.batches == 8, verdict.broken
-    assert len(update_unlocked(events["backpropagation"], 3).broken) == 8
+@pytest.mark.parametrize("block", range(7))
+def test_local_target_unlocks_updates(block: int, folder: Path) -> None:
+    """Below each slow block, every batch; and the negative controls: a global target and backpropagation fail this check,
+    as they must."""
+    found = update_unlocked(spans_of(folder, f"local-{block + 1}"), block)
+    assert found.holds and found.batches == RUN_BATCHES, found.broken
+    for other in (f"global-{block + 1}", "backpropagation"):
+        assert len(update_unlocked(spans_of(folder, other), block).broken) == RUN_BATCHES
 
 
 @pytest.mark.slow
-def test_global_target_unlocks_backward(events: dict[str, Spans]) -> None:
-    """Every block below the slow target, every batch; neither other run passes."""
-    for block in range(7):
-        verdict = backward_unlocked(events["global"], block, 7)
-        assert verdict.holds and verdict.batches == 8, verdict.broken
-        assert len(update_unlocked(events["global"], block).broken) == 8
-        assert not backward_unlocked(events["local"], block, 7).holds
-        assert not backward_unlocked(events["backpropagation"], block, 7).holds
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("slow", range(1, 8))
+def test_global_target_unlocks_backward(slow: int, folder: Path) -> None:
+    """The block below each slow one, and each below the target when that is slow; every batch. No other run passes."""
+    for block in range(7) if slow == 7 else [slow - 1]:
+        found = backward_unlocked(spans_of(folder, f"global-{slow}"), block, slow)
+        assert found.holds and found.batches == RUN_BATCHES, found.broken
+        for other in (f"local-{slow}", "backpropagation"):
+            assert len(backward_unlocked(spans_of(folder, other), block, slow).broken) == RUN_BATCHES
 
 
 @pytest.mark.slow
-def test_backpropagation_is_locked(events: dict[str, Spans]) -> None:
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("block", range(7))
+def test_backpropagation_is_locked(block: int, folder: Path) -> None:
     """Every block's every update comes after the gradient from above; the other runs have none."""
-    for block in range(7):
-        verdict = backward_locked(events["backpropagation"], block)
-        assert verdict.holds and verdict.batches == 8, verdict.broken
-        assert not backward_locked(events["local"], block).holds and not backward_locked(events["global"], block).holds
+    found = backward_locked(spans_of(folder, "backpropagation"), block)
+    assert found.holds and found.batches == RUN_BATCHES, found.broken
+    for other in ("local-4", "global-4"):
+        assert not backward_locked(spans_of(folder, other), block).holds
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", ["local-4", "global-4", "backpropagation"])
+def test_traces_load(name: str, folder: Path) -> None:
+    """A trace of 8 processes is what Chrome's format says, and has each of them."""
+    made = json.loads((folder / name / "trace.json").read_text())
+    assert list(faults(made)) == []
+    assert {record["pid"] for record in made["traceEvents"] if record["ph"] == "X"} == set(range(8))

@@ -37,6 +37,6 @@ def seconds_to_first_batch(processes: int, overrides: list[str]) -> float:
         )
         path = run / "trace.json"
         origin = json.loads(path.read_text())["otherData"]["origin"]
-        events = [event for of_rank in trace.read(path).values() for event in of_rank]
+        events = trace.events(path)
     trained = max(event.ended for event in events if event.kind == "update" and event.batch == 0)
     return (origin + trained - began) * 1e-9
