@@ -1,17 +1,27 @@
-"""What recording a timeline costs: the same run with it and without, in turns."""
+"""What recording a timeline costs: the same run with it and without, in turns; and the slices by themselves.
+
+The first is what counts, and is lost in the noise of a machine whose runs differ by more. So a slice is timed alone, and
+a run has as many times that as the busiest process has slices.
+"""
 
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import median
 
-from fgpipe.study.bench.measure import ratios
+from fgpipe.observe import trace
+from fgpipe.observe.timeline import Timeline
+from fgpipe.runtime.phases import Phases
+from fgpipe.study.bench.measure import interleaved, ratios
 from fgpipe.study.bench.pipeline import BATCH, COMMON, PROCESSES
 from fgpipe.study.bench.table import Row, Sizes, at_most
 from fgpipe.study.contest import speed
 from fgpipe.study.runs import read_summary
 from fgpipe.study.series import launch
 
-COST = at_most(1.02)
+COST, SHARE = at_most(1.02), at_most(0.02)
+SLICES = 10_000
+"""That are timed at once."""
 PAIRS = 3
 """Of runs, for each run of other sections."""
 EPOCHS = 3
@@ -31,5 +41,29 @@ def rows(sizes: Sizes) -> Iterator[Row]:
                 runs.append([*arguments, f"trace={traced}", f"run_dir={paths[traced][pair]}"])
         launch(runs, PROCESSES, Path(folder) / "runs.json")
         speeds = {traced: [speed(read_summary(path) or {}) for path in paths[traced][1:]] for traced in paths}
+        one = slice_seconds(sizes)
+        shares = [share(path, one) for path in paths["true"][1:]]
     what = f"time with trace=true over time without, local target, width {min(sizes.widths):g}"
     yield Row("recording", what, ratios(speeds["false"], speeds["true"]), COST, f"{PROCESSES} processes, one thread each")
+    what = f"share of the time that slices take, local target, width {min(sizes.widths):g}"
+    yield Row("recording", what, shares, SHARE, f"a slice takes {1e6 * one:.1f} us more than none")
+
+
+def slice_seconds(sizes: Sizes) -> float:
+    """What a slice takes on a timeline above what it takes without."""
+
+    def make(on: bool) -> None:
+        phase = Phases(0, Timeline(on))
+        for batch in range(SLICES):
+            with phase("forward", batch):
+                pass
+
+    seconds = interleaved({on: lambda on=on: make(on) for on in (True, False)}, sizes, factor=0.1)
+    return (median(seconds[True]) - median(seconds[False])) / SLICES
+
+
+def share(run: Path, slice_seconds: float) -> float:
+    """Of a run's training time, for the process with the most slices."""
+    events = max(len(each) for each in trace.read(run / "trace.json").values())
+    summary = read_summary(run) or {}
+    return events * slice_seconds / sum(epoch["train_seconds"] for epoch in summary["epochs"])
