@@ -14,9 +14,9 @@ from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.ticker import MaxNLocator  # noqa: E402
 
-from fgpipe.study.claims import Ranks  # noqa: E402
 from fgpipe.study.measured import Measurement, Values  # noqa: E402
 from fgpipe.study.paper import Key  # noqa: E402
+from fgpipe.study.ranks import Ranks  # noqa: E402
 
 INK = "#2b2f36"
 """Of text and axes; `currentColor` in the SVG, so that the page's scheme decides."""
@@ -119,7 +119,7 @@ def _scatter(ranks: Ranks) -> Plot:
         axes.set(xlabel="published accuracy, %", ylabel="measured accuracy, %")
         axes.legend(fontsize=6.5, frameon=False)
 
-    caption = f"Spearman {ranks.spearman:.3f} over {len(ranks.keys)} cells of tables 2 and 3, CIFAR-10."
+    caption = f"Spearman {ranks.shown} over {len(ranks.keys)} cells of tables 2 and 3, CIFAR-10."
     return Plot("scatter", "Measured against published", caption, draw)
 
 

@@ -1,152 +1,22 @@
-"""The report on made-up runs whose correlation, differences and intervals are worked out by hand."""
+"""The page of the report, on made-up runs: what it holds, what is compared, and that a browser opens it."""
 
 import csv
-import json
-import math
 import re
 import shutil
 import subprocess
 from collections import Counter
-from collections.abc import Mapping
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
-from fgpipe.study.claims import Ranks, Verdict, alignment_verdicts, verdicts
-from fgpipe.study.measured import Collection, published_values
-from fgpipe.study.paper import Key, published
+from fgpipe.study.measured import Collection
+from fgpipe.study.paper import published
 from fgpipe.study.plots import smooth
 from fgpipe.study.report import main
+from tests.study.results import key, write_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-
-def key(
-    guess: str, aux: str | None, space: str | None, blocks: int = 8, target: str = "global", width: str = "1"
-) -> Key:
-    return Key("cifar10", blocks, width, target, guess, aux, space)
-
-
-def write_run(
-    out: Path,
-    what: Key,
-    accuracy: float,
-    seed: int = 0,
-    epochs: int = 2,
-    cosine: Mapping[int, list[float]] | None = None,
-) -> Path:
-    """A run folder as `python -m fgpipe.grid` leaves it; accuracy in percent. All heads have curves."""
-    folder = out / f"{what.words}-s{seed}-{abs(hash((what, seed, epochs))) % 16**8:08x}"
-    folder.mkdir(parents=True)
-    scores = {
-        str(block): {"loss": 2.0 - block / 10, "accuracy": accuracy / 100, "samples": 10}
-        for block in range(what.blocks)
-    }
-    config = {
-        "seed": seed, "epochs": epochs, "batch_size": 64, "tangents": "oracle",
-        "data": {"train_samples": 6400, "test_samples": None},
-        "optim": {"schedule": "one_cycle", "lr": 0.05}, "model": {"width": 0.25},
-    }  # fmt: skip
-    lines = [{"epoch": epoch, "train_seconds": 1.0, "train": scores, "test": scores} for epoch in range(epochs)]
-    summary = {
-        "config": config,
-        "commit": "abc",
-        "epochs": lines,
-        "test_accuracy": accuracy / 100,
-        "train_seconds": 60.0,
-    }
-    (folder / "summary.json").write_text(json.dumps(summary))
-    if cosine is not None:
-        text = [json.dumps({"step": step, "cosine": dict(enumerate(values))}) for step, values in cosine.items()]
-        (folder / "cosine.jsonl").write_text("\n".join(text) + "\n")
-    return folder
-
-
-def verdict_on(claim: str, values: Mapping[Key, Mapping[int, float]]) -> Verdict:
-    return next(verdict for verdict in verdicts(values) if verdict.claim.startswith(claim))
-
-
-def test_interval_and_words_by_hand() -> None:
-    """Differences 1, 2, 3, 6: mean 3, deviation sqrt(14/3); Student's t, 3 degrees of freedom, 97.5 %: 3.1824."""
-    verdict = Verdict("", "points", [1.0, 2.0, 3.0, 6.0])
-    assert verdict.mean == 3 and verdict.half_width == pytest.approx(3.18245 * math.sqrt(14 / 3) / 2, rel=1e-5)
-    assert verdict.word == "too little data", "3 - 3.44 is below zero"
-    assert Verdict("", "", [2.0, 2.5, 3.0, 2.5]).word == "supported"
-    assert Verdict("", "", [-2.0, -2.5, -3.0, -2.5]).word == "contradicted"
-    assert Verdict("", "", [50.0, 50.0]).word == "too little data", "two pairs are no interval"
-    assert Verdict("", "", []).numbers == "no pairs"
-
-
-def test_pairs_have_the_same_seed_and_differ_in_one_thing() -> None:
-    values = {
-        key("local", "mlp", "weight"): {0: 80.0, 1: 82.0},
-        key("local", "mlp", "activity"): {0: 70.0, 2: 1.0},
-        key("local", "cnn", "activity"): {0: 10.0},
-        key("local", "mlp", "weight", blocks=16): {0: 75.0, 1: 76.0},
-        key("gaussian", None, "weight"): {0: 50.0, 1: 49.0},
-        key("rademacher", None, "activity"): {0: 40.0},
-        key("local", "mlp", None, target="local"): {0: 81.0, 1: 84.0},
-        key("local", "mlp", "weight", target="intermediate"): {1: 81.5},
-        key("ntk", "mlp", "weight"): {0: 60.0},
-    }
-    expected = {
-        "Local guesses beat random": [30.0, 33.0, 30.0, -30.0],
-        "Weight space beats": [10.0],
-        "8 blocks beat 16": [5.0, 6.0],
-        "Global targets beat intermediate": [0.5],
-        "Global targets beat local": [-1.0, -2.0, -11.0],
-        "Width helps": [],
-    }
-    for claim, differences in expected.items():
-        assert sorted(verdict_on(claim, values).differences) == sorted(differences), claim
-
-
-def test_widths() -> None:
-    values = {
-        key("local", "cnn", "weight", blocks=16, width="w3"): {0: 90.0},
-        key("local", "cnn", "weight", blocks=16): {0: 5.0},
-        key("local", "cnn", "weight", blocks=16, width="w1"): {0: 80.0},
-        key("gaussian", None, "weight", blocks=16, width="w1"): {0: 50.0},
-        key("gaussian", None, "weight", blocks=16): {0: 45.0},
-        key("rademacher", None, "weight", blocks=16): {0: 45.0},
-    }
-    assert verdict_on("Width helps local", values).differences == [10.0]
-    assert verdict_on("Width hurts random", values).differences == [5.0]
-
-
-def test_spearman_by_hand_and_disagreements() -> None:
-    """Five cells in their published order have measured ranks 1 2 3 5 4: 1 - 6 (1 + 1) / (5 (25 - 1)) = 0.9."""
-    keys = [key("local", aux, space) for aux, space in (("cnn", "weight"), ("mlp", "weight"), ("cnn", "activity"))]
-    keys += [key("ntk", "mlp", "weight"), key("ntk", "cnn", "activity")]  # published 92.0 91.6 90.4 63.1 55.2
-    values = {what: {0: number} for what, number in zip(keys, [70.0, 60.0, 50.0, 30.0, 40.0], strict=True)}
-    values[key("gaussian", None, "weight")] = {0: 99.0}  # not published
-    values[key("local", "mlp", "weight", target="intermediate")] = {0: 1.0}  # not in tables 2 and 3
-    ranks = Ranks.of(values, published_values())
-    assert set(ranks.keys) == set(keys)
-    assert ranks.spearman == pytest.approx(1 - 6 * 2 / (5 * 24))
-    assert set(ranks.disagreements[:2]) == {(keys[3], 5.0, 4.0), (keys[4], 4.0, 5.0)}
-    assert {(a, b) for _, a, b in ranks.disagreements[2:]} == {(1.0, 1.0), (2.0, 2.0), (3.0, 3.0)}
-    assert Ranks.of({keys[0]: {0: 1.0}}, published_values()).spearman is None
-
-
-def test_verdicts_on_the_published_numbers() -> None:
-    """The paper's own tables, by the same test: what it says in words holds, but for the target (see docs/results)."""
-    words = {verdict.claim.split(" (")[0]: verdict.word for verdict in verdicts(published_values())}
-    assert words["Local guesses beat random ones"] == "supported"
-    assert words["Weight space beats activity space for local guesses"] == "supported"
-    assert words["8 blocks beat 16"] == "supported"
-    assert words["Width helps local guesses"] == "supported"
-    assert words["Global targets beat local ones for local guesses"] == "contradicted"
-
-
-def test_alignment(tmp_path: Path) -> None:
-    for seed, rise in enumerate((0.1, 0.2, 0.3)):
-        steps = {0: [0.05, 0.05, 0.05, 0.05 + rise, 0.05 + rise, 0.05 + rise, 0.05 + rise], 10: [0.05] * 7}
-        write_run(tmp_path, key("local", "mlp", "weight"), 50, seed=seed, cosine=steps)
-    rises, positive = alignment_verdicts(Collection.read(tmp_path).kept)
-    assert sorted(rises.differences) == pytest.approx([0.05, 0.1, 0.15])
-    assert positive.differences == pytest.approx([0.05] * 3) and positive.word == "supported"
 
 
 def test_one_protocol_is_compared_and_the_rest_is_listed(tmp_path: Path) -> None:
@@ -197,14 +67,18 @@ class Page(HTMLParser):
 def test_the_page_has_every_cell_and_needs_no_network(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(results)]) == 0
     printed = capsys.readouterr().out
-    assert "Spearman correlation, CIFAR-10, tables 2 and 3: 1.000 over 4 cells" in printed
-    assert "supported: Local guesses beat random ones (global target): +32 [" in printed
+    assert "Spearman correlation, CIFAR-10, tables 2 and 3: 1.000 [" in printed and "] over 4 cells" in printed
+    assert "too little data: Local guesses beat random ones (global target): +32 points; 1 of 1 groups" in printed
     html = (results / "report" / "index.html").read_text()
     page = Page()
     page.feed(html)
     assert len(page.ids) > 20 and not [name for name, count in Counter(page.ids).items() if count > 1]
     assert all(address.startswith(("#", "data:")) for address in page.addresses) and "@import" not in html
     assert html.count(">missing<") == 462 - 5, "the Gaussian cell is not a published one"
+    claim = re.search(r'<div class="claim"><h3>Local guesses beat random.*?</div>', html, re.DOTALL)
+    assert claim is not None and "averaged" in claim[0], "the card says what the differences are of"
+    assert "seeds 0,1,2: +32 [+27, +37] points" in claim[0]  # 30, 32, 34: 4.303 * 2 / sqrt(3) = 4.97
+    assert "The correlation without a row" in html
     assert "71.0 ± 1.0" in html and "seed 0,1,2 · lr 0.05" in html
     for name in (
         "scatter",
