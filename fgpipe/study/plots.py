@@ -15,7 +15,7 @@ from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.ticker import MaxNLocator  # noqa: E402
 
 from fgpipe.study.measured import Measurement, Values  # noqa: E402
-from fgpipe.study.paper import Key  # noqa: E402
+from fgpipe.study.paper import Key, spelled  # noqa: E402
 from fgpipe.study.ranks import Ranks  # noqa: E402
 
 INK = "#2b2f36"
@@ -99,7 +99,7 @@ def plots(measurements: Sequence[Measurement], values: Values, published: Values
 
 def label(key: Key) -> str:
     """A row of the paper's tables: guess, and auxiliary net if there is one."""
-    return " ".join(word for word in (key.guess.replace("_", "-"), key.aux) if word)
+    return " ".join(word for word in (spelled(key.guess), key.aux) if word)
 
 
 def _scatter(ranks: Ranks) -> Plot:
@@ -114,7 +114,7 @@ def _scatter(ranks: Ranks) -> Plot:
                 ]
                 if points:
                     axes.scatter(
-                        *zip(*points), color=color, marker=marker, s=26, label=f"{guess.replace('_', '-')}, {blocks}"
+                        *zip(*points), color=color, marker=marker, s=26, label=f"{spelled(guess)}, {blocks}"
                     )
         axes.set(xlabel="published accuracy, %", ylabel="measured accuracy, %")
         axes.legend(fontsize=6.5, frameon=False)
@@ -187,7 +187,7 @@ def _losses(measurements: Sequence[Measurement]) -> Iterator[Plot]:
 
 def _draw_losses(axes: Axes, runs: Sequence[Measurement], block: int) -> None:
     for each in runs:
-        color, name = GUESS_COLORS[each.key.guess], each.key.guess.replace("_", "-")
+        color, name = GUESS_COLORS[each.key.guess], spelled(each.key.guess)
         for phase, style in (("train", "-"), ("test", "--")):
             curve = each.curve(phase, block)
             axes.plot(range(1, len(curve) + 1), curve, style, color=color, label=name if phase == "train" else None)
@@ -228,7 +228,7 @@ def _draw_depth(axes: Axes, runs: Sequence[Measurement], blocks: int) -> None:
     for each in runs:
         losses = [each.curve("train", block)[-1] for block in range(blocks)]
         style = "-" if each.key.target == "global" else "--"
-        name = f"{each.key.guess.replace('_', '-')}, {each.key.target}"
+        name = f"{spelled(each.key.guess)}, {each.key.target}"
         axes.plot(
             range(blocks), losses, style, color=GUESS_COLORS[each.key.guess], marker="o", markersize=3, label=name
         )

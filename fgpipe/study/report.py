@@ -19,7 +19,7 @@ from fgpipe.errors import UserError
 from fgpipe.study.alignment import Positivity, alignment_verdicts
 from fgpipe.study.claims import Verdict, verdicts
 from fgpipe.study.measured import Collection, Measurement, Values, published_values, spread
-from fgpipe.study.paper import Cell, Key, published, unpublished
+from fgpipe.study.paper import Cell, Key, published, spelled, unpublished
 from fgpipe.study.plots import label, plots
 from fgpipe.study.ranks import PARTS, Ranks
 
@@ -69,7 +69,10 @@ def report(folder: Path) -> list[str]:
         plots=drawn,
         tables=list(card(collection)),
         facts=facts(collection),
-        others=[(each.folder.name, f"{each.accuracy:.1f}", reason) for each, reason in collection.others],
+        others=[
+            (each.folder.name, "–" if each.accuracy is None else f"{each.accuracy:.1f}", each.reason)
+            for each in collection.others
+        ],
     )
     (out / "index.html").write_text(page)
     lines = [f"{len(collection.kept)} runs, {measured} of {len(published())} published cells"]
@@ -138,7 +141,7 @@ def _part(cells: Sequence[Cell], runs: Mapping[Key, list[Measurement]]) -> Part:
     for cell in cells:
         name = label(cell.key) + " (plain)" * (cell.space is None and cell.target == "local")
         rows[name][cell.space or ""] = _entry(cell, runs.get(cell.key, []))
-    title = f"{first.dataset.replace('_', '-')}, {first.blocks} blocks{width}, {first.target} target"
+    title = f"{spelled(first.dataset)}, {first.blocks} blocks{width}, {first.target} target"
     entries = [
         (name, [by_space[""]] if "" in by_space else [by_space.get(space) for space in spaces])
         for name, by_space in rows.items()
@@ -169,7 +172,7 @@ def facts(collection: Collection) -> list[tuple[str, str]]:
     widths = sorted({each.config["model"]["width"] for each in kept if each.key.width == "1"})
     seconds = sum(each.summary["train_seconds"] for each in kept)
     return [
-        *((f"Protocol, {name.replace('_', '-')}", protocol) for name, protocol in collection.protocols().items()),
+        *((f"Protocol, {spelled(name)}", protocol) for name, protocol in collection.protocols().items()),
         ("Width of the standard net", ", ".join(f"{width:g}" for width in widths) or "not measured"),
         ("Seeds", ", ".join(map(str, sorted({each.seed for each in kept})))),
         ("Runs", f"{len(kept)}, {seconds / 3600:.1f} hours of training"),

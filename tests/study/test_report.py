@@ -1,6 +1,7 @@
 """The page of the report, on made-up runs: what it holds, what is compared, and that a browser opens it."""
 
 import csv
+import json
 import re
 import shutil
 import subprocess
@@ -30,8 +31,86 @@ def test_one_protocol_is_compared_and_the_rest_is_listed(tmp_path: Path) -> None
     (unfinished / "summary.json").write_text('{"test_accuracy": 0.')
     collection = Collection.read(tmp_path)
     assert collection.values == {what: {0: 70.0, 1: 72.0}}
-    assert {each.folder for each, _ in collection.others} == {other, again, unwatched}
     assert watched in {each.folder for each in collection.kept}
+    reasons = {each.folder: each.reason for each in collection.others}
+    assert set(reasons) == {other, again, unwatched, unfinished}
+    assert "epochs=5 (there 2)" in reasons[other] and "not that of a run that is done" in reasons[unfinished]
+    assert reasons[unwatched] == f"the same run as {watched.name}"
+
+
+ACCIDENTS = {
+    "model.width": 0.5, "optim.momentum": 0.8, "optim.weight_decay": 0.0, "data.augment": "none", "dtype": "float64",
+    "step": "normalised", "decode": "smoothed", "autocast": True, "head.hidden": 7, "data.mean": [0.5] * 3,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ACCIDENTS)
+def test_runs_of_other_settings_are_listed(name: str, tmp_path: Path) -> None:
+    what = key("local", "mlp", "weight")
+    for seed in (0, 1):
+        write_run(tmp_path, what, 70, seed=seed)
+    other = write_run(tmp_path, what, 90, seed=2, settings={name: ACCIDENTS[name]})
+    collection = Collection.read(tmp_path)
+    assert collection.values == {what: {0: 70.0, 1: 70.0}}
+    (listed,) = collection.others
+    assert listed.folder == other and listed.accuracy == 90 and f"{name}=" in listed.reason
+
+
+def test_widths_of_cells_are_no_accident_and_neither_is_what_changes_no_number(tmp_path: Path) -> None:
+    narrow = key("local", "mlp", "weight", blocks=16, width="w1")
+    write_run(tmp_path, narrow, 60)
+    write_run(tmp_path, key("local", "mlp", "weight"), 70)
+    later = write_run(tmp_path, key("local", "mlp", "activity"), 65, settings={"threads": 2, "observe.cosine": 50})
+    summary = json.loads((later / "summary.json").read_text())
+    del summary["config"]["slow"], summary["config"]["autocast"]  # as of an older commit
+    (later / "summary.json").write_text(json.dumps(summary))
+    collection = Collection.read(tmp_path)
+    assert len(collection.kept) == 3 and not collection.others
+    assert collection.protocols() == {
+        "cifar10": "training images 6400, test images 5000, epochs 2, batch 64, schedule one_cycle, width factor 0.25, "
+        "computed by two backward passes"
+    }
+
+
+def test_of_one_cell_and_seed_no_run_is_chosen_by_luck(tmp_path: Path) -> None:
+    """One rate against one: neither. With the other seeds, the rate of most."""
+    what, sure = key("local", "mlp", "weight"), key("local", "mlp", "activity")
+    write_run(tmp_path, sure, 50)
+    write_run(tmp_path, what, 70)
+    write_run(tmp_path, what, 80, settings={"optim.lr": 0.03})
+    collection = Collection.read(tmp_path)
+    assert set(collection.values) == {sure} and [each.accuracy for each in collection.others] in ([70, 80], [80, 70])
+    write_run(tmp_path, what, 71, seed=1)
+    collection = Collection.read(tmp_path)
+    assert collection.values[what] == {0: 70.0, 1: 71.0}
+    assert [each.accuracy for each in collection.others] == [80] and "optim.lr=0.03 (there 0.1)" in collection.others[0].reason
+
+
+def test_what_cannot_be_read_is_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    what = key("local", "mlp", "weight")
+    broken = {
+        "cut": write_run(tmp_path, what, 70, seed=1, cosine={0: [0.1] * 7}),
+        "folder": write_run(tmp_path, what, 70, seed=2),
+        "bare": write_run(tmp_path, what, 70, seed=3),
+        "other cell": write_run(tmp_path, what, 70, seed=4, settings={"guess": "ntk"}),
+    }
+    (broken["cut"] / "cosine.jsonl").write_text('{"step": 0, "cosine": {"0": 0.1}}\n{"step": 5, "cos')
+    (broken["folder"] / "summary.json").unlink()
+    (broken["folder"] / "summary.json").mkdir()
+    (broken["bare"] / "summary.json").write_text('{"test_accuracy": 0.5, "config": {"seed": 3}}')
+    assert main([str(tmp_path)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1, "nothing is left to compare"
+    write_run(tmp_path, what, 70)
+    collection = Collection.read(tmp_path)
+    assert collection.values == {what: {0: 70.0}}
+    reasons = {each.folder: each.reason for each in collection.others}
+    for name, expected in {
+        "cut": "cosine.jsonl: line 2 cannot be read",
+        "folder": "summary.json: cannot be read: Is a directory",
+        "bare": "no summary of fgpipe.train",
+        "other cell": "another cell: guess=ntk (the cell has local)",
+    }.items():
+        assert expected in reasons[broken[name]]
 
 
 @pytest.fixture
@@ -79,7 +158,7 @@ def test_the_page_has_every_cell_and_needs_no_network(results: Path, capsys: pyt
     assert claim is not None and "averaged" in claim[0], "the card says what the differences are of"
     assert "seeds 0,1,2: +32 [+27, +37] points" in claim[0]  # 30, 32, 34: 4.303 * 2 / sqrt(3) = 4.97
     assert "The correlation without a row" in html
-    assert "71.0 ± 1.0" in html and "seed 0,1,2 · lr 0.05" in html
+    assert "71.0 ± 1.0" in html and "seed 0,1,2 · lr 0.1" in html
     for name in (
         "scatter",
         "heat-8-blocks",
