@@ -86,6 +86,17 @@ def test_learning_rates_take_the_first_rule_that_fits() -> None:
             assert rate == (0.01 if "ntk" in cell.guess and cell.blocks == 16 else 0.05)
 
 
+def test_random_guesses_have_one_rate_on_the_additional_data_sets() -> None:
+    """A.3 makes an exception for activity space on CIFAR-10 alone, and ImageNet32 has rules of its own."""
+    profile = Profile.load("full")
+    for dataset in ("cifar100", "fashion_mnist", "imagenette"):
+        cells = [cell for cell in published() if cell.dataset == dataset]
+        rates = {profile.learning_rate(cell) for cell in cells if cell.guess in ("gaussian", "rademacher")}
+        assert rates == {0.005}
+        others = [cell for cell in cells if cell.guess in ("end_to_end", "local")]
+        assert {profile.learning_rate(cell) for cell in others} == {0.05}
+
+
 def test_selection_and_order() -> None:
     made = plan("table=[2,3]", "dataset=cifar10", "guess=[local,end_to_end]", "aux=[mlp]", "seeds=[0,1]")
     assert len(made.cells) == 4 and {cell.aux for cell in made.cells} == {"mlp"}
@@ -127,8 +138,8 @@ BAD = {
     "seeds=[0,0]": "seeds=[0, 0]: allowed: one whole number of at least 0, or more, each once",
     "guess=[ntk,fixed_ntk] aux=predsim": "table=3 guess=['ntk', 'fixed_ntk'] aux=predsim: allowed",
     "dataset=imagenet32 profile=scaled": "no cell to run: 13 cells are not in profile=scaled (imagenet32)",
-    "data.root=DIR": "data.root=DIR: allowed: for cells of one data set, without roots; here roots.cifar10=DIR and roots.",
-    "data.root=DIR roots.cifar10=DIR dataset=cifar10": "data.root=DIR: allowed: for cells of one data set, without roots",
+    "data.root=DIR": "data.root=DIR: allowed: for cells of one data set, without roots; here roots.cifar10=DIR and",
+    "data.root=DIR roots.cifar10=DIR dataset=cifar10": "data.root=DIR: allowed: for cells of one data set, without",
     "overrides=[seed=3]": "overrides=[seed=3]: allowed: settings that",
     "overrides=[model.width=1]": "overrides=[model.width=1]: allowed",
     "overrides=[data=digits]": "overrides=[data=digits]: allowed",
@@ -155,7 +166,8 @@ def test_bad_input(argument: str, tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_a_wrong_override_of_the_last_cell_starts_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Only random guesses refuse a decoder that smooths; the first cells of the table are none."""
     out = tmp_path / "out"
-    assert main(["table=2", "dataset=cifar10", f"out={out}", "guess=[local,gaussian]", "overrides=[decode=smoothed]"]) == 2
+    selection = ["table=2", "dataset=cifar10", "guess=[local,gaussian]"]
+    assert main([*selection, f"out={out}", "overrides=[decode=smoothed]"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("fgpipe: decode=smoothed: allowed: plain with guess=gaussian") and error.count("\n") == 1
     assert not out.exists()
@@ -214,7 +226,8 @@ def test_the_committed_runs_are_done() -> None:
     """By the commands of docs/grid.md; these runs lack keys that `configs/train.yaml` got later."""
     out = ROOT / "docs" / "results" / "scaled"
     cells = ("table=[2,3,4,5]", "unpublished=true", "profile=scaled", "dataset=cifar10")
-    runs = plan(*cells).runs + plan(*cells, "guess=[local,ntk,gaussian,rademacher]", "overrides=[observe.cosine=50]").runs
+    runs = plan(*cells).runs
+    runs += plan(*cells, "guess=[local,ntk,gaussian,rademacher]", "overrides=[observe.cosine=50]").runs
     committed = {path.parent.name for path in out.glob("*/summary.json")}
     wanted = [run for run in runs if run.name in committed]
     assert {run.name for run in wanted} == committed and len(committed) >= 39
@@ -222,7 +235,9 @@ def test_the_committed_runs_are_done() -> None:
 
 
 @pytest.mark.slow
-def test_dry_run_lists_all_cells(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_dry_run_lists_all_cells(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     """All 462 published cells, with the time of a machine that makes 1e12 FLOPs in a second."""
     monkeypatch.setattr("fgpipe.study.grid.seconds_per_flop", lambda config, dataset, cost: 1e-12)
     assert main(["table=all", "dry_run=true", f"out={tmp_path}"]) == 0
