@@ -49,9 +49,8 @@ def run(options: Options, plan: Plan) -> int:
     for run in plan.runs:  # whatever is wrong shows here, before anything is started
         config = run.compose()
         if options.launcher == "torchrun" and config.tangents == "oracle":
-            raise bad_value(
-                "launcher", "torchrun", "python with tangents=oracle; overrides=[tangents=forward] for several processes"
-            )
+            allowed = "python with tangents=oracle; overrides=[tangents=forward] for several processes"
+            raise bad_value("launcher", "torchrun", allowed)
         run.is_done(out, config)
     driver = Driver(
         out,

@@ -83,8 +83,8 @@ def _only_dataset(options: Options, root: str) -> str:
     profile = Profile.load(options.profile)
     names = sorted({cell.dataset for cell in select(options) if profile.serves(cell)})
     if len(names) != 1 or options.roots:
-        instead = " and ".join(f"roots.{name}=DIR" for name in names)
-        raise bad_value("data.root", root, f"for cells of one data set, without roots; here {instead or 'there are none'}")
+        instead = " and ".join(f"roots.{name}=DIR" for name in names) or "there are none"
+        raise bad_value("data.root", root, f"for cells of one data set, without roots; here {instead}")
     return names[0]
 
 

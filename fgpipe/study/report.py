@@ -88,8 +88,9 @@ def judge(
     same = {key: paper[key] for key in values if key in paper}
     published = zip(verdicts(same), verdicts(paper), strict=True)
     names = ("published, the cells measured here", "published, all")
+    accuracy = zip(verdicts(values), published, strict=True)
     return [
-        *((ours, list(zip(names, theirs, strict=True))) for ours, theirs in zip(verdicts(values), published, strict=True)),
+        *((ours, list(zip(names, theirs, strict=True))) for ours, theirs in accuracy),
         *((verdict, []) for verdict in alignment_verdicts(measurements)),
     ]
 

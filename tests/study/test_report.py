@@ -10,10 +10,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
-from fgpipe.study.measured import Collection
+from fgpipe.study.measured import Collection, published_values
 from fgpipe.study.paper import published
-from fgpipe.study.plots import smooth
+from fgpipe.study.plots import color_of, plots, plt, smooth
 from fgpipe.study.report import main
 from tests.study.results import key, write_run
 
@@ -83,7 +84,8 @@ def test_of_one_cell_and_seed_no_run_is_chosen_by_luck(tmp_path: Path) -> None:
     write_run(tmp_path, what, 71, seed=1)
     collection = Collection.read(tmp_path)
     assert collection.values[what] == {0: 70.0, 1: 71.0}
-    assert [each.accuracy for each in collection.others] == [80] and "optim.lr=0.03 (there 0.1)" in collection.others[0].reason
+    (other,) = collection.others
+    assert other.accuracy == 80 and "optim.lr=0.03 (there 0.1)" in other.reason
 
 
 def test_what_cannot_be_read_is_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -121,7 +123,7 @@ def results(tmp_path: Path) -> Path:
         write_run(out, key("local", "mlp", "weight"), 70 + seed, seed=seed, cosine={0: [0.1] * 7, 5: [0.2] * 7})
         write_run(out, key("gaussian", None, "weight"), 40 - seed, seed=seed)
     write_run(out, key("local", "mlp", "activity"), 65)
-    write_run(out, key("end_to_end", None, None), 80)
+    write_run(out, key("end_to_end", None, None), 80, settings={"head.name": "cnn"})
     write_run(out, key("ntk", "cnn", "activity", blocks=16), 30)
     write_run(out, key("local", "mlp", None, target="local"), 71)
     return out
@@ -161,8 +163,7 @@ def test_the_page_has_every_cell_and_needs_no_network(results: Path, capsys: pyt
     assert "71.0 ± 1.0" in html and "seed 0,1,2 · lr 0.1" in html
     for name in (
         "scatter",
-        "heat-8-blocks",
-        "heat-16-blocks",
+        "heat-cifar10-8-global",
         "loss-8-blocks",
         "depth-8-blocks",
         "cosine-8-blocks-weight",
@@ -190,6 +191,7 @@ def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_smooth() -> None:
     assert smooth([0.0, 3.0, 6.0, 9.0], reach=1) == [1.5, 3.0, 6.0, 7.5]
+    assert smooth([0.0, 3.0], reach=0) == [0.0, 3.0]
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
@@ -235,3 +237,73 @@ def browse(page: Path, folder: Path, width: int) -> tuple[list[str], int]:
     found = re.search(r"<title>width (\d+)</title>", done.stdout)
     assert found is not None, done.stdout[:500]
     return [line for line in done.stderr.splitlines() if "CONSOLE" in line], int(found[1])
+
+
+def drawn(folder: Path) -> dict[str, Figure]:
+    """Every figure of the runs there, by name, laid out."""
+    collection = Collection.read(folder)
+    figures = {}
+    for plot in plots(collection.kept, collection.values, published_values()):
+        figures[plot.name] = plot.figure()
+        figures[plot.name].draw_without_rendering()
+        plt.close(figures[plot.name])
+    return figures
+
+
+def test_no_two_colours_of_alignment_are_the_same() -> None:
+    keys = {cell.key for cell in published() if cell.dataset == "cifar10" and cell.target == "global"}
+    rows = {(each.guess, each.aux): color_of(each) for each in keys}
+    assert len(rows) > 14 and len(set(rows.values())) == len(rows)
+
+
+@pytest.mark.parametrize("blocks", [8, 16])
+def test_alignment_is_of_one_net_and_easy_to_read(tmp_path: Path, blocks: int) -> None:
+    """Curves of that data set, width and target alone; the legend is on no axes, and each column has its ticks."""
+    steps = {step: [0.1] * (blocks - 1) for step in range(0, 400, 50)}
+    wanted = [key("local", aux, "weight", blocks=blocks) for aux in ("cnn", "mlp", "linear")]
+    wanted += [key("ntk", "mlp", "weight", blocks=blocks)]
+    others = [key("local", "mlp", "weight", blocks=blocks, target="intermediate")]
+    others += [key("local", "mlp", "weight", blocks=blocks)._replace(dataset="fashion_mnist")]
+    others += [key("local", "mlp", "weight", blocks=16, width="w2")] * (blocks == 16)
+    for what in wanted + others:
+        folder = write_run(tmp_path, what, 50, cosine=steps)
+        if what.guess == "ntk":  # as it is: only the net's own loss has a curve
+            summary = json.loads((folder / "summary.json").read_text())
+            for epoch in summary["epochs"]:
+                for phase in ("train", "test"):
+                    epoch[phase] = {str(blocks - 1): epoch[phase][str(blocks - 1)]}
+            (folder / "summary.json").write_text(json.dumps(summary))
+    figures = drawn(tmp_path)
+    with_heads = ["local cnn", "local linear", "local mlp"]
+    for kind, expected in (("cosine", [*with_heads, "ntk mlp"]), ("heads", with_heads)):
+        *panels, free = figures[f"{kind}-{blocks}-blocks-weight"].axes
+        (legend,) = [axes.get_legend() for axes in (*panels, free) if axes.get_legend() is not None]
+        assert [text.get_text() for text in legend.get_texts()] == expected
+        box = legend.get_window_extent()
+        assert len(panels) == blocks - 1 and not any(box.overlaps(axes.get_tightbbox()) for axes in panels)
+        labelled = [any(tick.label1.get_visible() for tick in axes.xaxis.get_major_ticks()) for axes in panels]
+        assert labelled == [False] * (blocks - 5) + [True] * 4
+    lines = figures[f"cosine-{blocks}-blocks-weight"].axes[0].get_lines()
+    assert len(lines) == 1 + 4, "zero, and of so few steps no running mean"
+
+
+def test_loss_by_depth_is_of_cnn_heads(tmp_path: Path) -> None:
+    """Heads of end-to-end and random runs are whatever `head` says; others than CNN are not comparable."""
+    write_run(tmp_path, key("local", "cnn", "weight"), 50)
+    write_run(tmp_path, key("end_to_end", None, None), 80)
+    write_run(tmp_path, key("gaussian", None, "weight"), 40, settings={"head.name": "cnn"})
+    (axes,) = drawn(tmp_path)["depth-8-blocks"].axes
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["local, global", "gaussian, global"]
+
+
+def test_heat_maps_are_of_whatever_is_measured(tmp_path: Path) -> None:
+    for space in ("weight", "activity"):
+        write_run(tmp_path, key("local", "mlp", space, target="intermediate"), 50)
+        write_run(tmp_path, key("gaussian", "mlp", space, blocks=16, target="local"), 30)
+    write_run(tmp_path, key("local", "mlp", None, blocks=16, target="local"), 60)
+    write_run(tmp_path, key("local", "mlp", "weight"), 70)  # alone in its table
+    figures = drawn(tmp_path)
+    heat = {name for name in figures if name.startswith("heat")}
+    assert heat == {"heat-cifar10-8-intermediate", "heat-cifar10-16-local"}
+    measured, _ = figures["heat-cifar10-16-local"].axes
+    assert [text.get_text() for text in measured.texts] == ["60.0", "60.0", "30.0", "30.0"]
