@@ -90,15 +90,16 @@ def choose(config: Config, train_batches: int) -> Manifest | None:
 
 def differences(saved: Mapping[str, Any], config: Config, free: set[str]) -> Iterator[str]:
     """`key=value (here value)` of each key that differs and is not in `free`; a missing one has no value."""
-    there, here = dict(_flat(saved)), dict(_flat(json.loads(json.dumps(asdict(config)))))
+    there, here = dict(flat(saved)), dict(flat(json.loads(json.dumps(asdict(config)))))
     for key in sorted(there.keys() | here.keys()):
         if key not in free and there.get(key, "nothing") != here.get(key, "nothing"):
             yield f"{key}={there.get(key, 'nothing')} (here {here.get(key, 'nothing')})"
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted key and value of everything in a configuration."""
     for name, value in tree.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
+            yield from flat(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value

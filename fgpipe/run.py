@@ -107,7 +107,7 @@ class _Run:
         self._seconds = sum(line["train_seconds"] for line in done)
         if cluster.place.rank == plan.topology.reporter:
             self._progress = Progress(config.epochs, facts.train_batches, config.batch_size)
-            self._folder = RunFolder(config, folder, done)
+            self._folder = RunFolder(config, folder, done, resumed.step if resumed else 0)
         on_batch, on_cosines = self._progress and self._progress.batch, self._folder and self._folder.cosines
         self._metrics = Metrics(plan.method.blocks, on_batch, on_cosines)
         self._ledger, self._memory = Ledger(plan.method.blocks), Memory(device)

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import platform
 import subprocess
@@ -18,6 +19,7 @@ from fgpipe import durable
 from fgpipe.config import Config
 from fgpipe.observe.metrics import PHASES, Score
 
+COSINES = "cosine.jsonl"
 Scores = Mapping[str, Mapping[int, Score]]
 """Phase -> block -> score."""
 
@@ -25,17 +27,21 @@ Scores = Mapping[str, Mapping[int, Score]]
 class RunFolder:
     """The one folder of a run; only the reporting process writes to it."""
 
-    def __init__(self, config: Config, path: Path, epochs: Sequence[Mapping[str, Any]] = ()) -> None:
+    def __init__(self, config: Config, path: Path, epochs: Sequence[Mapping[str, Any]] = (), step: int = 0) -> None:
         """Create the folder, or go on in one that `fgpipe.resume` allows.
 
         Args:
             path: from `folder_for`.
             epochs: the lines of those that are done; whatever else `metrics.jsonl` holds is dropped.
+            step: training steps that are done; what `cosine.jsonl` holds of later ones is dropped.
         """
         self.path = path
         self.path.mkdir(parents=True, exist_ok=True)
         (self.path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
         (self.path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in epochs))
+        if (self.path / COSINES).exists():
+            lines = (self.path / COSINES).read_text().splitlines(keepends=True)
+            (self.path / COSINES).write_text("".join(line for line in lines if _step(line) < step))
         self._config = config
         self.epochs: list[dict[str, Any]] = list(map(dict, epochs))
         """The lines of `metrics.jsonl`."""
@@ -62,7 +68,7 @@ class RunFolder:
     def cosines(self, step: int, cosines: Sequence[float]) -> None:
         """Add the cosines of one training step, block 0 first, to `cosine.jsonl`."""
         line = {"step": step, "cosine": {str(block): cosine for block, cosine in enumerate(cosines)}}
-        with (self.path / "cosine.jsonl").open("a") as file:
+        with (self.path / COSINES).open("a") as file:
             file.write(json.dumps(line) + "\n")
 
     def summary(self, figures: Mapping[str, Any]) -> None:
@@ -78,6 +84,14 @@ class RunFolder:
         durable.write(self.path / "summary.json", f"{json.dumps(content, indent=2)}\n".encode())
         if self._events is not None:
             self._events.close()
+
+
+def _step(line: str) -> float:
+    """Of a line of `cosine.jsonl`; infinite for one that was cut short."""
+    try:
+        return json.loads(line)["step"] if line.endswith("\n") else math.inf
+    except ValueError:
+        return math.inf
 
 
 def machine() -> str:

@@ -1,18 +1,24 @@
-"""What the paper claims in words, held against accuracies: a verdict from paired differences with an interval."""
+"""What the paper claims in words, held against accuracies: a verdict from paired differences with an interval.
+
+The seeds of a cell are averaged first, and pairs of cells that share a run are averaged into one group, so that the
+interval is over values that share no run.
+"""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from statistics import mean, stdev
+from typing import NamedTuple
 
 from scipy import stats
 
-from fgpipe.study.measured import Measurement, Values
+from fgpipe.study.measured import Values
 from fgpipe.study.paper import Key
 
 CONFIDENCE = 0.95
 FEWEST = 3
-"""Pairs that an interval needs."""
+"""Values that an interval needs."""
 RANDOM = ("gaussian", "rademacher")
 WIDTHS = ("w1", "1", "w2", "w3")
 """Narrow to wide, by the factors of our profiles."""
@@ -28,8 +34,13 @@ class Verdict:
     claim: str
     unit: str
     """Of the differences."""
+    noun: str
+    """What has one difference each, in the plural."""
+    sample: str
+    """What one of these is, for a person to read."""
     differences: list[float]
-    """One for each pair of runs that differ in nothing but what the claim is about, seed included."""
+    details: list[str] = field(default_factory=list)
+    """Lines for a person to read."""
 
     @property
     def mean(self) -> float:
@@ -37,11 +48,7 @@ class Verdict:
 
     @property
     def half_width(self) -> float | None:
-        """Of the interval of `CONFIDENCE` around the mean (Student's t); None with fewer than `FEWEST` pairs."""
-        count = len(self.differences)
-        if count < FEWEST:
-            return None
-        return float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)) * stdev(self.differences) / math.sqrt(count)
+        return half_width(self.differences)
 
     @property
     def word(self) -> str:
@@ -53,43 +60,64 @@ class Verdict:
 
     @property
     def numbers(self) -> str:
-        count, half = len(self.differences), self.half_width
-        if not count:
-            return "no pairs"
-        interval = "" if half is None else f" [{self.mean - half:+.3g}, {self.mean + half:+.3g}]"
+        if not self.differences:
+            return f"no {self.noun}"
         favourable = sum(difference > 0 for difference in self.differences)
-        return f"{self.mean:+.3g}{interval} {self.unit}; {favourable} of {count} pairs in favour"
+        shown = estimate(self.differences)
+        return f"{shown} {self.unit}; {favourable} of {len(self.differences)} {self.noun} in favour"
+
+
+def half_width(values: Sequence[float], confidence: float = CONFIDENCE) -> float | None:
+    """Of the interval around the mean (Student's t); None with fewer than `FEWEST` values."""
+    if len(values) < FEWEST:
+        return None
+    return float(stats.t.ppf((1 + confidence) / 2, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
+
+
+def estimate(values: Sequence[float]) -> str:
+    """The mean with its interval, if there is one."""
+    average, half = mean(values), half_width(values)
+    return f"{average:+.3g}" + ("" if half is None else f" [{average - half:+.3g}, {average + half:+.3g}]")
 
 
 def verdicts(values: Values) -> list[Verdict]:
     """On every claim about accuracies."""
-    return [Verdict(claim, "points", list(differences(values, pairs))) for claim, pairs in CLAIMS.items()]
+    return [_verdict(claim, values) for claim in CLAIMS]
 
 
-def differences(values: Values, pairs: Pairs) -> Iterator[float]:
-    """First minus second of every pair that was measured with the same seed."""
+def _verdict(claim: "Claim", values: Values) -> Verdict:
+    pairs = differences(values, claim.pairs)
+    groups = grouped(pairs)
+    details = []
+    if len(groups) < len(pairs):
+        details.append(f"{len(pairs)} pairs of cells in {len(groups)} groups")
+    for (first, second), by_seed in pairs.items():
+        if len(by_seed) >= FEWEST:
+            seeds = ",".join(map(str, by_seed))
+            details.append(f"{first.words} less {second.words}, seeds {seeds}: {estimate([*by_seed.values()])} points")
+    return Verdict(claim.text, "points", claim.noun, claim.sample, [mean(group) for group in groups], details)
+
+
+def differences(values: Values, pairs: Pairs) -> dict[tuple[Key, Key], dict[int, float]]:
+    """Pair of cells -> seed that both were measured with -> first less second."""
+    found = {}
     for first, second in pairs(values):
-        if first in values and second in values:
-            for seed in sorted(values[first].keys() & values[second].keys()):
-                yield values[first][seed] - values[second][seed]
+        seeds = sorted(values.get(first, {}).keys() & values.get(second, {}).keys())
+        if seeds:
+            found[first, second] = {seed: values[first][seed] - values[second][seed] for seed in seeds}
+    return found
 
 
-def alignment_verdicts(measurements: Sequence[Measurement]) -> list[Verdict]:
-    """On the two claims about the cosine of local guess and global target, from the runs that observed it."""
-    runs = [cosine_by_block(each) for each in measurements if each.cosine and each.key.guess == "local"]
-    rise = [mean(by_block[len(by_block) // 2 :]) - mean(by_block[: len(by_block) // 2]) for by_block in runs]
-    return [
-        Verdict("Alignment rises with depth (upper half of the blocks less lower half, of each run)", "cosine", rise),
-        Verdict(
-            "Alignment stays positive (lowest block mean of each run)", "cosine", [min(by_block) for by_block in runs]
-        ),
-    ]
-
-
-def cosine_by_block(measurement: Measurement) -> list[float]:
-    """Mean over the observed steps."""
-    lines = [line for _, line in measurement.cosine]
-    return [mean(line[block] for line in lines) for block in sorted(lines[0])]
+def grouped(pairs: Mapping[tuple[Key, Key], Mapping[int, float]]) -> list[list[float]]:
+    """The mean over seeds of each pair, by groups that have no cell in common."""
+    groups: list[tuple[set[Key], list[float]]] = []
+    for pair, by_seed in pairs.items():
+        keys, numbers = set(pair), [mean(by_seed.values())]
+        for other in [group for group in groups if group[0] & keys]:
+            groups.remove(other)
+            keys, numbers = other[0] | keys, other[1] + numbers
+        groups.append((keys, numbers))
+    return [numbers for _, numbers in groups]
 
 
 def _local_random(values: Values) -> Iterator[tuple[Key, Key]]:
@@ -117,62 +145,40 @@ def _global_over(target: str) -> Pairs:
 
 def _widest_narrowest(guesses: Sequence[str], sign: int) -> Pairs:
     def pairs(values: Values) -> Iterator[tuple[Key, Key]]:
-        for base in sorted(
-            {key._replace(width="") for key in values if key.guess in guesses and key.target == "global"}, key=str
-        ):
-            present = [base._replace(width=width) for width in WIDTHS if base._replace(width=width) in values]
-            if len(present) > 1:
-                yield (present[-1], present[0])[::sign]
+        by_base: dict[Key, list[Key]] = defaultdict(list)
+        for key in sorted((key for key in values if key.width in WIDTHS), key=lambda key: WIDTHS.index(key.width)):
+            if key.guess in guesses and key.target == "global":
+                by_base[key._replace(width="")].append(key)
+        for narrow, *wider in by_base.values():
+            if wider:
+                yield (wider[-1], narrow)[::sign]
 
     return pairs
 
 
-CLAIMS: dict[str, Pairs] = {
-    "Local guesses beat random ones (global target)": _local_random,
-    "Weight space beats activity space for local guesses": _weight_activity,
-    "8 blocks beat 16": _eight_sixteen,
-    "Global targets beat intermediate ones for local guesses": _global_over("intermediate"),
-    "Global targets beat local ones for local guesses": _global_over("local"),
-    "Width helps local guesses (widest less narrowest)": _widest_narrowest(("local",), 1),
-    "Width hurts random guesses (narrowest less widest)": _widest_narrowest(RANDOM, -1),
-}
+class Claim(NamedTuple):
+    """What the paper says, and the pairs of cells that speak of it."""
+
+    text: str
+    pairs: Pairs
+    noun: str
+    sample: str
+    """As in `Verdict`."""
 
 
-@dataclass(frozen=True)
-class Ranks:
-    """How the measured order of cells agrees with the published one."""
-
-    keys: list[Key]
-    measured: list[float]
-    published: list[float]
-
-    @classmethod
-    def of(cls, values: Values, published: Values) -> "Ranks":
-        """Over the cells of tables 2 and 3 on CIFAR-10 that are measured and published; seeds averaged."""
-        keys = [key for key in published if key in values and _in_tables_2_and_3(key)]
-        return cls(keys, [mean(values[key].values()) for key in keys], [published[key][0] for key in keys])
-
-    @property
-    def spearman(self) -> float | None:
-        """None with fewer than three cells, or all of one rank."""
-        if len(self.keys) < 3 or len(set(self.measured)) == 1 or len(set(self.published)) == 1:
-            return None
-        return float(stats.spearmanr(self.measured, self.published).statistic)
-
-    @property
-    def disagreements(self) -> list[tuple[Key, float, float]]:
-        """Key, measured rank and published rank (1 is the best), the largest difference first."""
-        ranks = [stats.rankdata([-value for value in values]) for values in (self.measured, self.published)]
-        rows = [(key, float(a), float(b)) for key, a, b in zip(self.keys, *ranks, strict=True)]
-        return sorted(rows, key=lambda row: -abs(row[1] - row[2]))
-
-
-def _in_tables_2_and_3(key: Key) -> bool:
-    guesses = ("end_to_end", "local", "ntk", *RANDOM)
-    return (
-        key.dataset == "cifar10"
-        and key.target == "global"
-        and key.width == "1"
-        and key.guess in guesses
-        and key.aux != "predsim"
-    )
+_PAIR = "two cells that are equal in all else"
+CLAIMS = (
+    Claim(
+        "Local guesses beat random ones (global target)", _local_random, "groups",
+        "all pairs of a local and a random cell of one data set, width, number of blocks and space, averaged",
+    ),
+    Claim("Weight space beats activity space for local guesses", _weight_activity, "pairs", _PAIR),
+    Claim("8 blocks beat 16", _eight_sixteen, "pairs", f"{_PAIR}; 16 blocks are plain layers, 8 are residual"),
+    Claim("Global targets beat intermediate ones for local guesses", _global_over("intermediate"), "pairs", _PAIR),
+    Claim(
+        "Global targets beat local ones for local guesses", _global_over("local"), "groups",
+        "the weight and the activity cell of one net and auxiliary net, each less the local one, averaged",
+    ),
+    Claim("Width helps local guesses (widest less narrowest)", _widest_narrowest(("local",), 1), "pairs", _PAIR),
+    Claim("Width hurts random guesses (narrowest less widest)", _widest_narrowest(RANDOM, -1), "pairs", _PAIR),
+)  # fmt: skip

@@ -6,13 +6,13 @@ Exit codes: 0, everything asked for is done; 1, a run failed; 2, bad input; 130,
 import sys
 from collections.abc import Sequence
 
-from fgpipe.config import CONFIGS, Config, compose_config
+from fgpipe.config import CONFIGS, Config
 from fgpipe.errors import UserError, bad_value
 from fgpipe.study.driver import Driver, launcher
 from fgpipe.study.estimate import Cost, cost, seconds_per_flop
 from fgpipe.study.options import Options, Plan, out_folder, parse_options
 from fgpipe.study.paper import Cell
-from fgpipe.study.runs import Run, read_summary
+from fgpipe.study.runs import Run
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -37,16 +37,21 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def run(options: Options, plan: Plan) -> int:
-    """Run what is not done; returns the exit code."""
-    if not plan.runs:
-        print(f"nothing to run: {len(plan.unserved)} cells are not in profile={options.profile}")
-        return 0
-    config = _compose(plan.runs[0])  # a wrong override shows here, not once for each run
-    if options.launcher == "torchrun" and config.tangents == "oracle":
-        raise bad_value(
-            "launcher", "torchrun", "python with tangents=oracle; overrides=[tangents=forward] for several processes"
-        )
+    """Run what is not done; returns the exit code.
+
+    Raises:
+        UserError: nothing can be run as it is asked for; nothing has been started.
+        KeyboardInterrupt: as `Driver.run`.
+    """
+    if len(plan.unserved) == len(plan.cells):
+        raise UserError(f"no cell to run: {_not_served(options, plan)}")
     out = out_folder(options)
+    for run in plan.runs:  # whatever is wrong shows here, before anything is started
+        config = run.compose()
+        if options.launcher == "torchrun" and config.tangents == "oracle":
+            allowed = "python with tangents=oracle; overrides=[tangents=forward] for several processes"
+            raise bad_value("launcher", "torchrun", allowed)
+        run.is_done(out, config)
     driver = Driver(
         out,
         options.roots,
@@ -61,10 +66,10 @@ def run(options: Options, plan: Plan) -> int:
 
 def dry_run(options: Options, plan: Plan) -> list[str]:
     """The lines of `dry_run=true`: every cell with its run, state, FLOPs and expected time, and the sums."""
-    configs = {run.name: (run, _compose(run)) for run in plan.runs}
+    configs = {run.name: (run, run.compose()) for run in plan.runs}
     costs = {name: cost(config, run.cells[0].dataset) for name, (run, config) in configs.items()}
     seconds = _expected_seconds(configs, costs)
-    done = {name for name, (run, _) in configs.items() if read_summary(run.folder(out_folder(options))) is not None}
+    done = {name for name, (run, config) in configs.items() if run.is_done(out_folder(options), config)}
     lines = [
         "table dataset       blocks width target       guess          aux     space    published  PFLOPs  expected  run"
     ]
@@ -95,10 +100,6 @@ def _expected_seconds(configs: dict[str, tuple[Run, Config]], costs: dict[str, C
         pace = seconds_per_flop(config, run.cells[0].dataset, costs[cheapest])
         seconds |= {name: pace * costs[name].total for name in names}
     return seconds
-
-
-def _compose(run: Run) -> Config:
-    return compose_config([*(f"{key}={value}" for key, value in run.settings.items()), f"seed={run.seed}"])
 
 
 def _describe(cell: Cell) -> str:

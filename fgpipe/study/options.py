@@ -1,7 +1,7 @@
 """The keys of `python -m fgpipe.grid`, and the runs that they ask for."""
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,9 @@ from fgpipe.study.profile import Profile
 from fgpipe.study.runs import Run
 
 FILTERS = ("dataset", "blocks", "width", "target", "guess", "aux", "space")
+DECIDED = ("run_dir", "seed", "resume", "data", "data.name", "data.root", "model", "target", "guess", "space", "scope")
+"""Settings of `fgpipe.train` that a cell or a key of ours decides, and those below `model` and `target`; so no override
+may. With an auxiliary net, `head` and `head.name` too."""
 TABLES = tuple(range(2, 13))
 
 
@@ -50,8 +53,9 @@ def parse_options(arguments: Sequence[str]) -> Options:
     Raises:
         UserError: an unknown key, or a value that it cannot have.
     """
-    known = [*asdict(Options()), *(f"roots.{name}" for name in DATASETS)]
+    known = [*asdict(Options()), *(f"roots.{name}" for name in DATASETS), "data.root"]
     merged = OmegaConf.merge(OmegaConf.structured(Options), OmegaConf.load(CONFIGS / "grid.yaml"))
+    root = None
     for argument in arguments:
         key, equals, value = argument.partition("=")
         if not equals:
@@ -59,6 +63,9 @@ def parse_options(arguments: Sequence[str]) -> Options:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=3)
             raise UserError(f"{argument}: no such key" + f"; did you mean {' or '.join(near)}?" * bool(near))
+        if key == "data.root":
+            root = value
+            continue
         try:
             merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([argument]))
         except (OmegaConfBaseException, ValueError) as error:
@@ -66,20 +73,35 @@ def parse_options(arguments: Sequence[str]) -> Options:
     options = OmegaConf.to_object(merged)
     assert isinstance(options, Options)
     _check(options)
+    if root is not None:
+        options.roots[_only_dataset(options, root)] = root
     return options
 
 
+def _only_dataset(options: Options, root: str) -> str:
+    """The one that `data.root` is of."""
+    profile = Profile.load(options.profile)
+    names = sorted({cell.dataset for cell in select(options) if profile.serves(cell)})
+    if len(names) != 1 or options.roots:
+        instead = " and ".join(f"roots.{name}=DIR" for name in names) or "there are none"
+        raise bad_value("data.root", root, f"for cells of one data set, without roots; here {instead}")
+    return names[0]
+
+
 def _check(options: Options) -> None:
-    for key, table in zip(["table"] * 12, as_list(options.table), strict=False):
+    for table in as_list(options.table):
         if table != "all" and table not in TABLES:
-            raise bad_value(key, table, f"all | {' | '.join(map(str, TABLES))}, or a list of them")
+            raise bad_value("table", table, f"all | {' | '.join(map(str, TABLES))}, or a list of them")
     for name in FILTERS:
         values = {str(getattr(cell, name)): None for cell in published() if getattr(cell, name) is not None}
         for value in as_list(getattr(options, name)):
             if str(value) not in values:
                 raise bad_value(name, value, " | ".join(values))
     rules: dict[str, tuple[Callable[[Any], bool], str]] = {
-        "seeds": (lambda seeds: seeds and min(seeds) >= 0, "one whole number of at least 0, or more, as in [0,1,2]"),
+        "seeds": (
+            lambda seeds: seeds and min(seeds) >= 0 and len(set(seeds)) == len(seeds),
+            "one whole number of at least 0, or more, each once, as in [0,1,2]",
+        ),
         "jobs": (lambda jobs: jobs >= 1, "a whole number of at least 1"),
         "nproc": (lambda processes: processes >= 1, "a whole number of at least 1"),
         "launcher": (lambda launcher: launcher in ("python", "torchrun"), "python | torchrun"),
@@ -89,6 +111,15 @@ def _check(options: Options) -> None:
     for key, (accepts, allowed) in rules.items():
         if not accepts(getattr(options, key)):
             raise bad_value(key, getattr(options, key), allowed)
+
+
+def _check_overrides(overrides: Mapping[str, str], cells: Sequence[Cell]) -> None:
+    for key, value in overrides.items():
+        group, name = key.partition(".")[::2]
+        decided = key in DECIDED or (group in ("model", "target") and name)
+        if decided or (key in ("head", "head.name") and any(cell.aux is not None for cell in cells)):
+            allowed = f"settings that the cells, their seeds and folders leave open; {key} is not one"
+            raise bad_value("overrides", f"[{key}={value}]", allowed)
 
 
 def as_list(value: Any) -> list[Any]:
@@ -122,10 +153,19 @@ class Plan:
 
     @classmethod
     def make(cls, options: Options) -> "Plan":
-        """Raises: UserError: a profile that does not exist or fits a cell no learning rate."""
+        """
+        Raises:
+            UserError: no cell is selected, an override would make another cell of one, or the profile does not exist or
+                fits a cell no learning rate.
+        """
         profile = Profile.load(options.profile)
         extra = dict(override.split("=", 1) for override in options.overrides)
         cells = select(options)
+        if not cells:
+            asked = {name: getattr(options, name) for name in ("table", *FILTERS)}
+            shown = " ".join(f"{name}={value}" for name, value in asked.items() if value is not None)
+            raise UserError(f"{shown}: allowed: values that a cell of the paper has together; none has these")
+        _check_overrides(extra, cells)
         runs: dict[tuple, Run] = {}
         for seed in options.seeds:
             for cell in filter(profile.serves, cells):

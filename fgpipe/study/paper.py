@@ -26,6 +26,11 @@ class Key(NamedTuple):
         return "-".join(str(word) for word in words if word is not None)
 
 
+def spelled(name: str) -> str:
+    """A name of ours as the paper's tables have it: with hyphens."""
+    return name.replace("_", "-")
+
+
 @dataclass(frozen=True)
 class Cell:
     """One accuracy of the paper's tables, or one of ours that belongs beside them.

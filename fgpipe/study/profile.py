@@ -1,5 +1,6 @@
 """A profile turns each cell of the paper into one complete configuration, as overrides of `configs/train.yaml`."""
 
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -8,10 +9,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fgpipe.config import CONFIGS
 from fgpipe.errors import UserError, bad_value
-from fgpipe.study.paper import Cell
+from fgpipe.resume import flat
+from fgpipe.study.paper import Cell, Key
 
 SCOPES = {"activity": "sample", "weight": "tensor"}
 """The paper's scope in each space (A.3)."""
+DEPTHS = {"global": None, "intermediate": 1, "local": 0}
+"""Of each target of the paper."""
 
 
 @dataclass
@@ -83,3 +87,25 @@ class Profile:
             if all(values[name] in (value if isinstance(value, list) else [value]) for name, value in wanted.items()):
                 return rule["lr"]
         raise UserError(f"rates: no rule of the profile fits {cell}")
+
+
+def mismatches(key: Key, config: Mapping[str, Any]) -> Iterator[str]:
+    """What a run's configuration has that is not of the cell: `key=value (the cell has value)`.
+
+    Args: config: a nested one, as in `summary.json`.
+    """
+    wanted: dict[str, Any] = {
+        "data.name": (key.dataset, "image_folder"),
+        "model.blocks": (key.blocks,),
+        "target.name": (key.target,),
+        "target.depth": (DEPTHS[key.target],),
+        "guess": (key.guess,),
+    }
+    if key.aux is not None:
+        wanted["head.name"] = (key.aux,)
+    if key.space is not None:
+        wanted |= {"space": (key.space,), "scope": (SCOPES[key.space],)}
+    found = dict(flat(config))
+    for name, allowed in wanted.items():
+        if found.get(name) not in allowed:
+            yield f"{name}={found.get(name)} (the cell has {allowed[0]})"

@@ -16,10 +16,12 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from fgpipe.errors import UserError
-from fgpipe.study.claims import Ranks, alignment_verdicts, verdicts
-from fgpipe.study.measured import Collection, Measurement, published_values, spread
-from fgpipe.study.paper import Cell, Key, published, unpublished
+from fgpipe.study.alignment import Positivity, alignment_verdicts
+from fgpipe.study.claims import Verdict, verdicts
+from fgpipe.study.measured import Collection, Measurement, Values, published_values, spread
+from fgpipe.study.paper import Cell, Key, published, spelled, unpublished
 from fgpipe.study.plots import label, plots
+from fgpipe.study.ranks import PARTS, Ranks
 
 USAGE = "usage: python -m fgpipe.report FOLDER\n\nFOLDER: where python -m fgpipe.grid put its runs (out=)."
 
@@ -50,8 +52,7 @@ def report(folder: Path) -> list[str]:
     values, paper = collection.values, published_values()
     measured = sum(cell.key in values for cell in published())
     ranks = Ranks.of(values, paper)
-    claims = [*zip(verdicts(values), verdicts(paper), strict=True)]
-    alignment = alignment_verdicts(collection.kept)
+    claims = judge(values, paper, collection.kept)
     out = folder / "report"
     out.mkdir(exist_ok=True)
     drawn = [(plot, plot.write(out)) for plot in plots(collection.kept, values, paper)]
@@ -61,27 +62,37 @@ def report(folder: Path) -> list[str]:
         measured=measured,
         cells=len(published()),
         ranks=ranks,
-        spearman=_spearman(ranks),
+        parts=list(PARTS),
+        without_row=[(label(key), numbers) for key, numbers in ranks.without_row()],
         disagreements=[(label(key), key, a, b) for key, a, b in ranks.disagreements[:8] if a != b],
-        claims=[*claims, *((verdict, None) for verdict in alignment)],
+        claims=claims,
         plots=drawn,
         tables=list(card(collection)),
         facts=facts(collection),
-        others=[(each.folder.name, f"{each.accuracy:.1f}", reason) for each, reason in collection.others],
+        others=[
+            (each.folder.name, "–" if each.accuracy is None else f"{each.accuracy:.1f}", each.reason)
+            for each in collection.others
+        ],
     )
     (out / "index.html").write_text(page)
-    lines = [
-        f"{len(collection.kept)} runs, {measured} of {len(published())} published cells"
-    ]
-    lines.append(f"Spearman correlation, CIFAR-10, tables 2 and 3: {_spearman(ranks)} over {len(ranks.keys)} cells")
-    lines += [
-        f"{verdict.word}: {verdict.claim}: {verdict.numbers}" for verdict in [*(ours for ours, _ in claims), *alignment]
-    ]
+    lines = [f"{len(collection.kept)} runs, {measured} of {len(published())} published cells"]
+    lines.append(f"Spearman correlation, CIFAR-10, tables 2 and 3: {ranks.shown} over {len(ranks.keys)} cells")
+    lines += [f"{verdict.word}: {verdict.claim}: {verdict.numbers}" for verdict, _ in claims]
     return [*lines, f"see {out / 'index.html'}"]
 
 
-def _spearman(ranks: Ranks) -> str:
-    return "too few cells" if ranks.spearman is None else f"{ranks.spearman:.3f}"
+def judge(
+    values: Values, paper: Values, measurements: Sequence[Measurement]
+) -> list[tuple[Verdict | Positivity, list[tuple[str, Verdict]]]]:
+    """The verdict on every claim, with those on the published numbers beside it, each with its name."""
+    same = {key: paper[key] for key in values if key in paper}
+    published = zip(verdicts(same), verdicts(paper), strict=True)
+    names = ("published, the cells measured here", "published, all")
+    accuracy = zip(verdicts(values), published, strict=True)
+    return [
+        *((ours, list(zip(names, theirs, strict=True))) for ours, theirs in accuracy),
+        *((verdict, []) for verdict in alignment_verdicts(measurements)),
+    ]
 
 
 @dataclass(frozen=True)
@@ -131,7 +142,7 @@ def _part(cells: Sequence[Cell], runs: Mapping[Key, list[Measurement]]) -> Part:
     for cell in cells:
         name = label(cell.key) + " (plain)" * (cell.space is None and cell.target == "local")
         rows[name][cell.space or ""] = _entry(cell, runs.get(cell.key, []))
-    title = f"{first.dataset.replace('_', '-')}, {first.blocks} blocks{width}, {first.target} target"
+    title = f"{spelled(first.dataset)}, {first.blocks} blocks{width}, {first.target} target"
     entries = [
         (name, [by_space[""]] if "" in by_space else [by_space.get(space) for space in spaces])
         for name, by_space in rows.items()
@@ -162,7 +173,7 @@ def facts(collection: Collection) -> list[tuple[str, str]]:
     widths = sorted({each.config["model"]["width"] for each in kept if each.key.width == "1"})
     seconds = sum(each.summary["train_seconds"] for each in kept)
     return [
-        *((f"Protocol, {name.replace('_', '-')}", protocol) for name, protocol in collection.protocols().items()),
+        *((f"Protocol, {spelled(name)}", protocol) for name, protocol in collection.protocols().items()),
         ("Width of the standard net", ", ".join(f"{width:g}" for width in widths) or "not measured"),
         ("Seeds", ", ".join(map(str, sorted({each.seed for each in kept})))),
         ("Runs", f"{len(kept)}, {seconds / 3600:.1f} hours of training"),

@@ -8,11 +8,15 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from fgpipe.config import Config, compose_config
+from fgpipe.errors import UserError, bad_value
+from fgpipe.resume import FREE, differences, flat
 from fgpipe.study.paper import Cell
+from fgpipe.study.profile import mismatches
 
 SAVE_MINUTES = 2
 """Between checkpoints: what a crash can cost."""
@@ -49,16 +53,54 @@ class Run:
         """Take the run's lock, which lasts while any process has the file open; None if another driver's run has it.
 
         A child that inherits the file keeps the lock when its driver is killed.
+
+        Raises:
+            UserError: the folder cannot be written, or its file system has no locks.
         """
-        path = out / LOGS / f"{self.name}.lock"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("w")
+        path, file = out / LOGS / f"{self.name}.lock", None
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = path.open("w")
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            return None
+        except OSError as error:
+            if file is not None:
+                file.close()
+            if isinstance(error, BlockingIOError):
+                return None
+            raise bad_value("out", out, f"a folder to write in, with file locks (flock): {error.strerror}") from error
         return file
+
+    def compose(self) -> Config:
+        """
+        Raises:
+            UserError: no run can have these settings, or they are not of the run's cells.
+        """
+        config = compose_config([*(f"{key}={value}" for key, value in self.settings.items()), f"seed={self.seed}"])
+        for cell in self.cells:
+            if wrong := list(mismatches(cell.key, asdict(config))):
+                raise UserError(f"{cell.key.words}: its configuration is of another cell: {', '.join(wrong)}")
+        return config
+
+    def is_done(self, out: Path, config: Config) -> bool:
+        """Whether the run is finished, with the configuration that was composed for it now.
+
+        A key that `configs/train.yaml` has got since is no difference.
+
+        Raises:
+            UserError: it is finished with another one.
+        """
+        summary = read_summary(self.folder(out))
+        if summary is None:
+            return False
+        there = summary.get("config", {})
+        later = {key for key, _ in flat(asdict(config))} - {key for key, _ in flat(there)}
+        differing = list(differences(there, config, FREE | later))
+        if differing:
+            raise UserError(
+                f"{self.folder(out)}: allowed: no run, or one of the settings asked for; "
+                f"it is finished with {', '.join(differing)}"
+            )
+        return True
 
     def overrides(self, out: Path, root: str | None) -> list[str]:
         """The command line of `fgpipe.train` for this run."""
@@ -76,11 +118,18 @@ def quoted(text: str) -> str:
 
 
 def read_summary(folder: Path) -> dict[str, Any] | None:
-    """The `summary.json` of a run that is done; None if there is none or it was cut short."""
+    """The `summary.json` of a run that is done; None if there is none or it was cut short.
+
+    Raises:
+        UserError: there is one that cannot be read.
+    """
+    path = folder / "summary.json"
     try:
-        summary = json.loads((folder / "summary.json").read_text())
-    except (OSError, ValueError):
+        summary = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     return summary if isinstance(summary, dict) and "test_accuracy" in summary else None
 
 

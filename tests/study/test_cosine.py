@@ -11,6 +11,7 @@ from fgpipe.errors import UserError
 from fgpipe.gradients.method import Method
 from fgpipe.gradients.oracle import alignment, estimate
 from fgpipe.models.net import materialize, resnet
+from fgpipe.observe.record import RunFolder
 from fgpipe.rng import generator
 from fgpipe.train import main
 
@@ -83,6 +84,21 @@ def test_looking_changes_nothing(tmp_path: Path) -> None:
     assert all(-1 <= value <= 1 and value != 0 for line in lines for value in line["cosine"].values())
     assert not (tmp_path / "without" / "cosine.jsonl").exists()
     assert "cores" in summaries[0]["machine"]
+
+
+def test_a_run_that_goes_on_has_each_step_once(tmp_path: Path) -> None:
+    """Lines of steps that will be made again are dropped, and so is one that a crash cut."""
+    config = compose_config(["guess=local", *SMALL])
+    before = RunFolder(config, tmp_path)
+    for step in (0, 3, 6, 9):
+        before.cosines(step, [step / 10, 0.5])
+    kept = (tmp_path / "cosine.jsonl").read_text().splitlines(keepends=True)[:2]
+    with (tmp_path / "cosine.jsonl").open("a") as file:
+        file.write('{"step": 1')
+    RunFolder(config, tmp_path, step=6)
+    assert (tmp_path / "cosine.jsonl").read_text() == "".join(kept)
+    RunFolder(config, tmp_path)
+    assert (tmp_path / "cosine.jsonl").read_text() == ""
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,8 @@
 """The driver: what is done stays done, a failure stops nothing else, and no death of the driver loses a run."""
 
+import errno
+import fcntl
+import json
 import os
 import signal
 import subprocess
@@ -8,9 +11,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from fgpipe.errors import UserError
 from fgpipe.study.driver import Driver
 from fgpipe.study.paper import published
 from fgpipe.study.runs import Run, read_summary
@@ -86,70 +93,106 @@ def test_two_drivers_never_run_the_same(tmp_path: Path) -> None:
     assert {line.split("] ")[1].split(":")[0] for line in first.lines + second.lines} == {"done", "done before"}
 
 
+def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(file: IO[str], operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(UserError, match=r"out=.*: allowed: a folder to write in, with file locks \(flock\): No locks"):
+        Bench(tmp_path).driver.run(runs(0))
+
+
+EPOCHS, BATCHES, BATCH, EVERY = 4, 8, 8, 3
+"""Of the trainings below: 32 steps of 8 images, and a checkpoint after every third."""
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Noise in two classes, in the form of the CIFAR-10 JPEG copy."""
+    root, draw = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    for split, count in (("train", BATCH * BATCHES // 2), ("test", 8)):
+        for name in ("cat", "dog"):
+            (root / split / name).mkdir(parents=True)
+            for number in range(count):
+                image = Image.fromarray(draw.integers(256, size=(32, 32, 3), dtype=np.uint8))
+                image.save(root / split / name / f"{number}.jpg")
+    return root
+
+
 @contextmanager
-def grid(out: Path) -> Iterator[subprocess.Popen[str]]:
-    """Two short trainings on digits, several seconds each, by a driver in a process of its own."""
-    overrides = "data=digits,data.train_samples=640,data.test_samples=64,epochs=6,batch_size=32,model.width=0.07"
-    command = [
-        sys.executable,
-        "-m",
-        "fgpipe.grid",
-        "table=3",
-        "profile=scaled",
-        "dataset=cifar10",
-        "guess=local",
-        "aux=linear",
-    ]
+def grid(out: Path, images: Path) -> Iterator[subprocess.Popen[str]]:
+    """Two short trainings, several seconds each, by a driver in a process of its own."""
+    overrides = f"data.train_samples={BATCH * BATCHES},data.test_samples=16,epochs={EPOCHS},batch_size={BATCH}"
+    overrides += f",checkpoint.every_steps={EVERY},observe.cosine=1"
+    selection = ["table=3", "profile=scaled", "guess=local", "aux=linear"]
+    command = [sys.executable, "-m", "fgpipe.grid", *selection, f"data.root={images}", f"out={out}"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    with subprocess.Popen(
-        [*command, f"out={out}", f"overrides=[{overrides}]", "jobs=2"], env=environment(), **pipes
-    ) as process:
+    with subprocess.Popen([*command, f"overrides=[{overrides}]", "jobs=2"], env=environment(), **pipes) as process:
         yield process
 
 
+def saved(run: Path) -> int:
+    """The step of the newest checkpoint, 0 if there is none."""
+    manifests = run.glob("checkpoints/step-*/manifest.json")
+    return max((int(path.parent.name.removeprefix("step-")) for path in manifests), default=0)
+
+
 def begun(out: Path) -> bool:
-    """Both runs have an epoch behind them, and at least four before them."""
-    lengths = [len(path.read_text().splitlines()) for path in out.glob("*/metrics.jsonl")]
-    return len(lengths) == 2 and min(lengths) >= 1
+    """Both runs have a checkpoint, and most of their steps before them."""
+    folders = [path.parent for path in out.glob("*/config.yaml")]
+    return len(folders) == 2 and all(map(saved, folders))
 
 
-def curves(out: Path) -> dict[str, list[float]]:
-    """Run name to the test loss of each epoch, of all runs that are done."""
+def results(out: Path) -> dict[str, tuple[list[float], str]]:
+    """Run name to the test loss of each epoch and the cosines of every step, of all runs that are done."""
     found = {}
     for folder in out.iterdir():
         if (summary := read_summary(folder)) is not None:
-            found[folder.name] = [epoch["test"]["7"]["loss"] for epoch in summary["epochs"]]
+            losses = [epoch["test"]["7"]["loss"] for epoch in summary["epochs"]]
+            found[folder.name] = losses, (folder / "cosine.jsonl").read_text()
     return found
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_killed_driver_loses_nothing(tmp_path: Path) -> None:
+@pytest.mark.timeout(1500)
+def test_killed_driver_loses_nothing(tmp_path: Path, images: Path) -> None:
+    """The driver dies, and one of its two runs, as in a crash: that one goes on from its newest checkpoint, the other
+    was never stopped, and both give the numbers of a grid that nobody killed."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    with grid(whole) as driver:
-        output, _ = driver.communicate(timeout=300)
-    expected = curves(whole)
-    assert len(expected) == 2 and {len(losses) for losses in expected.values()} == {6}, output
+    with grid(whole, images) as driver:
+        output, _ = driver.communicate(timeout=600)
+    expected = results(whole)
+    assert len(expected) == 2, output
+    for losses, cosines in expected.values():
+        steps = [json.loads(line)["step"] for line in cosines.splitlines()]
+        assert len(losses) == EPOCHS and steps == list(range(EPOCHS * BATCHES))
 
-    with grid(killed) as driver:
+    with grid(killed, images) as driver:
         assert wait_until(lambda: begun(killed), 240)
         driver.kill()
-    orphans = processes_with(f'run_dir="{killed}')
-    assert len(orphans) == 2, "the runs outlive a driver that could not end them"
-    os.kill(orphans[0], signal.SIGKILL)  # one of the two dies too, as in a crash of the machine
-    with grid(killed) as driver:
-        output, _ = driver.communicate(timeout=400)
+    victim, living = (path.parent for path in killed.glob("*/config.yaml"))
+    for run in (victim, living):
+        assert len(processes_with(f'run_dir="{run}')) == 1, "the runs outlive a driver that could not end them"
+    os.kill(*processes_with(f'run_dir="{victim}'), signal.SIGKILL)
+    assert wait_until(lambda: not processes_with(f'run_dir="{victim}'), 60)
+    step = saved(victim)
+    assert 0 < step < EPOCHS * BATCHES and not (victim / "summary.json").exists()
+    with (victim / "cosine.jsonl").open("a") as file:
+        file.write('{"step": 31, "cosine": {"0": 0.')  # a line that the crash cut
+
+    with grid(killed, images) as driver:
+        output, _ = driver.communicate(timeout=600)
     assert driver.returncode == 0 and "2 of 2 runs are done" in output, output
-    assert curves(killed) == expected, "the same numbers as without the kill"
-    starts = [path.read_text().count("epoch 1/6:") for path in (killed / "logs").glob("*.log")]
-    assert sorted(starts) in ([1, 2], [1, 1]), "the living run was waited for, the dead one made again or resumed"
+    resumed = {run.name: (read_summary(run) or {})["resumed_at_step"] for run in (victim, living)}
+    assert resumed == {victim.name: step, living.name: 0}
+    assert results(killed) == expected, "the same numbers as without the kill"
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signals_end_the_children(tmp_path: Path, number: signal.Signals) -> None:
-    with grid(tmp_path) as driver:
+def test_signals_end_the_children(tmp_path: Path, images: Path, number: signal.Signals) -> None:
+    with grid(tmp_path, images) as driver:
         assert wait_until(lambda: begun(tmp_path), 240)
         driver.send_signal(number)
         output, _ = driver.communicate(timeout=60)

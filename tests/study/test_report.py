@@ -1,152 +1,24 @@
-"""The report on made-up runs whose correlation, differences and intervals are worked out by hand."""
+"""The page of the report, on made-up runs: what it holds, what is compared, and that a browser opens it."""
 
 import csv
 import json
-import math
 import re
 import shutil
 import subprocess
 from collections import Counter
-from collections.abc import Mapping
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
-from fgpipe.study.claims import Ranks, Verdict, alignment_verdicts, verdicts
 from fgpipe.study.measured import Collection, published_values
-from fgpipe.study.paper import Key, published
-from fgpipe.study.plots import smooth
+from fgpipe.study.paper import published
+from fgpipe.study.plots import color_of, plots, plt, smooth
 from fgpipe.study.report import main
+from tests.study.results import key, write_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-
-def key(
-    guess: str, aux: str | None, space: str | None, blocks: int = 8, target: str = "global", width: str = "1"
-) -> Key:
-    return Key("cifar10", blocks, width, target, guess, aux, space)
-
-
-def write_run(
-    out: Path,
-    what: Key,
-    accuracy: float,
-    seed: int = 0,
-    epochs: int = 2,
-    cosine: Mapping[int, list[float]] | None = None,
-) -> Path:
-    """A run folder as `python -m fgpipe.grid` leaves it; accuracy in percent. All heads have curves."""
-    folder = out / f"{what.words}-s{seed}-{abs(hash((what, seed, epochs))) % 16**8:08x}"
-    folder.mkdir(parents=True)
-    scores = {
-        str(block): {"loss": 2.0 - block / 10, "accuracy": accuracy / 100, "samples": 10}
-        for block in range(what.blocks)
-    }
-    config = {
-        "seed": seed, "epochs": epochs, "batch_size": 64, "tangents": "oracle",
-        "data": {"train_samples": 6400, "test_samples": None},
-        "optim": {"schedule": "one_cycle", "lr": 0.05}, "model": {"width": 0.25},
-    }  # fmt: skip
-    lines = [{"epoch": epoch, "train_seconds": 1.0, "train": scores, "test": scores} for epoch in range(epochs)]
-    summary = {
-        "config": config,
-        "commit": "abc",
-        "epochs": lines,
-        "test_accuracy": accuracy / 100,
-        "train_seconds": 60.0,
-    }
-    (folder / "summary.json").write_text(json.dumps(summary))
-    if cosine is not None:
-        text = [json.dumps({"step": step, "cosine": dict(enumerate(values))}) for step, values in cosine.items()]
-        (folder / "cosine.jsonl").write_text("\n".join(text) + "\n")
-    return folder
-
-
-def verdict_on(claim: str, values: Mapping[Key, Mapping[int, float]]) -> Verdict:
-    return next(verdict for verdict in verdicts(values) if verdict.claim.startswith(claim))
-
-
-def test_interval_and_words_by_hand() -> None:
-    """Differences 1, 2, 3, 6: mean 3, deviation sqrt(14/3); Student's t, 3 degrees of freedom, 97.5 %: 3.1824."""
-    verdict = Verdict("", "points", [1.0, 2.0, 3.0, 6.0])
-    assert verdict.mean == 3 and verdict.half_width == pytest.approx(3.18245 * math.sqrt(14 / 3) / 2, rel=1e-5)
-    assert verdict.word == "too little data", "3 - 3.44 is below zero"
-    assert Verdict("", "", [2.0, 2.5, 3.0, 2.5]).word == "supported"
-    assert Verdict("", "", [-2.0, -2.5, -3.0, -2.5]).word == "contradicted"
-    assert Verdict("", "", [50.0, 50.0]).word == "too little data", "two pairs are no interval"
-    assert Verdict("", "", []).numbers == "no pairs"
-
-
-def test_pairs_have_the_same_seed_and_differ_in_one_thing() -> None:
-    values = {
-        key("local", "mlp", "weight"): {0: 80.0, 1: 82.0},
-        key("local", "mlp", "activity"): {0: 70.0, 2: 1.0},
-        key("local", "cnn", "activity"): {0: 10.0},
-        key("local", "mlp", "weight", blocks=16): {0: 75.0, 1: 76.0},
-        key("gaussian", None, "weight"): {0: 50.0, 1: 49.0},
-        key("rademacher", None, "activity"): {0: 40.0},
-        key("local", "mlp", None, target="local"): {0: 81.0, 1: 84.0},
-        key("local", "mlp", "weight", target="intermediate"): {1: 81.5},
-        key("ntk", "mlp", "weight"): {0: 60.0},
-    }
-    expected = {
-        "Local guesses beat random": [30.0, 33.0, 30.0, -30.0],
-        "Weight space beats": [10.0],
-        "8 blocks beat 16": [5.0, 6.0],
-        "Global targets beat intermediate": [0.5],
-        "Global targets beat local": [-1.0, -2.0, -11.0],
-        "Width helps": [],
-    }
-    for claim, differences in expected.items():
-        assert sorted(verdict_on(claim, values).differences) == sorted(differences), claim
-
-
-def test_widths() -> None:
-    values = {
-        key("local", "cnn", "weight", blocks=16, width="w3"): {0: 90.0},
-        key("local", "cnn", "weight", blocks=16): {0: 5.0},
-        key("local", "cnn", "weight", blocks=16, width="w1"): {0: 80.0},
-        key("gaussian", None, "weight", blocks=16, width="w1"): {0: 50.0},
-        key("gaussian", None, "weight", blocks=16): {0: 45.0},
-        key("rademacher", None, "weight", blocks=16): {0: 45.0},
-    }
-    assert verdict_on("Width helps local", values).differences == [10.0]
-    assert verdict_on("Width hurts random", values).differences == [5.0]
-
-
-def test_spearman_by_hand_and_disagreements() -> None:
-    """Five cells in their published order have measured ranks 1 2 3 5 4: 1 - 6 (1 + 1) / (5 (25 - 1)) = 0.9."""
-    keys = [key("local", aux, space) for aux, space in (("cnn", "weight"), ("mlp", "weight"), ("cnn", "activity"))]
-    keys += [key("ntk", "mlp", "weight"), key("ntk", "cnn", "activity")]  # published 92.0 91.6 90.4 63.1 55.2
-    values = {what: {0: number} for what, number in zip(keys, [70.0, 60.0, 50.0, 30.0, 40.0], strict=True)}
-    values[key("gaussian", None, "weight")] = {0: 99.0}  # not published
-    values[key("local", "mlp", "weight", target="intermediate")] = {0: 1.0}  # not in tables 2 and 3
-    ranks = Ranks.of(values, published_values())
-    assert set(ranks.keys) == set(keys)
-    assert ranks.spearman == pytest.approx(1 - 6 * 2 / (5 * 24))
-    assert set(ranks.disagreements[:2]) == {(keys[3], 5.0, 4.0), (keys[4], 4.0, 5.0)}
-    assert {(a, b) for _, a, b in ranks.disagreements[2:]} == {(1.0, 1.0), (2.0, 2.0), (3.0, 3.0)}
-    assert Ranks.of({keys[0]: {0: 1.0}}, published_values()).spearman is None
-
-
-def test_verdicts_on_the_published_numbers() -> None:
-    """The paper's own tables, by the same test: what it says in words holds, but for the target (see docs/results)."""
-    words = {verdict.claim.split(" (")[0]: verdict.word for verdict in verdicts(published_values())}
-    assert words["Local guesses beat random ones"] == "supported"
-    assert words["Weight space beats activity space for local guesses"] == "supported"
-    assert words["8 blocks beat 16"] == "supported"
-    assert words["Width helps local guesses"] == "supported"
-    assert words["Global targets beat local ones for local guesses"] == "contradicted"
-
-
-def test_alignment(tmp_path: Path) -> None:
-    for seed, rise in enumerate((0.1, 0.2, 0.3)):
-        steps = {0: [0.05, 0.05, 0.05, 0.05 + rise, 0.05 + rise, 0.05 + rise, 0.05 + rise], 10: [0.05] * 7}
-        write_run(tmp_path, key("local", "mlp", "weight"), 50, seed=seed, cosine=steps)
-    rises, positive = alignment_verdicts(Collection.read(tmp_path).kept)
-    assert sorted(rises.differences) == pytest.approx([0.05, 0.1, 0.15])
-    assert positive.differences == pytest.approx([0.05] * 3) and positive.word == "supported"
 
 
 def test_one_protocol_is_compared_and_the_rest_is_listed(tmp_path: Path) -> None:
@@ -160,8 +32,87 @@ def test_one_protocol_is_compared_and_the_rest_is_listed(tmp_path: Path) -> None
     (unfinished / "summary.json").write_text('{"test_accuracy": 0.')
     collection = Collection.read(tmp_path)
     assert collection.values == {what: {0: 70.0, 1: 72.0}}
-    assert {each.folder for each, _ in collection.others} == {other, again, unwatched}
     assert watched in {each.folder for each in collection.kept}
+    reasons = {each.folder: each.reason for each in collection.others}
+    assert set(reasons) == {other, again, unwatched, unfinished}
+    assert "epochs=5 (there 2)" in reasons[other] and "not that of a run that is done" in reasons[unfinished]
+    assert reasons[unwatched] == f"the same run as {watched.name}"
+
+
+ACCIDENTS = {
+    "model.width": 0.5, "optim.momentum": 0.8, "optim.weight_decay": 0.0, "data.augment": "none", "dtype": "float64",
+    "step": "normalised", "decode": "smoothed", "autocast": True, "head.hidden": 7, "data.mean": [0.5] * 3,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ACCIDENTS)
+def test_runs_of_other_settings_are_listed(name: str, tmp_path: Path) -> None:
+    what = key("local", "mlp", "weight")
+    for seed in (0, 1):
+        write_run(tmp_path, what, 70, seed=seed)
+    other = write_run(tmp_path, what, 90, seed=2, settings={name: ACCIDENTS[name]})
+    collection = Collection.read(tmp_path)
+    assert collection.values == {what: {0: 70.0, 1: 70.0}}
+    (listed,) = collection.others
+    assert listed.folder == other and listed.accuracy == 90 and f"{name}=" in listed.reason
+
+
+def test_widths_of_cells_are_no_accident_and_neither_is_what_changes_no_number(tmp_path: Path) -> None:
+    narrow = key("local", "mlp", "weight", blocks=16, width="w1")
+    write_run(tmp_path, narrow, 60)
+    write_run(tmp_path, key("local", "mlp", "weight"), 70)
+    later = write_run(tmp_path, key("local", "mlp", "activity"), 65, settings={"threads": 2, "observe.cosine": 50})
+    summary = json.loads((later / "summary.json").read_text())
+    del summary["config"]["slow"], summary["config"]["autocast"]  # as of an older commit
+    (later / "summary.json").write_text(json.dumps(summary))
+    collection = Collection.read(tmp_path)
+    assert len(collection.kept) == 3 and not collection.others
+    assert collection.protocols() == {
+        "cifar10": "training images 6400, test images 5000, epochs 2, batch 64, schedule one_cycle, width factor 0.25, "
+        "computed by two backward passes"
+    }
+
+
+def test_of_one_cell_and_seed_no_run_is_chosen_by_luck(tmp_path: Path) -> None:
+    """One rate against one: neither. With the other seeds, the rate of most."""
+    what, sure = key("local", "mlp", "weight"), key("local", "mlp", "activity")
+    write_run(tmp_path, sure, 50)
+    write_run(tmp_path, what, 70)
+    write_run(tmp_path, what, 80, settings={"optim.lr": 0.03})
+    collection = Collection.read(tmp_path)
+    assert set(collection.values) == {sure} and [each.accuracy for each in collection.others] in ([70, 80], [80, 70])
+    write_run(tmp_path, what, 71, seed=1)
+    collection = Collection.read(tmp_path)
+    assert collection.values[what] == {0: 70.0, 1: 71.0}
+    (other,) = collection.others
+    assert other.accuracy == 80 and "optim.lr=0.03 (there 0.1)" in other.reason
+
+
+def test_what_cannot_be_read_is_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    what = key("local", "mlp", "weight")
+    broken = {
+        "cut": write_run(tmp_path, what, 70, seed=1, cosine={0: [0.1] * 7}),
+        "folder": write_run(tmp_path, what, 70, seed=2),
+        "bare": write_run(tmp_path, what, 70, seed=3),
+        "other cell": write_run(tmp_path, what, 70, seed=4, settings={"guess": "ntk"}),
+    }
+    (broken["cut"] / "cosine.jsonl").write_text('{"step": 0, "cosine": {"0": 0.1}}\n{"step": 5, "cos')
+    (broken["folder"] / "summary.json").unlink()
+    (broken["folder"] / "summary.json").mkdir()
+    (broken["bare"] / "summary.json").write_text('{"test_accuracy": 0.5, "config": {"seed": 3}}')
+    assert main([str(tmp_path)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1, "nothing is left to compare"
+    write_run(tmp_path, what, 70)
+    collection = Collection.read(tmp_path)
+    assert collection.values == {what: {0: 70.0}}
+    reasons = {each.folder: each.reason for each in collection.others}
+    for name, expected in {
+        "cut": "cosine.jsonl: line 2 cannot be read",
+        "folder": "summary.json: cannot be read: Is a directory",
+        "bare": "no summary of fgpipe.train",
+        "other cell": "another cell: guess=ntk (the cell has local)",
+    }.items():
+        assert expected in reasons[broken[name]]
 
 
 @pytest.fixture
@@ -172,7 +123,7 @@ def results(tmp_path: Path) -> Path:
         write_run(out, key("local", "mlp", "weight"), 70 + seed, seed=seed, cosine={0: [0.1] * 7, 5: [0.2] * 7})
         write_run(out, key("gaussian", None, "weight"), 40 - seed, seed=seed)
     write_run(out, key("local", "mlp", "activity"), 65)
-    write_run(out, key("end_to_end", None, None), 80)
+    write_run(out, key("end_to_end", None, None), 80, settings={"head.name": "cnn"})
     write_run(out, key("ntk", "cnn", "activity", blocks=16), 30)
     write_run(out, key("local", "mlp", None, target="local"), 71)
     return out
@@ -197,19 +148,22 @@ class Page(HTMLParser):
 def test_the_page_has_every_cell_and_needs_no_network(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(results)]) == 0
     printed = capsys.readouterr().out
-    assert "Spearman correlation, CIFAR-10, tables 2 and 3: 1.000 over 4 cells" in printed
-    assert "supported: Local guesses beat random ones (global target): +32 [" in printed
+    assert "Spearman correlation, CIFAR-10, tables 2 and 3: 1.000 [" in printed and "] over 4 cells" in printed
+    assert "too little data: Local guesses beat random ones (global target): +32 points; 1 of 1 groups" in printed
     html = (results / "report" / "index.html").read_text()
     page = Page()
     page.feed(html)
     assert len(page.ids) > 20 and not [name for name, count in Counter(page.ids).items() if count > 1]
     assert all(address.startswith(("#", "data:")) for address in page.addresses) and "@import" not in html
     assert html.count(">missing<") == 462 - 5, "the Gaussian cell is not a published one"
-    assert "71.0 ± 1.0" in html and "seed 0,1,2 · lr 0.05" in html
+    claim = re.search(r'<div class="claim"><h3>Local guesses beat random.*?</div>', html, re.DOTALL)
+    assert claim is not None and "averaged" in claim[0], "the card says what the differences are of"
+    assert "seeds 0,1,2: +32 [+27, +37] points" in claim[0]  # 30, 32, 34: 4.303 * 2 / sqrt(3) = 4.97
+    assert "The correlation without a row" in html
+    assert "71.0 ± 1.0" in html and "seed 0,1,2 · lr 0.1" in html
     for name in (
         "scatter",
-        "heat-8-blocks",
-        "heat-16-blocks",
+        "heat-cifar10-8-global",
         "loss-8-blocks",
         "depth-8-blocks",
         "cosine-8-blocks-weight",
@@ -237,6 +191,7 @@ def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_smooth() -> None:
     assert smooth([0.0, 3.0, 6.0, 9.0], reach=1) == [1.5, 3.0, 6.0, 7.5]
+    assert smooth([0.0, 3.0], reach=0) == [0.0, 3.0]
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
@@ -282,3 +237,73 @@ def browse(page: Path, folder: Path, width: int) -> tuple[list[str], int]:
     found = re.search(r"<title>width (\d+)</title>", done.stdout)
     assert found is not None, done.stdout[:500]
     return [line for line in done.stderr.splitlines() if "CONSOLE" in line], int(found[1])
+
+
+def drawn(folder: Path) -> dict[str, Figure]:
+    """Every figure of the runs there, by name, laid out."""
+    collection = Collection.read(folder)
+    figures = {}
+    for plot in plots(collection.kept, collection.values, published_values()):
+        figures[plot.name] = plot.figure()
+        figures[plot.name].draw_without_rendering()
+        plt.close(figures[plot.name])
+    return figures
+
+
+def test_no_two_colours_of_alignment_are_the_same() -> None:
+    keys = {cell.key for cell in published() if cell.dataset == "cifar10" and cell.target == "global"}
+    rows = {(each.guess, each.aux): color_of(each) for each in keys}
+    assert len(rows) > 14 and len(set(rows.values())) == len(rows)
+
+
+@pytest.mark.parametrize("blocks", [8, 16])
+def test_alignment_is_of_one_net_and_easy_to_read(tmp_path: Path, blocks: int) -> None:
+    """Curves of that data set, width and target alone; the legend is on no axes, and each column has its ticks."""
+    steps = {step: [0.1] * (blocks - 1) for step in range(0, 400, 50)}
+    wanted = [key("local", aux, "weight", blocks=blocks) for aux in ("cnn", "mlp", "linear")]
+    wanted += [key("ntk", "mlp", "weight", blocks=blocks)]
+    others = [key("local", "mlp", "weight", blocks=blocks, target="intermediate")]
+    others += [key("local", "mlp", "weight", blocks=blocks)._replace(dataset="fashion_mnist")]
+    others += [key("local", "mlp", "weight", blocks=16, width="w2")] * (blocks == 16)
+    for what in wanted + others:
+        folder = write_run(tmp_path, what, 50, cosine=steps)
+        if what.guess == "ntk":  # as it is: only the net's own loss has a curve
+            summary = json.loads((folder / "summary.json").read_text())
+            for epoch in summary["epochs"]:
+                for phase in ("train", "test"):
+                    epoch[phase] = {str(blocks - 1): epoch[phase][str(blocks - 1)]}
+            (folder / "summary.json").write_text(json.dumps(summary))
+    figures = drawn(tmp_path)
+    with_heads = ["local cnn", "local linear", "local mlp"]
+    for kind, expected in (("cosine", [*with_heads, "ntk mlp"]), ("heads", with_heads)):
+        *panels, free = figures[f"{kind}-{blocks}-blocks-weight"].axes
+        (legend,) = [axes.get_legend() for axes in (*panels, free) if axes.get_legend() is not None]
+        assert [text.get_text() for text in legend.get_texts()] == expected
+        box = legend.get_window_extent()
+        assert len(panels) == blocks - 1 and not any(box.overlaps(axes.get_tightbbox()) for axes in panels)
+        labelled = [any(tick.label1.get_visible() for tick in axes.xaxis.get_major_ticks()) for axes in panels]
+        assert labelled == [False] * (blocks - 5) + [True] * 4
+    lines = figures[f"cosine-{blocks}-blocks-weight"].axes[0].get_lines()
+    assert len(lines) == 1 + 4, "zero, and of so few steps no running mean"
+
+
+def test_loss_by_depth_is_of_cnn_heads(tmp_path: Path) -> None:
+    """Heads of end-to-end and random runs are whatever `head` says; others than CNN are not comparable."""
+    write_run(tmp_path, key("local", "cnn", "weight"), 50)
+    write_run(tmp_path, key("end_to_end", None, None), 80)
+    write_run(tmp_path, key("gaussian", None, "weight"), 40, settings={"head.name": "cnn"})
+    (axes,) = drawn(tmp_path)["depth-8-blocks"].axes
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["local, global", "gaussian, global"]
+
+
+def test_heat_maps_are_of_whatever_is_measured(tmp_path: Path) -> None:
+    for space in ("weight", "activity"):
+        write_run(tmp_path, key("local", "mlp", space, target="intermediate"), 50)
+        write_run(tmp_path, key("gaussian", "mlp", space, blocks=16, target="local"), 30)
+    write_run(tmp_path, key("local", "mlp", None, blocks=16, target="local"), 60)
+    write_run(tmp_path, key("local", "mlp", "weight"), 70)  # alone in its table
+    figures = drawn(tmp_path)
+    heat = {name for name in figures if name.startswith("heat")}
+    assert heat == {"heat-cifar10-8-intermediate", "heat-cifar10-16-local"}
+    measured, _ = figures["heat-cifar10-16-local"].axes
+    assert [text.get_text() for text in measured.texts] == ["60.0", "60.0", "30.0", "30.0"]
