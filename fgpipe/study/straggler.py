@@ -28,6 +28,9 @@ from fgpipe.study.contest import Contest, Contestant, Spread, ratios, read
 BUFFERS = ("replay.size=8", "replay.reuse=16")
 """A batch may be used as often as the fast blocks can, at the factors of this study."""
 
+LANE = ("lanes=1", "scope=block", "decode=smoothed")
+"""One lane that learns: a plain one, of a scalar for each tensor, ends at chance at the scaled setting of the grid."""
+
 
 @dataclass
 class Options(contest.Options):
@@ -60,8 +63,8 @@ def methods(processes: int) -> dict[str, tuple[str, ...]]:
     return {
         "local target, buffers": ("target=local", *BUFFERS),
         "local target": ("target=local",),
-        "global target, lock-step": ("lanes=1", "window=1"),
-        "global target": ("lanes=1",),
+        "global target, lock-step": (*LANE, "window=1"),
+        "global target": LANE,
         "1F1B": peer,
     }
 
