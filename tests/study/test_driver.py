@@ -137,10 +137,9 @@ def saved(run: Path) -> int:
     return max((int(path.parent.name.removeprefix("step-")) for path in manifests), default=0)
 
 
-def begun(out: Path) -> bool:
-    """Both runs have a checkpoint, and most of their steps before them."""
-    folders = [path.parent for path in out.glob("*/config.yaml")]
-    return len(folders) == 2 and all(map(saved, folders))
+def begun(out: Path) -> list[Path]:
+    """The folders of the runs that have a checkpoint and are under way; on a busy machine one may be far ahead."""
+    return [path.parent for path in out.glob("*/config.yaml") if saved(path.parent)]
 
 
 def results(out: Path) -> dict[str, tuple[list[float], str]]:
@@ -157,7 +156,7 @@ def results(out: Path) -> dict[str, tuple[list[float], str]]:
 @pytest.mark.timeout(1500)
 def test_killed_driver_loses_nothing(tmp_path: Path, images: Path) -> None:
     """The driver dies, and one of its two runs, as in a crash: that one goes on from its newest checkpoint, the other
-    was never stopped, and both give the numbers of a grid that nobody killed."""
+    is never stopped, and both give the numbers of a grid that nobody killed."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     with grid(whole, images) as driver:
         output, _ = driver.communicate(timeout=600)
@@ -170,10 +169,10 @@ def test_killed_driver_loses_nothing(tmp_path: Path, images: Path) -> None:
     with grid(killed, images) as driver:
         assert wait_until(lambda: begun(killed), 240)
         driver.kill()
-    victim, living = (path.parent for path in killed.glob("*/config.yaml"))
-    for run in (victim, living):
-        assert len(processes_with(f'run_dir="{run}')) == 1, "the runs outlive a driver that could not end them"
-    os.kill(*processes_with(f'run_dir="{victim}'), signal.SIGKILL)
+    victim = begun(killed)[0]
+    (other,) = expected.keys() - {victim.name}
+    (orphan,) = processes_with(f'run_dir="{victim}')  # the runs outlive a driver that could not end them
+    os.kill(orphan, signal.SIGKILL)
     assert wait_until(lambda: not processes_with(f'run_dir="{victim}'), 60)
     step = saved(victim)
     assert 0 < step < EPOCHS * BATCHES and not (victim / "summary.json").exists()
@@ -183,8 +182,9 @@ def test_killed_driver_loses_nothing(tmp_path: Path, images: Path) -> None:
     with grid(killed, images) as driver:
         output, _ = driver.communicate(timeout=600)
     assert driver.returncode == 0 and "2 of 2 runs are done" in output, output
-    resumed = {run.name: (read_summary(run) or {})["resumed_at_step"] for run in (victim, living)}
-    assert resumed == {victim.name: step, living.name: 0}
+    resumed = {name: (read_summary(killed / name) or {})["resumed_at_step"] for name in expected}
+    assert resumed == {victim.name: step, other: 0}
+    assert (killed / "logs" / f"{other}.log").read_text().count(f"epoch 1/{EPOCHS}:") == 1, "it was started once"
     assert results(killed) == expected, "the same numbers as without the kill"
 
 
