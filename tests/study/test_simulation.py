@@ -149,7 +149,7 @@ def test_study(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     capsys.readouterr()
     assert main([f"calibration={study / 'calibration.json'}", *ARGUMENTS]) == 0
     within = sum(abs(float(line[-1].strip("+%"))) <= 15 for line in validated)
-    assert f"Error of 13 predictions of runs on that machine: " in (said := capsys.readouterr().out)
+    assert "Error of 13 predictions of runs on that machine: " in (said := capsys.readouterr().out)
     assert f", {within} within 15%." in said
 
 
