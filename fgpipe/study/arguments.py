@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,22 +15,38 @@ from fgpipe.errors import UserError
 Options = TypeVar("Options")
 
 
-def read(arguments: Sequence[str], defaults: Options) -> tuple[Path, Options, list[str]]:
+@dataclass
+class StudyOptions:
+    """Keys of every study; their modules say what is theirs."""
+
+    out: str | None = None
+    """Folder of the tables; None: that of the study."""
+
+    def check(self) -> None:
+        """Raises: UserError: a value that it cannot have."""
+
+
+Study = TypeVar("Study", bound=StudyOptions)
+
+
+def read(arguments: Sequence[str], defaults: Study) -> tuple[Path, Study, list[str]]:
     """The folder, the study's options, and the arguments of every run.
 
     Args: defaults: a dataclass whose fields are the study's own keys.
 
     Raises:
-        UserError: no folder, or a value of the wrong type.
+        UserError: no folder, a value of the wrong type, or one that `check` refuses.
     """
     if not arguments or "=" in arguments[0]:
         raise UserError(f"{' '.join(arguments) or 'no argument'}: allowed: FOLDER [key=value ...]")
     folder, *rest = arguments
-    return Path(folder), *own_keys(rest, defaults)
+    options, overrides = own_keys(rest, defaults)
+    options.check()
+    return Path(folder), options, overrides
 
 
 def own_keys(arguments: Sequence[str], defaults: Options) -> tuple[Options, list[str]]:
-    """The options, and the arguments that are none; errors as for `read`."""
+    """The options, and the arguments that are none; errors as for `read`, but nothing is checked."""
     names = {field.name for field in fields(defaults)}
     own = [argument for argument in arguments if argument.partition("=")[0] in names]
     merged = OmegaConf.structured(defaults)

@@ -12,14 +12,13 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from fgpipe import durable
 from fgpipe.config import Config, check_world, compose_config
 from fgpipe.errors import bad_value
-from fgpipe.study.arguments import claim
-from fgpipe.study.arguments import read as arguments_of
-from fgpipe.study.runs import origin, quoted, read_summary
+from fgpipe.study.arguments import StudyOptions, claim
+from fgpipe.study.runs import page, quoted, read_summary
 from fgpipe.study.series import launch
 from fgpipe.study.split import data_facts, measured_split
 from fgpipe.study.synthetic import write_images
@@ -31,7 +30,7 @@ Start = Callable[[Sequence[Sequence[str]], int, Path], None]
 
 
 @dataclass
-class Options:
+class Options(StudyOptions):
     """Keys of all contests; their modules say what is theirs."""
 
     processes: int = 2
@@ -43,8 +42,6 @@ class Options:
     """The first one is warm-up, which does not count."""
     repeats: int = 5
     """Rounds."""
-    out: str | None = None
-    """Folder of the table; None: that of the study."""
 
     def check(self) -> None:
         """Raises: UserError: a value that it cannot have."""
@@ -66,16 +63,6 @@ class Options:
         """What makes a study another one; more repeats do not."""
         values = {key: value for key, value in asdict(self).items() if key not in ("repeats", "out")}
         return [f"{key}={json.dumps(value)}" for key, value in values.items()]
-
-
-Study = TypeVar("Study", bound=Options)
-
-
-def read(arguments: Sequence[str], defaults: Study) -> tuple[Path, Study, list[str]]:
-    """As `study.arguments.read`; the options are checked."""
-    folder, options, overrides = arguments_of(arguments, defaults)
-    options.check()
-    return folder, options, overrides
 
 
 @dataclass(frozen=True)
@@ -226,7 +213,8 @@ class Contest:
         study, _, *arguments = command
         line = " ".join(["python -m fgpipe.study", study, "FOLDER", *arguments])
         summaries = [_summary(path) for each in self._contestants for path in self.paths(each)]
-        text = page(title, line, summaries, self.split, self._options, table)
+        setting = described(summaries[0]["config"], self.split, self._options)
+        text = page(title, line, setting, summaries, table)
         file = Path(self._options.out or self._folder) / f"{name}.md"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
@@ -237,19 +225,13 @@ def _summary(path: Path) -> Mapping[str, Any]:
     return json.loads((path / "summary.json").read_text())
 
 
-def page(
-    title: str,
-    command: str,
-    summaries: Sequence[Mapping[str, Any]],
-    split: Sequence[int],
-    options: Options,
-    table: str,
-) -> str:
-    """Markdown: what was run, on what, and the table."""
-    config = summaries[0]["config"]
+def described(config: Mapping[str, Any], split: Sequence[int], options: Options) -> str:
+    """What was run, for a person to read.
+
+    Args: config: of a run.
+    """
     setting = f"Width {config['model']['width']:g}, batch {config['batch_size']}, blocks per process {list(split)}, "
-    setting += f"{options.setting()}."
-    return f"# {title}\n\n```bash\n{command}\n```\n\n{setting} {origin(summaries)}\n\n{table}"
+    return setting + f"{options.setting()}."
 
 
 def speed_table(speeds: Mapping[str, Sequence[float]], reference: str) -> str:

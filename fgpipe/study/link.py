@@ -20,7 +20,8 @@ from functools import partial
 from fgpipe.config import CONFIGS
 from fgpipe.errors import UserError, bad_value
 from fgpipe.study import contest
-from fgpipe.study.contest import Contest, Contestant, microbatches, read, speed_table
+from fgpipe.study.arguments import read
+from fgpipe.study.contest import Contest, Contestant, microbatches, speed_table
 from fgpipe.study.series import launch
 from fgpipe.units import RATE, TIME, bits_per_second, seconds
 

@@ -26,7 +26,8 @@ from fgpipe.gradients.method import UNTRAINED, Method
 from fgpipe.runtime.schedule import windows
 from fgpipe.runtime.topology import runs_of
 from fgpipe.study import contest, throughput
-from fgpipe.study.contest import COMMON, Contest, Contestant, read
+from fgpipe.study.arguments import read
+from fgpipe.study.contest import COMMON, Contest, Contestant
 from fgpipe.study.kept import Storages, kept_by_blocks, kept_together
 from fgpipe.study.runs import read_summary
 from fgpipe.study.series import launch

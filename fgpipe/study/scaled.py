@@ -16,7 +16,7 @@ from typing import Any
 from fgpipe import verdict
 from fgpipe.config import compose_config
 from fgpipe.errors import bad_value
-from fgpipe.study.arguments import claim
+from fgpipe.study.arguments import StudyOptions, claim
 from fgpipe.study.paper import published
 from fgpipe.study.profile import Profile
 from fgpipe.study.runs import page, quoted, read_summary
@@ -25,13 +25,11 @@ from fgpipe.study.split import data_facts
 
 
 @dataclass
-class Options:
+class Options(StudyOptions):
     """Keys of all studies of this kind."""
 
     processes: int = 8
     seeds: int = 1
-    out: str | None = None
-    """Folder of the tables; None: that of the study."""
 
     def check(self) -> None:
         """Raises: UserError: a value that it cannot have."""
@@ -70,7 +68,6 @@ class Trainings:
         Raises:
             UserError: the folder holds another study, or the arguments cannot be run.
         """
-        options.check()
         self._folder, self._options, self._settings = folder.resolve(), options, settings(arguments)
         self.config = compose_config(self._settings)
         """Of a run without overrides of its own."""

@@ -21,7 +21,8 @@ from fgpipe.config import LinkConfig, compose_config
 from fgpipe.errors import bad_value
 from fgpipe.runtime.links.slow import SlowLinks
 from fgpipe.study import contest
-from fgpipe.study.contest import COMMON, Contest, Contestant, Spread, read
+from fgpipe.study.arguments import read
+from fgpipe.study.contest import COMMON, Contest, Contestant, Spread
 from fgpipe.study.simulator.calibration import METHODS, OWN, Calibration
 from fgpipe.study.simulator.forecast import epoch_seconds, forecast
 from fgpipe.study.simulator.nets import SCHEDULES, Setting, microbatches

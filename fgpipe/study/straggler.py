@@ -23,7 +23,8 @@ from fgpipe.observe import trace
 from fgpipe.observe.timeline import Event
 from fgpipe.runtime.topology import runs_of
 from fgpipe.study import contest
-from fgpipe.study.contest import Contest, Contestant, Spread, ratios, read
+from fgpipe.study.arguments import read
+from fgpipe.study.contest import Contest, Contestant, Spread, ratios
 
 BUFFERS = ("replay.size=8", "replay.reuse=16")
 """A batch may be used as often as the fast blocks can, at the factors of this study."""

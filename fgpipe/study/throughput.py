@@ -12,7 +12,8 @@ run again. The other arguments go to every run, as in `model.width=0.25 batch_si
 what is compared and how.
 """
 
-from fgpipe.study.contest import Contest, Contestant, Options, microbatches, read, speed_table
+from fgpipe.study.arguments import read
+from fgpipe.study.contest import Contest, Contestant, Options, microbatches, speed_table
 
 REFERENCE = "1F1B"
 

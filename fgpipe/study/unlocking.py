@@ -31,7 +31,7 @@ from fgpipe.errors import bad_value
 from fgpipe.observe import trace
 from fgpipe.runtime.allocator import keep_pages
 from fgpipe.runtime.precision import DTYPES
-from fgpipe.study.arguments import claim, read
+from fgpipe.study.arguments import StudyOptions, claim, read
 from fgpipe.study.kept import kept_by_blocks, kept_together
 from fgpipe.study.orders import Spans, Verdict, backward_locked, backward_unlocked, spans, update_unlocked
 from fgpipe.study.runs import page, quoted, read_summary
@@ -49,14 +49,6 @@ COMMON = ["epochs=1", "window=auto", "threads=1", "device=cpu", "observe.tensorb
 COMMON += ["optim=constant", "optim.lr=0.001"]  # nothing diverges, whatever is guessed
 SLOW = ["slow.factor=100", "deadline=600"]
 ALONE = ["window=1"]  # a copy of the weights, for activity space, would count as forward pass
-
-
-@dataclass
-class Options:
-    """Keys of this study."""
-
-    out: str | None = None
-    """Folder of the table; None: that of the study."""
 
 
 @dataclass(frozen=True)
@@ -266,7 +258,7 @@ def main(arguments: list[str]) -> int:
         UserError: the folder holds another study, or the arguments cannot be run.
         CalledProcessError: a run has failed.
     """
-    folder, options, overrides = read(arguments, Options())
+    folder, options, overrides = read(arguments, StudyOptions())
     study, wanted = Study(folder, overrides), cells()
     study.run_missing(wanted)
     facts = data_facts(study.configs[wanted[0]])

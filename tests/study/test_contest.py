@@ -15,7 +15,8 @@ from fgpipe.errors import UserError
 from fgpipe.study import contest, throughput
 from fgpipe.study.__main__ import main
 from fgpipe.study.arguments import read
-from fgpipe.study.contest import Contest, Contestant, Options, Spread, page, ratios, speed, speed_table, turns
+from fgpipe.study.contest import Contest, Contestant, Options, Spread, described, ratios, speed, speed_table, turns
+from fgpipe.study.runs import page
 from fgpipe.study.split import times
 from fgpipe.study.synthetic import write_images
 
@@ -57,7 +58,8 @@ def test_table_and_page() -> None:
         "| 1F1B | 150.0 | 100.0 to 200.0 | 1.00 | 1.00 to 1.00 |",
     ]
     other = {**summary(1.0), "commit": "def"}
-    text = page("Title", "command", [summary(1.0), other], [3, 5], Options(repeats=2), table)
+    setting = described(other["config"], [3, 5], Options(repeats=2))
+    text = page("Title", "command", setting, [summary(1.0), other], table)
     assert text.startswith("# Title\n\n```bash\ncommand\n```\n\n") and text.endswith(f"\n\n{table}")
     assert "Width 0.5, batch 128, blocks per process [3, 5], rounds: 2, with 2 epochs of 32 batches" in text
     assert "On a machine; commit abc, def." in text
