@@ -148,7 +148,7 @@ def test_sigterm(whole, start) -> None:
     job.wait_for_step(4)
     job.process.send_signal(signal.SIGTERM)
     assert job.process.wait(timeout=60) == 75, job.text
-    assert (newest := job.newest) is not None and 4 < newest.step < 3 * BATCHES
+    assert (newest := job.newest) is not None and 4 <= newest.step < 3 * BATCHES
     said = [line for line in job.text.splitlines() if line.startswith("fgpipe: ")]
     assert len(said) == 1 and f"step-{newest.step} on SIGTERM" in said[0] and f"run_dir={job.run} resume=auto" in said[0]
     assert newest.extra_drains == (newest.step % BATCHES != 0 and newest.step % 4 != 0)
