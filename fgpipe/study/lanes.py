@@ -1,40 +1,62 @@
 """How many lanes it takes: accuracy and time per image against lanes, decoding and step size.
 
-    python -m fgpipe.study lanes FOLDER [--seeds N] [--only PATTERN] [key=value ...]
+    python -m fgpipe.study lanes FOLDER data.root=DIR [seeds=3] [jobs=1] [only=PATTERN] [batches=6] [repeats=3] [out=DIR]
+                                 [key=value ...]
 
-Every cell is a training run; its summary stays in FOLDER/accuracy, and a cell that is there is not run again, so the
-study may be stopped at any time. Cells are trained by the oracle, which emulates lanes (`runtime.reference`), except
-for coded per-sample scalars, which need the tangents. The throughput of the same lanes comes from a short run of the
-pipeline in one process, kept in FOLDER/speed. Then the table is printed and written to FOLDER/lanes.md, and the
-frontier of accuracy against time per image to FOLDER/lanes.png.
+CIFAR-10 at the scaled setting of the grid (`configs/profile/scaled.yaml`), in one process for each run and `jobs` of
+them at once: by the oracle, which emulates lanes (`runtime.reference`), except for coded per-sample scalars, which need
+the tangents. The first seed of every cell comes before the second of any. A run that diverges is reported as such.
 
-`--only` takes cells whose name holds the pattern, a regular expression, so that several processes may share the work,
-but for the times, which want the machine to themselves: remove FOLDER/speed then, and run the command once more.
-`--seeds 3` is the default. The other arguments go to every run. A folder holds one study: other arguments need another
-folder.
+Then, with nothing beside it, the time per image of the same lanes in the pipeline, in one process with one thread on
+noise: `repeats` rounds, in each of which all of them run for an epoch of `batches` batches after one of warm-up. End to
+end is timed by the reference.
+
+Runs that FOLDER has are not run again. `only` takes the cells whose name holds the pattern, a regular expression. The
+table is printed and written to DIR/lanes.md, in FOLDER without `out`, and the frontier of accuracy against time per
+image to DIR/lanes.png.
 """
 
-import argparse
-import json
 import re
-import shutil
-import statistics
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from fgpipe.config import compose_config
-from fgpipe.run import run
-from fgpipe.study.arguments import claim
-from fgpipe.study.runs import quoted
+from fgpipe.errors import bad_value
+from fgpipe.study import contest, scaled
+from fgpipe.study.arguments import read
+from fgpipe.study.contest import Contest, Contestant, Spread
+from fgpipe.study.scaled import Trainings, accuracies, accuracy_cells, mean_accuracy
 
 FAMILIES = (("weight", "tensor"), ("weight", "block"), ("activity", "sample"))
 LANES: tuple[int | str, ...] = ("exact", 1, 2, 4, 8)
 DECODES = ("plain", "predicted", "smoothed")
-SPEED_BATCHES = 10
-COMMON = ["model.width=0.25", "window=1", "observe.tensorboard=false"]
+
+
+@dataclass
+class Options(scaled.Options):
+    """Keys of this study."""
+
+    processes: int = 1
+    seeds: int = 3
+    only: str = ""
+    batches: int = 6
+    repeats: int = 3
+
+    def check(self) -> None:
+        super().check()
+        for key, least in (("batches", 2), ("repeats", 1)):
+            if (value := getattr(self, key)) < least:
+                raise bad_value(key, value, f"a whole number of at least {least}")
+        if self.processes != 1:
+            raise bad_value("processes", self.processes, "1, where the oracle runs")
+        try:
+            re.compile(self.only)
+        except re.error as error:
+            raise bad_value("only", self.only, f"a regular expression: {error}") from error
+
+    def timing(self, blocks: int) -> contest.Options:
+        """Of the contest of times."""
+        return contest.Options(processes=1, split=[blocks], batches=self.batches, repeats=self.repeats, out=self.out)
 
 
 @dataclass(frozen=True)
@@ -64,11 +86,24 @@ class Cell:
         return self.ends or f"{self.space} {self.scope} {self.guess} {self.lanes}"
 
     @property
-    def needs_tangents(self) -> bool:
-        return self.lanes != "exact" and self.scope == "sample"
+    def folder(self) -> str:
+        return self.name.replace(" ", "-")
 
-    def overrides(self, tangents: str) -> list[str]:
-        return [f"tangents={tangents}", *(f"{key}={value}" for key, value in vars(self).items())]
+    @property
+    def training(self) -> list[str]:
+        """Overrides of the run that shows the accuracy."""
+        coded_samples = self.lanes != "exact" and self.scope == "sample"
+        return self._overrides("forward" if coded_samples else "oracle")
+
+    @property
+    def contestant(self) -> Contestant:
+        """The run that shows the time; decoding and step size are arithmetic on scalars."""
+        plain = Cell(self.space, self.scope, self.guess, self.target, self.lanes)
+        tangents = "oracle" if self.guess == "end_to_end" else "forward"
+        return Contestant(self.carriage, tuple(plain._overrides(tangents)))
+
+    def _overrides(self, tangents: str) -> list[str]:
+        return ["window=1", f"tangents={tangents}", *(f"{key}={value}" for key, value in vars(self).items())]
 
 
 def cells() -> Iterator[Cell]:
@@ -85,71 +120,32 @@ def cells() -> Iterator[Cell]:
                         yield Cell(space, scope, guess, lanes=lanes, decode=decode, step=step)
 
 
-class Study:
-    """The results of one folder."""
-
-    def __init__(self, folder: Path, arguments: list[str], seeds: int) -> None:
-        """
-        Raises:
-            UserError: the folder holds the study of other arguments.
-        """
-        self._folder, self._arguments, self._seeds = folder, arguments, seeds
-        claim(folder, arguments)
-
-    def accuracies(self, cell: Cell) -> list[float]:
-        """Test accuracy of each seed."""
-        overrides = cell.overrides("forward" if cell.needs_tangents else "oracle")
-        names = [f"accuracy/{cell.name} {seed}" for seed in range(self._seeds)]
-        return [self._result(name, [*overrides, f"seed={seed}"])["test_accuracy"] for seed, name in enumerate(names)]
-
-    def milliseconds(self, cell: Cell) -> float:
-        """Time per image of the pipeline in one process; of end to end, by the reference."""
-        config = compose_config([*COMMON, *self._arguments])
-        size = config.batch_size
-        short = ["epochs=1", f"data.train_samples={SPEED_BATCHES * size}", f"data.test_samples={size}"]
-        overrides = Cell(cell.space, cell.scope, cell.guess, cell.target, cell.lanes).overrides(
-            "oracle" if cell.guess == "end_to_end" else "forward"
-        )
-        return 1000 / self._result(f"speed/{cell.carriage}", [*overrides, *short])["images_per_second"]
-
-    def _result(self, name: str, overrides: list[str]) -> dict[str, Any]:
-        path = self._folder / name.replace(" ", "-")
-        if not path.exists():
-            unfinished = self._folder / "unfinished" / path.name
-            shutil.rmtree(unfinished, ignore_errors=True)
-            print(name, file=sys.stderr, flush=True)
-            run(compose_config([*COMMON, *self._arguments, *overrides, f"run_dir={quoted(str(unfinished))}"]))
-            path.parent.mkdir(exist_ok=True)
-            unfinished.rename(path)
-        return json.loads((path / "summary.json").read_text())
-
-
 @dataclass(frozen=True)
 class Row:
     """The figures of one cell."""
 
     cell: Cell
-    accuracies: list[float]
-    milliseconds: float
-
-    @property
-    def accuracy(self) -> float:
-        return statistics.mean(self.accuracies)
+    accuracies: Sequence[float | None]
+    """Of each seed; None: it diverged."""
+    milliseconds: Spread
+    """Per image, over the rounds."""
 
 
-def table(rows: list[Row]) -> str:
-    """Markdown: accuracy as mean and range over the seeds."""
-    lines = ["| space | scope | guess | lanes | decode | step | accuracy | range | ms per image |", "|" + "---|" * 9]
+def table(rows: Sequence[Row]) -> str:
+    """Markdown: accuracy as mean and range over the seeds, time as median and range over the rounds."""
+    names = ("space", "scope", "guess", "lanes", "decode", "step", "accuracy", "range", "ms per image", "range")
+    lines = [f"| {' | '.join(names)} |", "|" + "---|" * len(names)]
     for row in rows:
         cell = row.cell
         keys = (cell.space, cell.scope, cell.guess, cell.lanes, cell.decode, cell.step)
         keys = (cell.ends, *[""] * 5) if cell.ends else keys
-        spread = f"{min(row.accuracies):.1%} to {max(row.accuracies):.1%}"
-        lines.append(f"| {' | '.join(map(str, keys))} | {row.accuracy:.1%} | {spread} | {row.milliseconds:.2f} |")
+        lines.append(
+            f"| {' | '.join(map(str, keys))} | {accuracy_cells(row.accuracies)} | {row.milliseconds.cells('.2f')} |"
+        )
     return "\n".join(lines) + "\n"
 
 
-def plot(rows: list[Row], path: Path) -> None:
+def plot(rows: Sequence[Row], path: Path) -> None:
     """Accuracy against time per image: a colour for each space and guess, a marker for each decoding, R beside it."""
     import matplotlib
 
@@ -161,7 +157,9 @@ def plot(rows: list[Row], path: Path) -> None:
     groups = list(dict.fromkeys(families))
     markers = {"plain": "o", "predicted": "s", "smoothed": "^"}
     for row in rows:
-        cell, at = row.cell, (row.milliseconds, 100 * row.accuracy)
+        if (accuracy := mean_accuracy(row.accuracies)) is None:
+            continue
+        cell, at = row.cell, (row.milliseconds.median, 100 * accuracy)
         if cell.ends:
             axes.plot(*at, "k*", markersize=12)
         else:
@@ -185,16 +183,20 @@ def main(arguments: list[str]) -> int:
 
     Raises:
         UserError: the folder holds another study, or the arguments cannot be run.
+        CalledProcessError: a run has failed.
     """
-    parser = argparse.ArgumentParser(prog="python -m fgpipe.study lanes")
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--only", default="")
-    options, overrides = parser.parse_known_args(arguments)
-    study = Study(options.folder, overrides, options.seeds)
+    folder, options, overrides = read(arguments, Options())
+    options.out = options.out or str(folder)
     chosen = [cell for cell in cells() if cell.ends or re.search(options.only, cell.name)]
-    rows = [Row(cell, study.accuracies(cell), study.milliseconds(cell)) for cell in chosen]
-    print(table(rows))
-    (options.folder / "lanes.md").write_text(table(rows))
-    plot(rows, options.folder / "lanes.png")
+    trainings = Trainings(folder / "accuracy", options, overrides)
+    config, contestants = trainings.config, {cell.carriage: cell.contestant for cell in chosen}
+    shared = [f"model.width={config.model.width}", f"batch_size={config.batch_size}"]
+    times = Contest(folder / "time", options.timing(config.model.blocks), shared, list(contestants.values()))
+    trainings.run_missing({cell.folder: cell.training for cell in chosen})
+    times.run()
+    milliseconds = {name: Spread.of(1000 / speed for speed in times.speeds(each)) for name, each in contestants.items()}
+    rows = [Row(cell, accuracies(trainings.summaries(cell.folder)), milliseconds[cell.carriage]) for cell in chosen]
+    print(table(rows), end="")
+    out = trainings.write("lanes", "Lanes", arguments[1:], [cell.folder for cell in chosen], table(rows))
+    plot(rows, out / "lanes.png")
     return 0

@@ -8,8 +8,12 @@ import json
 import shutil
 import statistics
 import subprocess
+import sys
+import threading
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +24,7 @@ from fgpipe.study.arguments import StudyOptions, claim
 from fgpipe.study.paper import published
 from fgpipe.study.profile import Profile
 from fgpipe.study.runs import page, quoted, read_summary
-from fgpipe.study.series import launch
+from fgpipe.study.series import torchrun
 from fgpipe.study.split import data_facts
 
 
@@ -30,15 +34,17 @@ class Options(StudyOptions):
 
     processes: int = 8
     seeds: int = 1
+    jobs: int = 1
+    """Runs at once."""
 
     def check(self) -> None:
         """Raises: UserError: a value that it cannot have."""
-        for key in ("processes", "seeds"):
+        for key in ("processes", "seeds", "jobs"):
             if (value := getattr(self, key)) < 1:
                 raise bad_value(key, value, "a whole number of at least 1")
 
     def stated(self) -> list[str]:
-        """What makes a study another one; more seeds do not."""
+        """What makes a study another one; more seeds or jobs do not."""
         return [f"processes={self.processes}"]
 
 
@@ -84,20 +90,30 @@ class Trainings:
             UserError: one cannot be run, or the data cannot be read.
             CalledProcessError: a run has failed otherwise.
         """
-        every = [(name, seed, path) for name in wanted for seed, path in enumerate(self.paths(name))]
-        missing = [one for one in every if read_summary(one[2]) is None and not diverged(one[2])]
-        for name, _, _ in missing:
-            compose_config([*self._settings, *wanted[name]])
+        missing: dict[Path, list[str]] = {}
+        for seed in range(self._options.seeds):
+            for name, overrides in wanted.items():
+                path = self.paths(name)[seed]
+                if read_summary(path) is None and not diverged(path):
+                    missing[path] = [*self._settings, *overrides, f"seed={seed}", f"run_dir={quoted(str(path))}"]
+                    compose_config(missing[path])
         if missing:
             data_facts(self.config)  # bad data is found here, and not by every run
-        for name, seed, path in missing:
-            shutil.rmtree(path, ignore_errors=True)
-            run = [*self._settings, *wanted[name], f"seed={seed}", f"run_dir={quoted(str(path))}"]
-            try:
-                launch([run], self._options.processes, self._folder / "runs.json")
-            except subprocess.CalledProcessError:
-                if not diverged(path):
-                    raise
+        with ThreadPoolExecutor(self._options.jobs) as pool:
+            list(pool.map(partial(self._train, threading.Event()), missing, missing.values()))
+
+    def _train(self, failed: threading.Event, path: Path, run: Sequence[str]) -> None:
+        """Args: failed: a run has, or was interrupted; no other begins."""
+        if failed.is_set():
+            return
+        shutil.rmtree(path, ignore_errors=True)
+        command = [*torchrun(self._options.processes), "-m", "fgpipe.train", *run]
+        try:
+            subprocess.run(command, stdout=sys.stderr, check=True)
+        except BaseException as error:
+            if not isinstance(error, subprocess.CalledProcessError) or not diverged(path):
+                failed.set()
+                raise
 
     def paths(self, name: str) -> list[Path]:
         """The folder of each seed."""
@@ -116,8 +132,9 @@ class Trainings:
         """
         config, options = self.config, self._options
         command = " ".join(["python -m fgpipe.study", name, "FOLDER", *arguments])
-        setting = f"{config.epochs} epochs of {config.data.train_samples or 'all'} images, {options.processes} processes, "
-        setting += f"{options.seeds} {'seed' if options.seeds == 1 else 'seeds'}."
+        setting = f"{config.epochs} epochs of {config.data.train_samples or 'all'} images, "
+        setting += f"{options.processes} process{'es' * (options.processes > 1)}, "
+        setting += f"{options.seeds} seed{'s' * (options.seeds > 1)}."
         done = [summary for way in ways for summary in self.summaries(way) if summary is not None]
         out = Path(options.out or self._folder)
         out.mkdir(parents=True, exist_ok=True)
@@ -134,6 +151,12 @@ def diverged(path: Path) -> bool:
 def accuracies(summaries: Sequence[Mapping[str, Any] | None]) -> list[float | None]:
     """Test accuracy of each seed; None: it diverged."""
     return [None if summary is None else summary["test_accuracy"] for summary in summaries]
+
+
+def mean_accuracy(values: Sequence[float | None]) -> float | None:
+    """Over the seeds; None if one of them diverged."""
+    known = [each for each in values if each is not None]
+    return statistics.mean(known) if len(known) == len(values) else None
 
 
 def accuracy_cells(values: Sequence[float | None]) -> str:

@@ -42,6 +42,8 @@ def launch(
 
 def torchrun(processes: int, hosts: Sequence[str] = ()) -> list[str]:
     """The beginning of a command that starts so many processes on this host, or on two; `hosts` as for `launch`."""
+    if processes == 1:
+        return [sys.executable]
     where = ["--standalone", f"--nproc_per_node={processes}"]
     if hosts:
         where = ["--nnodes=2", f"--nproc_per_node={processes // 2}", "--master_addr=host0"]

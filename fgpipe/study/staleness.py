@@ -11,7 +11,6 @@ on the timeline. A run that diverges is reported as such. Runs that FOLDER has a
 and written to DIR/staleness.md, in FOLDER without `out`, with a plot if matplotlib is installed.
 """
 
-import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from fgpipe.observe import trace
 from fgpipe.observe.timeline import Event
 from fgpipe.runtime.schedule import windows
 from fgpipe.study.arguments import read
-from fgpipe.study.scaled import Options, Trainings, accuracies, accuracy_cells
+from fgpipe.study.scaled import Options, Trainings, accuracies, accuracy_cells, mean_accuracy
 
 WINDOWS = ("1", "2", "auto", "2 x auto", "4 x auto")
 POLICIES = ("in_order", "eager")
@@ -84,12 +83,6 @@ class Row:
     histograms: dict[int, Counter[int]]
     """Of the first seed that did not: block -> staleness -> batches."""
 
-    @property
-    def accuracy(self) -> float | None:
-        """The mean over the seeds, if none diverged."""
-        known = [each for each in self.accuracies if each is not None]
-        return statistics.mean(known) if len(known) == len(self.accuracies) else None
-
 
 def measure(trainings: Trainings, cell: Cell) -> Row:
     """The figures of a cell whose runs are there."""
@@ -121,9 +114,8 @@ def plot(rows: Sequence[Row], path: Path) -> None:
 
     figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
     for policy, marker in zip(POLICIES, "os", strict=True):
-        points = {
-            row.cell.window: row.accuracy for row in rows if row.cell.policy == policy and row.accuracy is not None
-        }
+        known = {row.cell.window: mean_accuracy(row.accuracies) for row in rows if row.cell.policy == policy}
+        points = {window: accuracy for window, accuracy in known.items() if accuracy is not None}
         at = [WINDOWS.index(window) for window in points]
         axes.plot(at, [100 * accuracy for accuracy in points.values()], f"{marker}-", label=f"feedback={policy}")
     axes.set_xticks(range(len(WINDOWS)), WINDOWS)

@@ -12,10 +12,9 @@ from fgpipe.config import check_world, compose_config
 from fgpipe.errors import UserError
 from fgpipe.observe import trace
 from fgpipe.observe.timeline import Event
-from fgpipe.study import scaled
 from fgpipe.study import staleness as study
 from fgpipe.study.__main__ import main
-from fgpipe.study.scaled import diverged, settings
+from fgpipe.study.scaled import diverged, mean_accuracy, settings
 from fgpipe.study.staleness import Cell, Row, cells, staleness, tables
 
 SMALL = ["data=digits", "model.width=0.07", "head=linear", "scope=block", "batch_size=32", "epochs=1"]
@@ -66,15 +65,15 @@ def test_tables() -> None:
     assert lines[3] == "| 4 x auto | eager | 40.0% and 1 diverged | 40.0% to 40.0% |"
     assert lines[4] == "| 4 x auto | in_order | 1 diverged |  |"
     assert lines[-1] == "| auto | eager | 0 | 0: 25.0%, 7: 75.0% |"
-    assert [row.accuracy for row in rows] == [pytest.approx(0.55), None, None]
+    assert [mean_accuracy(row.accuracies) for row in rows] == [pytest.approx(0.55), None, None]
 
 
 def test_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Done and diverged runs stay; an interrupted and a failed one are run again."""
     ran: list[str] = []
 
-    def launch(runs: Sequence[Sequence[str]], processes: int, file: Path) -> None:
-        path = Path(dict(each.split("=", 1) for each in runs[0])["run_dir"].strip('"'))
+    def run(command: Sequence[str], **options: object) -> None:
+        path = Path(next(each for each in command if each.startswith("run_dir=")).split("=", 1)[1].strip('"'))
         path.mkdir()
         ran.append(path.name)
         if len(ran) == 3:
@@ -86,7 +85,7 @@ def test_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
         (path / "summary.json").write_text(json.dumps({"test_accuracy": 0.5, "machine": "a machine", "commit": "1f"}))
         trace.write(path / "trace.json", {0: events("f0 f1 a0 a1")}, {0: "rank 0"}, {})
 
-    monkeypatch.setattr(scaled, "launch", launch)
+    monkeypatch.setattr("fgpipe.study.scaled.subprocess.run", run)
     command = ["staleness", str(tmp_path / "study"), *SMALL]
     with pytest.raises(KeyboardInterrupt):
         main(command)
