@@ -107,6 +107,13 @@ def refuse(key: str, value: str) -> str:
     (["wire=bfloat16", "tangents=oracle", "window=1"], "wire=bfloat16: allowed: null with tangents=oracle"),
     (["data.std=[1,1,1]"], "data.std=[1.0, 1.0, 1.0]: allowed: as many numbers as data.mean has (1)"),
     (["epochs"], "epochs: allowed: key=value"),
+    (["window=1,2"], "window=1,2: allowed: one value; a list is in brackets"),
+    (["data.mean=[a"], "data.mean=[a: the value cannot be read"),
+    (["model=null"], "model=null: allowed: resnet18_16 | resnet18_8"),
+    (["model=resnet50"], "model=resnet50: allowed: resnet18_16 | resnet18_8"),
+    (["link=3"], "link=3: Invalid type assigned: int is not a subclass of LinkConfig"),
+    (["epochs=${foo}"], "epochs=${foo}: Interpolation key 'foo' not found"),
+    (["hydra.run.dir=x"], "hydra.run.dir=x: no such key"),
     (["model.widht=1"], "model.widht=1: no such key; did you mean model.width"),
 ])  # fmt: skip
 def test_combinations(overrides: list[str], expected: str) -> None:
@@ -119,3 +126,12 @@ def test_every_experiment_composes(path) -> None:
     """And it starts with the command that runs it."""
     compose_config([f"experiment={path.stem}"])
     assert f"experiment={path.stem}" in path.read_text().split("defaults:")[0]
+
+
+def test_values_of_one_composition_are_not_in_the_next() -> None:
+    """Compositions with the same choices share what Hydra made of them."""
+    first = compose_config(["data.mean=[0.5]", "optim.lr=0.25"])
+    first.data.std[0] = 0.75
+    second = compose_config(["optim.lr=0.5", "epochs=3", "epochs=2"])
+    assert (first.data.mean, first.optim.lr) == ([0.5], 0.25)
+    assert (second.data.mean, second.data.std, second.optim.lr, second.epochs) == ([0.305], [0.3188], 0.5, 2)
