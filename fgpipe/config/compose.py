@@ -56,6 +56,7 @@ def _of_choices(overrides: tuple[str, ...]) -> DictConfig:
         return compose("train", overrides=list(overrides))
 
 
+@lru_cache(maxsize=1024)
 def _parsed(override: str) -> Override:
     if not re.match(r"[A-Za-z_][\w.]*=", override):
         raise UserError(f"{override}: allowed: key=value")

@@ -2,16 +2,19 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
+from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from fgpipe.assembly import DataFacts, Plan, build_trainer
-from fgpipe.config import Config
+from fgpipe.config import Config, HeadConfig, ModelConfig
 from fgpipe.gradients.method import Method
-from fgpipe.models.net import Net
+from fgpipe.gradients.probes import plan_lanes
+from fgpipe.models.net import Net, resnet
 from fgpipe.observe.ledger import Ledger
 from fgpipe.observe.metrics import Metrics
 from fgpipe.runtime.costs import block_costs
@@ -42,19 +45,19 @@ def cost(config: Config, dataset: str) -> Cost:
 
     What a subspace guess adds, a singular value decomposition and a projection, is not counted.
     """
-    published, plan = DATASETS[dataset], _plan(config, dataset)
-    blocks, own, heads = count(plan.net, (plan.facts.channels, plan.facts.height, plan.facts.width))
+    published, method = DATASETS[dataset], Method.of(config)
+    shape = (published.channels, config.data.size, config.data.size)
+    tensors, blocks, own, heads = _counted(astuple(config.model), astuple(config.head), published.classes, shape)
     if config.tangents == "oracle":
-        step = oracle_flops(plan.method, blocks, own, heads)
+        step = oracle_flops(method, blocks, own, heads)
     else:
-        step = sum(block_costs(blocks, plan.method, plan.lanes))
-        step += sum(
-            3 * flops for j, flops in enumerate(heads) if plan.method.trains_head(j) or plan.method.has_untrained_guess
-        )
+        lanes = plan_lanes(method, tensors, config.lanes, config.code, config.seed)
+        step = sum(block_costs(blocks, method, lanes))
+        step += sum(3 * flops for j, flops in enumerate(heads) if method.trains_head(j) or method.has_untrained_guess)
     train = config.data.train_samples or published.train
     test = config.data.test_samples or published.test
     train -= train % config.batch_size
-    judged = sum(blocks) + sum(flops for j, flops in enumerate(heads) if plan.method.trains_head(j))
+    judged = sum(blocks) + sum(flops for j, flops in enumerate(heads) if method.trains_head(j))
     return Cost(step, config.epochs * (train * step + test * judged))
 
 
@@ -80,6 +83,15 @@ def oracle_flops(method: Method, blocks: Sequence[float], own: Sequence[float], 
             total += own[j] * (method.space == "activity")
             total += (2 * head + own[j] * to_weights[j]) * method.has_untrained_guess
     return total
+
+
+@lru_cache
+def _counted(
+    model: tuple[Any, ...], head: tuple[Any, ...], classes: int, shape: tuple[int, int, int]
+) -> tuple[list[int], list[float], list[float], list[float]]:
+    """Parameter tensors of each block, and its and its head's FLOPs (see `count`); a second's work, for many cells."""
+    net = resnet(ModelConfig(*model), HeadConfig(*head), in_channels=shape[0], classes=classes)
+    return [len(list(block.parameters())) for block in net.blocks], *count(net, shape)
 
 
 def count(net: Net, shape: tuple[int, int, int]) -> tuple[list[float], list[float], list[float]]:

@@ -89,10 +89,10 @@ def dry_run(options: Options, plan: Plan) -> list[str]:
 
 
 def _expected_seconds(configs: dict[str, tuple[Run, Config]], costs: dict[str, Cost]) -> dict[str, float]:
-    """By name; the cheapest run of each kind is calibrated, the others of its kind cost as much per FLOP."""
-    kinds: dict[tuple, list[str]] = {}
+    """By name; the cheapest run of each guess and space is calibrated, the others of them cost as much per FLOP."""
+    kinds: dict[tuple[str, str], list[str]] = {}
     for name, (_, config) in configs.items():
-        kinds.setdefault((config.model.blocks, config.guess, config.space, config.target.name), []).append(name)
+        kinds.setdefault((config.guess, config.space), []).append(name)
     seconds = {}
     for names in kinds.values():
         cheapest = min(names, key=lambda name: costs[name].step)

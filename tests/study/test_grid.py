@@ -239,7 +239,7 @@ def test_the_committed_runs_are_done() -> None:
 def test_dry_run_lists_all_cells(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """All 462 published cells, each with its run; what a run costs is made up, as counting it takes long."""
+    """All 462 published cells, each with its run; what a run costs is made up, so that the sums are known."""
     monkeypatch.setattr("fgpipe.study.grid.cost", lambda config, dataset: Cost(1e9, 1e15))
     monkeypatch.setattr("fgpipe.study.grid.seconds_per_flop", lambda config, dataset, cost: 6e-14)
     assert main(["table=all", "dry_run=true", f"out={tmp_path}"]) == 0
