@@ -24,6 +24,7 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 CONFIGS = next(path for path in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if path.is_dir())
 """The configuration files: inside an installed package, beside it in a checkout."""
 GROUPS = {path.name for path in CONFIGS.iterdir() if path.is_dir()}
+"""Keys that choose a file."""
 
 
 def compose_config(overrides: Sequence[str]) -> Config:
@@ -84,7 +85,7 @@ def _merge(config: DictConfig, override: str, parsed: Override) -> None:
 
 
 def _explain(error: Exception, overrides: Sequence[str]) -> str:
-    """One line from an error of Hydra, or of OmegaConf about the whole, naming the override at fault where it can be told."""
+    """One line from an error about the whole, naming the override at fault where it can be told."""
     text = _reason(error)
     group = re.search(r"Could not find '([\w/]+)/([^']*)'.*Available options in '[^']*': (.*?)(?: Config search path|$)", text)
     if group:

@@ -56,7 +56,7 @@ class Options(scaled.Options):
 
     def timing(self, blocks: int) -> contest.Options:
         """Of the contest of times."""
-        return contest.Options(processes=1, split=[blocks], batches=self.batches, repeats=self.repeats, out=self.out)
+        return contest.Options(processes=1, split=[blocks], batches=self.batches, repeats=self.repeats)
 
 
 @dataclass(frozen=True)

@@ -184,7 +184,8 @@ def _heat_map(group: tuple[str, int, str, str], keys: Sequence[Key], values: Val
     tables = sorted({cell.table for cell in (*all_published(), *unpublished()) if cell.key in keys})
     source = f"table {' and '.join(map(str, tables))}, {spelled(dataset)}"
     caption = f"Test accuracy in percent, colours by panel; of {source}."
-    title = f"Guesses and spaces, {spelled(dataset)}, {blocks} blocks, {target} target" + f", width {width}" * (width != "1")
+    title = f"Guesses and spaces, {spelled(dataset)}, {blocks} blocks, {target} target"
+    title += f", width {width}" * (width != "1")
     name = "-".join(("heat", dataset, str(blocks), target, *((width,) if width != "1" else ())))
     return Plot(name, title, caption, draw, size=(3.7, 1.1 + 0.25 * len(rows)))
 

@@ -23,7 +23,7 @@ def launch(
     hosts: Sequence[str] = (),
     environment: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
-    """Run them all under torchrun, `file` being where they are written down; what they print goes to stderr.
+    """Run them all, under torchrun if there are several processes, `file` being where they are written down; what they print goes to stderr.
 
     Args:
         hosts: `launch/two_hosts` with its options and `--`; then half of the processes are on each host.
@@ -41,7 +41,10 @@ def launch(
 
 
 def torchrun(processes: int, hosts: Sequence[str] = ()) -> list[str]:
-    """The beginning of a command that starts so many processes on this host, or on two; `hosts` as for `launch`."""
+    """The beginning of a command that starts so many processes on this host, or on two; `hosts` as for `launch`.
+
+    One process needs no torchrun, which takes seconds to start.
+    """
     if processes == 1:
         return [sys.executable]
     where = ["--standalone", f"--nproc_per_node={processes}"]

@@ -1,7 +1,7 @@
 """What a slow block costs in accuracy, with replay buffers, beside the ways to train that wait for it.
 
     python -m fgpipe.study slowdown FOLDER data.root=DIR [block=0] [factors=[1,4,8]] [jitter=0] [processes=2] [seeds=1]
-                                    [out=DIR] [key=value ...]
+                                    [jobs=1] [out=DIR] [key=value ...]
 
 The contestants of `straggler`, whose table has their rates, on CIFAR-10 at the scaled setting of the grid
 (`configs/profile/scaled.yaml`). Only with buffers does it depend on timing which batches a step is made on, so only

@@ -1,6 +1,7 @@
 """What staleness costs: accuracy against the window, with feedback in order and eager.
 
-    python -m fgpipe.study staleness FOLDER data.root=DIR [processes=8] [seeds=1] [out=DIR] [key=value ...]
+    python -m fgpipe.study staleness FOLDER data.root=DIR [processes=8] [seeds=1] [jobs=1] [out=DIR]
+                                     [key=value ...]
 
 Windows 1, 2, auto, twice and four times auto, on CIFAR-10 at the scaled setting of the grid with a local guess and a
 global target (`configs/profile/scaled.yaml`), but by forward mode, with a process for each block: that is where batches
