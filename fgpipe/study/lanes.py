@@ -30,6 +30,8 @@ from fgpipe.study.scaled import Trainings, accuracies, accuracy_cells, mean_accu
 FAMILIES = (("weight", "tensor"), ("weight", "block"), ("activity", "sample"))
 LANES: tuple[int | str, ...] = ("exact", 1, 2, 4, 8)
 DECODES = ("plain", "predicted", "smoothed")
+TIMED = ("model", "model.width", "model.stem", "head", "head.hidden", "batch_size")
+"""Keys of the trainings that are those of the times too: the net and the batch."""
 
 
 @dataclass
@@ -190,7 +192,7 @@ def main(arguments: list[str]) -> int:
     chosen = [cell for cell in cells() if cell.ends or re.search(options.only, cell.name)]
     trainings = Trainings(folder / "accuracy", options, overrides)
     config, contestants = trainings.config, {cell.carriage: cell.contestant for cell in chosen}
-    shared = [f"model.width={config.model.width}", f"batch_size={config.batch_size}"]
+    shared = [each for each in scaled.settings(overrides) if each.partition("=")[0] in TIMED]
     times = Contest(folder / "time", options.timing(config.model.blocks), shared, list(contestants.values()))
     trainings.run_missing({cell.folder: cell.training for cell in chosen})
     times.run()

@@ -1,7 +1,8 @@
 """Trainings at the scaled setting of the grid, each way and seed in processes of its own.
 
 The setting is that of the grid's CIFAR-10 cell of 8 blocks with a local MLP guess in weight space and a global target
-(`configs/profile/scaled.yaml`), by forward mode unless a way says otherwise. A run that diverges is a result too. Runs that the folder has are not run again.
+(`configs/profile/scaled.yaml`), by forward mode unless a way says otherwise. A run that diverges is a result
+too. Runs that the folder has are not run again.
 """
 
 import json

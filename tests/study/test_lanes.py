@@ -68,13 +68,14 @@ def test_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     ran = fake_runs(monkeypatch, interrupted=6)
     folder = tmp_path / "a,b (1) {c}"
     only = "only=weight block local (exact|1) plain projection|weight tensor local 4 plain normalised"
-    command = ["lanes", str(folder), "seeds=2", "repeats=2", only, *DIGITS]
+    command = ["lanes", str(folder), "seeds=2", "repeats=2", only, *DIGITS, "head=linear"]
     with pytest.raises(KeyboardInterrupt):
         main(command)
     assert [settings["seed"] for settings in ran] == ["0"] * 5 + ["1"]
     assert main(command) == 0
     assert len(ran) == 5 * 2 + 1 + 5 * 2, "five cells of two seeds, the one that was interrupted, and two rounds of times"
     assert main(command) == 0 and len(ran) == 21
+    assert {(settings["head"], settings["model.width"]) for settings in ran} == {("linear", "0.25")}, "the times' too"
     text = (folder / "lanes.md").read_text()
     assert "4 epochs of 384 images, 1 process, 2 seeds. On a machine; commit 1f." in text
     row = "| weight | block | local | 1 | plain | projection | 55.0% | 50.0% to 60.0% | 4.00 | 4.00 to 4.00 |"
