@@ -111,6 +111,7 @@ class _Run:
         on_batch, on_cosines = self._progress and self._progress.batch, self._folder and self._folder.cosines
         self._metrics = Metrics(plan.method.blocks, on_batch, on_cosines)
         self._ledger, self._memory = Ledger(plan.method.blocks), Memory(device)
+        self._processor = 0
         self._tracer = Tracer(config.trace, cluster, plan.topology)
         self._path, cluster.on_end = folder, self._verdict
         self._saver = Saver(plan, cluster, replicas, folder, self._metrics, self._ledger, resumed)
@@ -209,9 +210,10 @@ class _Run:
             segment = self._saver.segment(epoch, index)
             with self._memory.training():  # between the barriers, no other process sends anything but training batches
                 self._cluster.barrier()
-                began = time.monotonic()
+                began, worked = time.monotonic(), time.process_time_ns()
                 index = trainer.train(epoch, facts.train_batches, source and source.train, segment, self._saver.stop)
                 self._replicas.average_statistics(self._ledger, trainer.trained())
+            self._processor += time.process_time_ns() - worked
             self._cluster.barrier()
             seconds += time.monotonic() - began
             if index < facts.train_batches:
@@ -235,9 +237,9 @@ class _Run:
         own = self._metrics.staleness()
         traffic, staleness = total(self._ledger.as_tensor()), total(own if self._replicas.index == 0 else own.zero_())
         incidents, replays = total(self._metrics.incidents()), total(self._metrics.incidents(REPLAYS))
-        memory = torch.zeros(2, place.world_size, dtype=torch.int64)
-        memory[:, place.rank] = torch.tensor([self._memory.before, self._memory.peak])
-        before, peak = total(memory).tolist()
+        used = torch.zeros(3, place.world_size, dtype=torch.int64)
+        used[:, place.rank] = torch.tensor([self._memory.before, self._memory.peak, self._processor])
+        before, peak, processor = total(used).tolist()
         images = plan.config.epochs * plan.facts.train_batches * plan.config.batch_size
         return {
             "device": str(self._device),
@@ -258,6 +260,7 @@ class _Run:
             "bytes": report(traffic),
             "memory_before_training_bytes": before,
             "peak_memory_bytes": peak,
+            "processor_seconds": [nanoseconds * 1e-9 for nanoseconds in processor],
         }
 
 

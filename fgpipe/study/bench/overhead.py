@@ -1,13 +1,27 @@
-"""How much of a step is not arithmetic, by PyTorch's profiler: Python, dispatch, copies and allocation."""
+"""How much of a step is not arithmetic: in one process by PyTorch's profiler, in several by what they take beyond one.
+
+The first is Python, dispatch, copies and allocation; the second is links, messages, and threads that wait for them.
+"""
 
 import re
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from torch.profiler import ProfilerActivity, profile
 
 from fgpipe.study.bench.cells import COMMON, random_batch, step_of
+from fgpipe.study.bench.measure import ratios
 from fgpipe.study.bench.table import Row, Sizes
+from fgpipe.study.runs import read_summary
+from fgpipe.study.series import launch
+
+LANES = ["guess=local", "target=global", "space=weight", "lanes=1"]
+RUN = [*COMMON, *LANES, "data=digits", "epochs=1", "threads=1", "observe.tensorboard=false"]
+BATCH = 32
+BATCHES = 4
+"""Of a run whose processor time is taken."""
 
 ARITHMETIC = re.compile(
     r"aten::(_?mkldnn_convolution|_slow_conv\w*|convolution_backward|native_batch_norm\w*|addmm|mm|relu|threshold_backward"
@@ -18,13 +32,32 @@ ARITHMETIC = re.compile(
 
 
 def rows(sizes: Sizes) -> Iterator[Row]:
-    """A step of all blocks in one process, with local guesses in weight space and one lane, by width."""
+    """A step of all blocks, with local guesses in weight space and one lane, by width."""
     for width in sizes.widths:
         images, labels = random_batch(sizes)
-        step, _ = step_of([*COMMON, "lanes=1", f"model.width={width}"], images, labels)
+        step, _ = step_of([*COMMON, *LANES, f"model.width={width}"], images, labels)
         step()
         figures = [share_of_overhead(step) for _ in range(sizes.rounds)]
         yield Row("profile", f"share of a step that is not arithmetic, one process, width {width:g}", figures)
+    alone, together = (processor_seconds(processes, sizes) for processes in (1, sizes.processes))
+    for width in sizes.widths:
+        what = f"processor time of a step in {sizes.processes} processes over that in one, width {width:g}"
+        milliseconds = [1000 * min(each[width]) / BATCHES for each in (together, alone)]
+        note = "at least {:.0f} and {:.0f} ms per batch".format(*milliseconds)
+        yield Row("profile", what, ratios(together[width], alone[width]), note=note)
+
+
+def processor_seconds(processes: int, sizes: Sizes) -> dict[float, list[float]]:
+    """Of training, all processes together, by width: runs in one set of processes, the first of a width to warm up."""
+    short = [f"data.train_samples={BATCHES * BATCH}", f"data.test_samples={BATCH}", f"batch_size={BATCH}"]
+    with tempfile.TemporaryDirectory() as folder:
+        paths = {width: [Path(folder) / f"{width}-{run}" for run in range(1 + sizes.runs)] for width in sizes.widths}
+        runs = [
+            [*RUN, *short, f"model.width={width}", f"run_dir={path}"] for width, each in paths.items() for path in each
+        ]
+        launch(runs, processes, Path(folder) / "runs.json")
+        summaries = {width: [read_summary(path) or {} for path in each[1:]] for width, each in paths.items()}
+    return {width: [sum(each["processor_seconds"]) for each in found] for width, found in summaries.items()}
 
 
 def share_of_overhead(step: Callable[[], object]) -> float:

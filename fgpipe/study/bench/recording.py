@@ -22,8 +22,6 @@ from fgpipe.study.series import launch
 COST, SHARE = at_most(1.02), at_most(0.02)
 SLICES = 10_000
 """That are timed at once."""
-PAIRS = 3
-"""Of runs, for each run of other sections."""
 EPOCHS = 3
 """The first one warms up."""
 
@@ -32,7 +30,7 @@ def rows(sizes: Sizes) -> Iterator[Row]:
     """Of the least width and the local target, which has the most events in a second."""
     images = [f"data.train_samples={sizes.batches * BATCH}", f"data.test_samples={BATCH}", f"batch_size={BATCH}"]
     arguments = [*COMMON, *images, f"epochs={EPOCHS}", f"model.width={min(sizes.widths)}", "target=local"]
-    pairs = range(1 + PAIRS * sizes.runs)
+    pairs = range(1 + sizes.runs)
     with tempfile.TemporaryDirectory() as folder:
         paths = {traced: [Path(folder) / f"{pair}-{traced}" for pair in pairs] for traced in ("true", "false")}
         runs = []

@@ -1,0 +1,20 @@
+"""Processor time of training, against the process's own clock."""
+
+import time
+from pathlib import Path
+
+from fgpipe.config import compose_config
+from fgpipe.run import run
+
+RUN = ["data=digits", "data.train_samples=320", "data.test_samples=32", "batch_size=32", "epochs=1", "threads=1"]
+RUN += ["model.width=0.125", "window=1", "observe.tensorboard=false", "device=cpu"]
+
+
+def test_work_counts_and_waiting_does_not(tmp_path: Path) -> None:
+    """Most of what the process spends is training; a block that sleeps spends none."""
+    before = time.process_time()
+    slow = ["slow.block=0", "slow.factor=20"]
+    figures = run(compose_config([*RUN, *slow, f"run_dir={tmp_path}"]))
+    spent, (training,) = time.process_time() - before, figures["processor_seconds"]
+    assert 0.3 * spent < training < spent
+    assert training < 0.6 * figures["train_seconds"]
