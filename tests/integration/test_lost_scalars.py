@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.integration.launching import ROOT, launch
+from tests.integration.launching import fork
 
 STEPS, BATCH, RATE = 30, 32, 0.05
 COMMON = [
@@ -31,7 +31,7 @@ def run(folder: Path, processes: int, runs: dict[str, list[str]], faults: dict) 
     split = [f"partition={[4, 4] if processes == 2 else [8]}"]
     (folder / "runs.json").write_text(json.dumps({name: overrides + split for name, overrides in runs.items()}))
     (folder / "faults.json").write_text(json.dumps(faults))
-    return launch(processes, "-m", "tests.integration.faulty", str(folder), timeout=550, cwd=ROOT)
+    return fork(processes, "-m", "tests.integration.faulty", str(folder), timeout=550)
 
 
 def arrays(folder: Path, name: str) -> Arrays:

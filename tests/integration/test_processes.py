@@ -1,18 +1,18 @@
-"""Processes change nothing: one process and 2, 4 and 8 under torchrun compute the same bits."""
+"""Processes change nothing: one process and 2, 4 and 8 compute the same bits, over real sockets."""
 
 import itertools
 import json
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.integration.launching import ROOT, launch
+from tests.integration.launching import ROOT, fork, launch
 
 pytestmark = pytest.mark.timeout(1200)
-STEPS, BATCH = 20, 32
+STEPS, BATCH = 20, 16
 WINDOWS = ("1", "3", "auto")
 METHODS = {"global": ["target=global", "scope=block"], "intermediate": ["target=intermediate", "scope=block"]}
 COMMON = [
@@ -39,10 +39,12 @@ FEW = ("global-auto", "intermediate-3", "greedy", "tensor", "activity", "coded",
 SIXTEEN = {"plain": [*COMMON, "model=resnet18_16", "window=auto", "scope=block", "model.width=0.1"]}
 
 
-def recorded(folder: Path, processes: int, runs: dict[str, list[str]]) -> dict[str, dict[str, np.ndarray]]:
+def recorded(
+    folder: Path, processes: int, runs: dict[str, list[str]], start: Callable = fork
+) -> dict[str, dict[str, np.ndarray]]:
     folder.mkdir()
     (folder / "runs.json").write_text(json.dumps(runs))
-    done = launch(processes, str(ROOT / "tests/integration/recording.py"), str(folder))
+    done = start(processes, str(ROOT / "tests/integration/recording.py"), str(folder))
     assert done.returncode == 0, done.stderr
     return results(folder, runs)
 
@@ -64,9 +66,9 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, np.ndar
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 4, 8])
 def test_processes_change_nothing(processes: int, one, tmp_path: Path) -> None:
-    """Every loss of 20 steps, of the tests between, and every final weight and statistic, bit for bit."""
+    """Every loss of 20 steps, of the tests between, and every final weight and statistic, bit for bit; two under torchrun."""
     runs = RUNS if processes == 8 else {name: RUNS[name] for name in FEW}
-    many = recorded(tmp_path / "many", processes, runs)
+    many = recorded(tmp_path / "many", processes, runs, start=launch if processes == 2 else fork)
     for name in runs:
         if name == "eager":
             continue  # the order of its updates depends on timing; see test_eager

@@ -7,7 +7,7 @@ import pytest
 
 from fgpipe.observe import trace
 from fgpipe.observe.timeline import Event
-from tests.integration.launching import ROOT, launch
+from tests.integration.launching import ROOT, fork
 from tests.observe.chrome import faults
 
 pytestmark = pytest.mark.timeout(900)
@@ -32,7 +32,7 @@ RUNS = {
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("replay")
     (folder / "runs.json").write_text(json.dumps(RUNS))
-    done = launch(PROCESSES, str(ROOT / "tests/integration/recording.py"), str(folder))
+    done = fork(PROCESSES, str(ROOT / "tests/integration/recording.py"), str(folder))
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -128,5 +128,5 @@ def test_without_buffers_everybody_waits(folder: Path) -> None:
 
 
 def test_one_process(tmp_path: Path) -> None:
-    done = launch(1, "-m", "fgpipe.train", "target=local", "replay.size=4", f"run_dir={tmp_path / 'run'}")
+    done = fork(1, "-m", "fgpipe.train", "target=local", "replay.size=4", f"run_dir={tmp_path / 'run'}")
     assert done.returncode == 2 and "fgpipe: replay.size=4: allowed: null in one process" in done.stderr

@@ -1,4 +1,4 @@
-"""Replicas of the pipeline under torchrun, against one process that takes the shares of a batch one by one."""
+"""Replicas of the pipeline in real processes, against one process that takes the shares of a batch one by one."""
 
 import copy
 import json
@@ -19,7 +19,7 @@ from fgpipe.config import compose_config
 from fgpipe.data import Batches, load
 from fgpipe.gradients.guess import redraw
 from fgpipe.gradients.oracle import estimate
-from tests.integration.launching import ROOT, Job, launch, wait_until
+from tests.integration.launching import ROOT, Job, fork, wait_until
 from tests.integration.rewinding import rewind
 from tests.integration.test_resume import Run
 
@@ -54,7 +54,7 @@ def recorded(folder: Path, processes: int, runs: dict[str, list[str]]) -> dict[s
     """Of each run, what each replica recorded; runs may go on in their folders."""
     folder.mkdir(exist_ok=True)
     (folder / "runs.json").write_text(json.dumps({name: [*COMMON, *more] for name, more in runs.items()}))
-    done = launch(processes, str(ROOT / "tests/integration/recording.py"), str(folder), timeout=500)
+    done = fork(processes, str(ROOT / "tests/integration/recording.py"), str(folder), timeout=500)
     assert done.returncode == 0, done.stderr
     found: dict[str, list[Arrays]] = {}
     for name in runs:
@@ -294,7 +294,7 @@ def test_lost_replica(signum: signal.Signals, tmp_path: Path) -> None:
 
 def test_replica_that_does_not_come() -> None:
     """The start waits for its process group by the deadline, not for the half hour that is gloo's own."""
-    done = launch(2, str(ROOT / "tests/integration/peerless.py"), "4", timeout=120)
+    done = fork(2, str(ROOT / "tests/integration/peerless.py"), "4", timeout=120)
     seconds, said = done.stdout.split(maxsplit=1)
     assert (
         4 <= float(seconds) < 7.5 and "start: no process group of ranks 0, 1, which have the same blocks: " in said
@@ -308,7 +308,7 @@ def test_placed(four, tmp_path: Path) -> None:
     folder.mkdir()
     overrides = [*COMMON, *PIPELINED["auto"], "replicas=2", f"placement={tmp_path / 'placement.yaml'}"]
     (folder / "runs.json").write_text(json.dumps({"auto": overrides}))
-    done = launch(4, str(ROOT / "tests/integration/recording.py"), str(folder))
+    done = fork(4, str(ROOT / "tests/integration/recording.py"), str(folder))
     assert done.returncode == 0, done.stderr
     for replica, ranks in enumerate(((3, 0), (1, 2))):
         placed: Arrays = {}

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from fgpipe.checkpoint import Checkpoints, Manifest
-from tests.integration.launching import ROOT, Job, launch, processes_with, wait_until
+from tests.integration.launching import ROOT, Job, fork, processes_with, wait_until
 from tests.integration.rewinding import rewind
 
-BATCHES = 5
+BATCHES, BATCH = 5, 16
 COMMON = [
-    "epochs=3", f"data.train_samples={BATCHES * 32}", "batch_size=32", "data.test_samples=50", "model.width=0.125",
+    "epochs=3", f"data.train_samples={BATCHES * BATCH}", f"batch_size={BATCH}", "data.test_samples=50", "model.width=0.125",
     "scope=null", "threads=1", "device=cpu", "observe.tensorboard=false", "checkpoint.every_steps=4", "checkpoint.keep=100",
 ]  # fmt: skip
 METHODS = {
@@ -32,7 +32,7 @@ def recorded(folder: Path, processes: int, *more: str) -> dict[str, dict[str, np
     """Every method in one set of processes, in folders that may be there already."""
     folder.mkdir(exist_ok=True)
     (folder / "runs.json").write_text(json.dumps({name: [*COMMON, *method, *more] for name, method in METHODS.items()}))
-    done = launch(processes, str(ROOT / "tests/integration/recording.py"), str(folder), timeout=290)
+    done = fork(processes, str(ROOT / "tests/integration/recording.py"), str(folder), timeout=290)
     assert done.returncode == 0, done.stderr
     results: dict[str, dict[str, np.ndarray]] = {name: {} for name in METHODS}
     for name, arrays in results.items():
@@ -79,7 +79,7 @@ def test_one_many_one(processes: int, ranks: list[int] | None, whole, tmp_path: 
 @pytest.mark.slow
 def test_killed_while_saving(tmp_path: Path) -> None:
     """SIGKILL at 50 random moments of a process that does nothing but save: always one complete checkpoint."""
-    done = launch(1, str(ROOT / "tests/integration/killing.py"), str(tmp_path), "50")
+    done = fork(1, str(ROOT / "tests/integration/killing.py"), str(tmp_path), "50")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
     assert len(result["found"]) == 51 and result["found"][-1] > 10

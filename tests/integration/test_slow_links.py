@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.integration.launching import ROOT, launch
+from tests.integration.launching import ROOT, fork
 
 pytestmark = pytest.mark.timeout(900)
 BATCHES, BATCH = 12, 32
@@ -29,7 +29,7 @@ RUNS = {
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("links")
     (folder / "runs.json").write_text(json.dumps(RUNS))
-    done = launch(2, str(ROOT / "tests/integration/recording.py"), str(folder))
+    done = fork(2, str(ROOT / "tests/integration/recording.py"), str(folder))
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -81,5 +81,5 @@ def test_rate(folder: Path) -> None:
     ],
 )
 def test_bad_values(processes: int, overrides: list[str], line: str, tmp_path: Path) -> None:
-    done = launch(processes, "-m", "fgpipe.train", f"run_dir={tmp_path / 'run'}", *overrides)
+    done = fork(processes, "-m", "fgpipe.train", f"run_dir={tmp_path / 'run'}", *overrides)
     assert f"fgpipe: {line}" in done.stderr and not (tmp_path / "run").exists()

@@ -10,7 +10,7 @@ import pytest
 from fgpipe.observe import trace
 from fgpipe.observe.timeline import Event
 from fgpipe.runtime.straggler import Straggler
-from tests.integration.launching import ROOT, launch
+from tests.integration.launching import ROOT, fork
 from tests.observe.chrome import faults
 
 pytestmark = pytest.mark.timeout(900)
@@ -35,7 +35,7 @@ TRACED = [name for name in RUNS if name not in METHODS]
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trace")
     (folder / "runs.json").write_text(json.dumps(RUNS))
-    done = launch(PROCESSES, str(ROOT / "tests/integration/recording.py"), str(folder))
+    done = fork(PROCESSES, str(ROOT / "tests/integration/recording.py"), str(folder))
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -114,11 +114,11 @@ def test_the_slow_block_is_slow(folder: Path, name: str) -> None:
 
 
 def test_in_one_process_too(tmp_path: Path) -> None:
-    done = launch(1, "-m", "fgpipe.train", *COMMON[:-1], "trace=true", "slow.block=7", "slow.factor=2", f"run_dir={tmp_path / 'run'}")
+    done = fork(1, "-m", "fgpipe.train", *COMMON[:-1], "trace=true", "slow.block=7", "slow.factor=2", f"run_dir={tmp_path / 'run'}")
     assert done.returncode == 0, done.stderr
     assert not list(faults(json.loads((tmp_path / "run" / "trace.json").read_text())))
 
 
 def test_no_such_block(tmp_path: Path) -> None:
-    done = launch(1, "-m", "fgpipe.train", "slow.block=8", f"run_dir={tmp_path / 'run'}")
+    done = fork(1, "-m", "fgpipe.train", "slow.block=8", f"run_dir={tmp_path / 'run'}")
     assert done.returncode == 2 and "fgpipe: slow.block=8: allowed: 0 to 7 with 8 blocks" in done.stderr

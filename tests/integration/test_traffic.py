@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.launching import ROOT, launch
+from tests.integration.launching import ROOT, fork
 
 BLOCKS, BATCHES = 8, 12
 COMMON = [
@@ -31,7 +31,7 @@ message that a receiver is ready for, of which a run here has some tens."""
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("traffic")
     (folder / "runs.json").write_text(json.dumps(RUNS))
-    done = launch(BLOCKS, str(ROOT / "tests/integration/recording.py"), str(folder))
+    done = fork(BLOCKS, str(ROOT / "tests/integration/recording.py"), str(folder))
     assert done.returncode == 0, done.stderr
     return folder
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fgpipe.runtime.clock import Offset, to_rank_0
-from tests.integration.launching import ROOT, launch
+from tests.integration.launching import ROOT, fork
 from tests.integration.test_two_hosts import rights, two_hosts  # noqa: F401
 
 SHIFT = 12_345_678_901_234
@@ -15,7 +15,7 @@ SHIFT = 12_345_678_901_234
 
 def test_known_shift() -> None:
     """The true offset lies within the stated uncertainty, which is a round trip's half and not a guess."""
-    done = launch(3, str(ROOT / "tests/runtime/clocks.py"), str(SHIFT))
+    done = fork(3, str(ROOT / "tests/runtime/clocks.py"), str(SHIFT))
     assert done.returncode == 0, done.stderr
     alone, *others = [Offset(**each) for each in json.loads(done.stdout)]
     assert (alone.nanoseconds, alone.uncertainty) == (0, 0)

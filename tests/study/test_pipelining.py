@@ -17,7 +17,7 @@ from fgpipe.runtime.links.distributed import wire
 from fgpipe.runtime.phases import Phases
 from fgpipe.runtime.precision import Precision
 from fgpipe.study.baselines.pipelining import Part
-from tests.integration.launching import launch
+from tests.integration.launching import fork
 
 OVERRIDES = [
     "guess=end_to_end", "epochs=2", "data.train_samples=320", "data.test_samples=70", "batch_size=32", "dtype=float64",
@@ -89,7 +89,7 @@ def test_rounds_between_blocks(last: bool) -> None:
 
 
 def test_too_few_microbatches(tmp_path: Path) -> None:
-    done = launch(2, "-m", "fgpipe.train", *OVERRIDES, "schedule=1f1b", "microbatches=1", f"run_dir={tmp_path / 'run'}")
+    done = fork(2, "-m", "fgpipe.train", *OVERRIDES, "schedule=1f1b", "microbatches=1", f"run_dir={tmp_path / 'run'}")
     assert "microbatches=1: allowed: at least the 2 processes with schedule=1f1b" in done.stderr
 
 
