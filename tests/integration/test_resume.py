@@ -17,7 +17,7 @@ from tests.integration.rewinding import rewind
 
 BATCHES, BATCH = 5, 16
 COMMON = [
-    "epochs=3", f"data.train_samples={BATCHES * BATCH}", f"batch_size={BATCH}", "data.test_samples=50", "model.width=0.125",
+    "epochs=3", f"data.train_samples={BATCHES * BATCH}", f"batch_size={BATCH}", "data.test_samples=50", "model.width=0.07",
     "scope=null", "threads=1", "device=cpu", "observe.tensorboard=false", "checkpoint.every_steps=4", "checkpoint.keep=100",
 ]  # fmt: skip
 METHODS = {

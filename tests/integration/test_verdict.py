@@ -14,7 +14,7 @@ import pytest
 from tests.integration.launching import ROOT, command, environment, launch, processes_with, wait_until, workers_with
 
 SMALL = [
-    "batch_size=32", "data.train_samples=128", "data.test_samples=32", "model.width=0.125", "threads=1", "device=cpu",
+    "batch_size=16", "data.train_samples=64", "data.test_samples=16", "model.width=0.07", "threads=1", "device=cpu",
     "observe.tensorboard=false", "scope=block",
 ]  # fmt: skip
 """Four batches an epoch."""

@@ -36,7 +36,7 @@ def nets(config):
 @pytest.mark.parametrize("space", ["weight", "activity"])
 def test_cosines_are_those_of_plain_backward_passes(space: str, target: str) -> None:
     config = compose_config(["guess=local", f"space={space}", f"target={target}", "head=cnn", *SMALL])
-    x, labels = torch.randn(6, 1, 16, 16, dtype=torch.float64), torch.arange(6)
+    x, labels = torch.randn(6, 1, 8, 8, dtype=torch.float64), torch.arange(6)
     blocks, heads = nets(config)
     method = Method.of(config)
     found = estimate(method, blocks, heads, [None] * 8, x, labels, seed=0, batch=0, cosine=True)

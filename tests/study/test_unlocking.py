@@ -18,9 +18,9 @@ from fgpipe.study import unlocking
 from fgpipe.study.__main__ import main
 from fgpipe.study.kept import Storages, kept_by_blocks, kept_together
 from fgpipe.study.orders import Spans, backward_locked, backward_unlocked, spans, update_unlocked
-from fgpipe.study.series import launch
 from fgpipe.study.simulator.calibration import slices
 from fgpipe.study.unlocking import BATCHES, LAST, Row, _bytes, cells, extra_compute, table, verdict
+from tests.integration.launching import fork
 from tests.observe.chrome import faults
 
 LOCAL = [Event("forward", 0, 5, -1, 0, 10), Event("update", 0, 5, -1, 12, 20), Event("forward", 1, 5, -1, 11, 30)]
@@ -276,7 +276,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs = {f"local-{block}": ["target=local", f"slow.block={block}"] for block in range(1, 8)}
     runs |= {f"global-{block}": ["lanes=1", f"slow.block={block}"] for block in range(1, 8)}
     runs["backpropagation"] = ["guess=end_to_end", "schedule=1f1b", "microbatches=8", "slow.block=4"]
-    launch([[*common, *run, f"run_dir={folder / name}"] for name, run in runs.items()], 8, folder / "runs.json")
+    (folder / "runs.json").write_text(json.dumps([[*common, *run, f"run_dir={folder / name}"] for name, run in runs.items()]))
+    done = fork(8, "-m", "fgpipe.study.series", str(folder / "runs.json"))
+    assert done.returncode == 0, done.stderr
     return folder
 
 
