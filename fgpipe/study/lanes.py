@@ -148,6 +148,15 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Of times and accuracies, those that no other is both faster and better than, by time."""
+    best: list[tuple[float, float]] = []
+    for time, accuracy in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not best or accuracy > best[-1][1]:
+            best.append((time, accuracy))
+    return best
+
+
 def plot(rows: Sequence[Row], path: Path) -> None:
     """Accuracy against time per image: a colour for each space and guess, a marker for each decoding, R beside it."""
     import matplotlib
@@ -159,23 +168,27 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     families = (f"{row.cell.space} {row.cell.scope} {row.cell.guess}" for row in rows if not row.cell.ends)
     groups = list(dict.fromkeys(families))
     markers = {"plain": "o", "predicted": "s", "smoothed": "^"}
-    for row in rows:
-        if (accuracy := mean_accuracy(row.accuracies)) is None:
-            continue
-        cell, at = row.cell, (row.milliseconds.median, 100 * accuracy)
+    means = ((row, mean_accuracy(row.accuracies)) for row in rows)
+    points = [(row.cell, row.milliseconds.median, 100 * mean) for row, mean in means if mean is not None]
+    for cell, milliseconds, accuracy in points:
         if cell.ends:
-            axes.plot(*at, "k*", markersize=12)
+            axes.plot(milliseconds, accuracy, "k*", markersize=12)
         else:
             colour = f"C{groups.index(f'{cell.space} {cell.scope} {cell.guess}')}"
             face = colour if cell.step == "normalised" else "none"
-            axes.plot(*at, markers[cell.decode], color=colour, markerfacecolor=face)
-        axes.annotate(cell.ends or str(cell.lanes), at, xytext=(4, 3), textcoords="offset points", fontsize=7)
+            axes.plot(milliseconds, accuracy, markers[cell.decode], color=colour, markerfacecolor=face)
+        at = {"xy": (milliseconds, accuracy), "xytext": (4, 3), "textcoords": "offset points"}
+        axes.annotate(cell.ends or str(cell.lanes), **at, fontsize=7)
+    best = frontier([(milliseconds, accuracy) for cell, milliseconds, accuracy in points if not cell.ends])
+    axes.plot(*zip(*best, strict=True), color="grey", linestyle="--", linewidth=1, zorder=0, label="frontier with feedback")
     for index, group in enumerate(groups):
         axes.plot([], [], color=f"C{index}", label=group)
     for decode, marker in markers.items():
         axes.plot([], [], f"k{marker}", label=decode, linestyle="none")
     axes.plot([], [], "ko", markerfacecolor="none", linestyle="none", label="hollow: step=projection")
     axes.set(xlabel="milliseconds per image, one process", ylabel="test accuracy, %", xscale="log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("{x:g}")
     axes.legend(fontsize=8)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
