@@ -6,6 +6,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from fgpipe.observe import trace
@@ -13,14 +14,30 @@ from fgpipe.study.bench.table import Row, Sizes, at_most
 from fgpipe.study.series import torchrun
 
 SECONDS = at_most(15)
+IMPORTS = "import gc, time; gc.disable(); import torch.distributed; print(time.monotonic_ns())"
 COMMON = ["data=digits", "epochs=1", "trace=true", "device=cpu", "observe.tensorboard=false"]
 
 
 def rows(sizes: Sizes) -> Iterator[Row]:
-    """The quickstart's net, every block of which has updated; the first start only warms the file system's cache."""
+    """The quickstart's net, every block of which has updated; a start that is not timed warms the file system's cache."""
     short = [f"data.train_samples={sizes.batch}", f"data.test_samples={sizes.batch}", f"batch_size={sizes.batch}"]
-    _, *figures = [seconds_to_first_batch(sizes.processes, [*COMMON, *short]) for _ in range(1 + sizes.runs)]
-    yield Row("start", f"seconds from command to first trained batch, {sizes.processes} processes", figures, SECONDS)
+    processes, overrides = sizes.processes, [*COMMON, *short]
+    calls = {"run": partial(seconds_to_first_batch, processes, overrides), "imports": partial(seconds_to_import, processes)}
+    figures: dict[str, list[float]] = {name: [] for name in calls}
+    calls["imports"]()
+    for _ in range(sizes.runs):
+        for name, call in calls.items():
+            figures[name].append(call())
+    yield Row("start", f"seconds from command to first trained batch, {processes} processes", figures["run"], SECONDS)
+    what = f"seconds of torchrun and {processes} processes until all have imported PyTorch"
+    yield Row("start", what, figures["imports"])
+
+
+def seconds_to_import(processes: int) -> float:
+    """Until the last one has, as `fgpipe.train` does it: what no program under torchrun can do without."""
+    began, nothing_else = time.monotonic_ns(), ["--no-python", sys.executable, "-c", IMPORTS]
+    done = subprocess.run([*torchrun(processes), *nothing_else], stdout=subprocess.PIPE, check=True)
+    return (max(map(int, done.stdout.split())) - began) * 1e-9
 
 
 def seconds_to_first_batch(processes: int, overrides: list[str]) -> float:
