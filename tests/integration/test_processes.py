@@ -66,9 +66,9 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, np.ndar
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 4, 8])
 def test_processes_change_nothing(processes: int, one, tmp_path: Path) -> None:
-    """Every loss of 20 steps, of the tests between, and every final weight and statistic, bit for bit; two under torchrun."""
+    """Every loss of 20 steps, of the tests between, and every final weight and statistic, bit for bit; eight under torchrun."""
     runs = RUNS if processes == 8 else {name: RUNS[name] for name in FEW}
-    many = recorded(tmp_path / "many", processes, runs, start=launch if processes == 2 else fork)
+    many = recorded(tmp_path / "many", processes, runs, start=launch if processes == 8 else fork)
     for name in runs:
         if name == "eager":
             continue  # the order of its updates depends on timing; see test_eager
