@@ -42,8 +42,8 @@ def messages(draw) -> Feedback | Request | Lost:
 
 ANYTHING = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text() | st.binary(),
-    lambda inner: st.lists(inner) | st.dictionaries(st.integers() | st.text(), inner, max_size=3),
-    max_leaves=12,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.integers() | st.text(), inner, max_size=3),
+    max_leaves=6,
 )
 LOOKALIKE = st.tuples(st.sampled_from([VERSION, 1]) | ANYTHING, st.integers(-1, 4) | ANYTHING, *[IDS | ANYTHING] * 4)
 
