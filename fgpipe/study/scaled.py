@@ -6,6 +6,7 @@ too. Runs that the folder has are not run again.
 """
 
 import json
+import shlex
 import shutil
 import statistics
 import subprocess
@@ -132,7 +133,7 @@ class Trainings:
             ways: those that the tables are of.
         """
         config, options = self.config, self._options
-        command = " ".join(["python -m fgpipe.study", name, "FOLDER", *arguments])
+        command = f"python -m fgpipe.study {name} FOLDER {shlex.join(arguments)}".rstrip()
         setting = f"{config.epochs} epochs of {config.data.train_samples or 'all'} images, "
         setting += f"{options.processes} process{'es' * (options.processes > 1)}, "
         setting += f"{options.seeds} seed{'s' * (options.seeds > 1)}."
