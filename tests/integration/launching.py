@@ -43,7 +43,7 @@ def launch(processes: int, *arguments: str, timeout: float = 900, **options) -> 
 
 
 def fork(processes: int, *arguments: str, timeout: float = 900, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    """As `launch`, in a tenth of the time to start: for tests of what the processes compute, and not of who starts them.
+    """As `launch`, in a quarter of the time to start: for tests of what the processes compute, and not of who starts them.
 
     They are forked from a process that has imported PyTorch, in the environment that torchrun gives to its workers. As
     under torchrun, the others end when one has failed.
