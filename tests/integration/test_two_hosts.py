@@ -50,7 +50,7 @@ def test_two_hosts_are_one(rights, tmp_path: Path) -> None:
     done = two_hosts("--", *torchrun, str(ROOT / "tests/integration/recording.py"), str(two))
     assert done.returncode == 0, done.stderr
     warnings = [line for line in done.stderr.splitlines() if line.startswith("fgpipe: warning")]
-    assert len(warnings) == 1 and "(ranks 0 and 3) meet at the widest link, blocks 1 and 2: 393216 bytes" in warnings[0], done.stderr
+    assert len(warnings) == 1 and "(ranks 0 and 3) meet at the widest link, blocks 1 and 2: 196608 bytes" in warnings[0], done.stderr
     for name, arrays in results(two, RUNS).items():
         assert arrays.keys() == one[name].keys()
         differing = [key for key, value in one[name].items() if not np.array_equal(value, arrays[key])]
