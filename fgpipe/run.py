@@ -111,7 +111,7 @@ class _Run:
         on_batch, on_cosines = self._progress and self._progress.batch, self._folder and self._folder.cosines
         self._metrics = Metrics(plan.method.blocks, on_batch, on_cosines)
         self._ledger, self._memory = Ledger(plan.method.blocks), Memory(device)
-        self._processor = 0
+        self._processor_nanoseconds = 0
         self._tracer = Tracer(config.trace, cluster, plan.topology)
         self._path, cluster.on_end = folder, self._verdict
         self._saver = Saver(plan, cluster, replicas, folder, self._metrics, self._ledger, resumed)
@@ -213,7 +213,7 @@ class _Run:
                 began, worked = time.monotonic(), time.process_time_ns()
                 index = trainer.train(epoch, facts.train_batches, source and source.train, segment, self._saver.stop)
                 self._replicas.average_statistics(self._ledger, trainer.trained())
-            self._processor += time.process_time_ns() - worked
+                self._processor_nanoseconds += time.process_time_ns() - worked
             self._cluster.barrier()
             seconds += time.monotonic() - began
             if index < facts.train_batches:
@@ -238,7 +238,7 @@ class _Run:
         traffic, staleness = total(self._ledger.as_tensor()), total(own if self._replicas.index == 0 else own.zero_())
         incidents, replays = total(self._metrics.incidents()), total(self._metrics.incidents(REPLAYS))
         used = torch.zeros(3, place.world_size, dtype=torch.int64)
-        used[:, place.rank] = torch.tensor([self._memory.before, self._memory.peak, self._processor])
+        used[:, place.rank] = torch.tensor([self._memory.before, self._memory.peak, self._processor_nanoseconds])
         before, peak, processor = total(used).tolist()
         images = plan.config.epochs * plan.facts.train_batches * plan.config.batch_size
         return {

@@ -212,7 +212,8 @@ def main(arguments: list[str]) -> int:
     times.run()
     milliseconds = {name: Spread.of(1000 / speed for speed in times.speeds(each)) for name, each in contestants.items()}
     rows = [Row(cell, accuracies(trainings.summaries(cell.folder)), milliseconds[cell.carriage]) for cell in chosen]
-    print(table(rows), end="")
-    out = trainings.write("lanes", "Lanes", arguments[1:], [cell.folder for cell in chosen], table(rows))
+    text = table(rows) + scaled.deviation(row.accuracies for row in rows)
+    print(text, end="")
+    out = trainings.write("lanes", "Lanes", arguments[1:], [cell.folder for cell in chosen], text)
     plot(rows, out / "lanes.png")
     return 0

@@ -161,6 +161,14 @@ def mean_accuracy(values: Sequence[float | None]) -> float | None:
     return statistics.mean(known) if len(known) == len(values) else None
 
 
+def deviation(cells: Iterable[Sequence[float | None]]) -> str:
+    """A line on how much one seed differs from another, pooled over those cells of which no run diverged; or nothing."""
+    variances = [statistics.variance(each) for each in cells if len(each) > 1 and mean_accuracy(each) is not None]
+    if not variances:
+        return ""
+    return f"\nStandard deviation over seeds, pooled over {len(variances)} cells: {statistics.mean(variances) ** 0.5:.1%}.\n"
+
+
 def accuracy_cells(values: Sequence[float | None]) -> str:
     """Two cells of a Markdown table: the mean over the seeds, with how many diverged, and the range."""
     known = [each for each in values if each is not None]

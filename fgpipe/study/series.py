@@ -23,9 +23,10 @@ def launch(
     hosts: Sequence[str] = (),
     environment: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
-    """Run them all, under torchrun if there are several processes, `file` being where they are written down; what they print goes to stderr.
+    """Run them all, under torchrun if there are several processes; what they print goes to stderr.
 
     Args:
+        file: where the runs are written down for the processes.
         hosts: `launch/two_hosts` with its options and `--`; then half of the processes are on each host.
         environment: variables of the processes, beside those of this one.
 

@@ -81,6 +81,7 @@ def test_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     row = "| weight | block | local | 1 | plain | projection | 55.0% | 50.0% to 60.0% | 4.00 | 4.00 to 4.00 |"
     assert row in text and row in capsys.readouterr().out
     assert "| weight | tensor | local | 4 | plain | normalised | 2 diverged |  | 4.00 | 4.00 to 4.00 |" in text
+    assert "Standard deviation over seeds, pooled over 4 cells: 7.1%." in text, "50 and 60 %, in every cell that did not diverge"
     assert (folder / "lanes.png").stat().st_size > 1000
     assert main([*command[:2], "epochs=2"]) == 2 and "allowed: a new folder" in capsys.readouterr().err
 
