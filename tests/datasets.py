@@ -1,8 +1,19 @@
-"""Data configurations for tests."""
+"""Data sets for tests: their configurations, and small files in the published formats."""
 
+import gzip
+import pickle
+import struct
 from pathlib import Path
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+from PIL import Image
+from torchvision.datasets import utils
 
 from fgpipe.config import DataConfig
+from fgpipe.data import load
+from fgpipe.errors import UserError
 
 
 def configured(name: str, root: Path | str = "data", **changes: object) -> DataConfig:
@@ -13,3 +24,98 @@ def configured(name: str, root: Path | str = "data", **changes: object) -> DataC
         "mean": [0.5] * channels, "std": [0.25] * channels,
     }  # fmt: skip
     return DataConfig(**(values | changes))
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every download fails."""
+
+    def refuse(*_: object) -> None:
+        raise URLError("Connection refused")
+
+    monkeypatch.setattr(utils, "download_url", refuse)
+
+
+def refusal(config: DataConfig) -> str:
+    """The one line with which `load` refuses."""
+    with pytest.raises(UserError) as caught:
+        load(config)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def random_rows(count: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, 3072), np.uint8)
+
+
+def python2_pickle(content: dict[str, object]) -> bytes:
+    """Protocol 2 as Python 2 wrote CIFAR: byte strings where Python 3 has text, and `numpy.core`."""
+
+    def text(value: bytes) -> bytes:
+        return b"T" + struct.pack("<I", len(value)) + value
+
+    def item(value: object) -> bytes:
+        if isinstance(value, np.ndarray):
+            state = b"K\x01(" + b"".join(b"J" + struct.pack("<i", side) for side in value.shape) + b"t"
+            dtype = b"cnumpy\ndtype\n(" + text(b"u1") + b"K\x00K\x01tR(K\x03" + text(b"|") + b"NNN"
+            dtype += b"J\xff\xff\xff\xff" * 2 + b"K\x00tb"  # no size, no alignment, no flags
+            array = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00t" + text(b"b") + b"tR("
+            return array + state + dtype + b"\x89" + text(value.tobytes()) + b"tb"
+        if isinstance(value, list):
+            return b"(" + b"".join(b"J" + struct.pack("<i", number) for number in value) + b"l"
+        assert isinstance(value, str)
+        return text(value.encode())
+
+    return b"\x80\x02}(" + b"".join(text(key.encode()) + item(value) for key, value in content.items()) + b"u."
+
+
+def write_cifar10(root: Path, count: int = 4) -> np.ndarray:
+    """Five training batches and a test batch of `count` images each; the training rows."""
+    folder = root / "cifar-10-batches-py"
+    folder.mkdir()
+    names = [f"data_batch_{number}" for number in range(1, 6)] + ["test_batch"]
+    for number, name in enumerate(names):
+        labels = [(number + sample) % 10 for sample in range(count)]
+        content = {"batch_label": name, "labels": labels, "data": random_rows(count, number)}
+        (folder / name).write_bytes(python2_pickle(content))
+    return np.concatenate([random_rows(count, number) for number in range(5)])
+
+
+def write_cifar100(root: Path) -> None:
+    folder = root / "cifar-100-python"
+    folder.mkdir()
+    for number, name in enumerate(("train", "test")):
+        content = {"data": random_rows(3, number), "fine_labels": [99, 0, 7], "coarse_labels": [1, 2, 3]}
+        (folder / name).write_bytes(pickle.dumps(content, protocol=2))
+
+
+def write_imagenet32(root: Path, **changes: object) -> None:
+    for number, name in enumerate([*(f"train_data_batch_{number}" for number in range(1, 11)), "val_data"]):
+        content = {"data": random_rows(2, number), "labels": [1, 1000], "mean": np.linspace(0, 255, 3072)}
+        (root / name).write_bytes(pickle.dumps(content | changes, protocol=4))
+
+
+def write_fashion(folder: Path, *, zipped: bool = True) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for seed, (split, count) in enumerate((("train", 6), ("t10k", 4))):
+        images = np.random.default_rng(seed).integers(0, 256, (count, 28, 28), np.uint8)
+        files = {
+            f"{split}-images-idx3-ubyte": struct.pack(">4I", 0x803, count, 28, 28) + images.tobytes(),
+            f"{split}-labels-idx1-ubyte": struct.pack(">2I", 0x801, count) + bytes(range(count)),
+        }
+        for name, content in files.items():
+            path = folder / (f"{name}.gz" if zipped else name)
+            path.write_bytes(gzip.compress(content) if zipped else content)
+
+
+def write_image(path: Path, value: int, size: tuple[int, int] = (32, 32)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (value, 255 - value, 10)).save(path)
+
+
+def write_folders(root: Path, test: str = "test", size: tuple[int, int] = (32, 32)) -> None:
+    """Classes "ant" (red 50), "bee" (red 150) and "cat" (red 250), two training images each and one for test."""
+    for value, name in ((250, "cat"), (50, "ant"), (150, "bee")):
+        write_image(root / "train" / name / "1.png", value, size)
+        write_image(root / "train" / name / "2.JPG", value, size)
+        write_image(root / test / name / "1.png", value, size)

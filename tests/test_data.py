@@ -4,125 +4,33 @@ No test uses the network: `offline` stands in for the download.
 """
 
 import gzip
-import io
 import pickle
 import struct
-import tarfile
-import threading
-from collections.abc import Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.error import URLError
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torchvision.datasets import utils
-from torchvision.datasets.utils import download_url
 
-from fgpipe.config import CONFIGS, DataConfig, compose_config
+from fgpipe.config import CONFIGS, compose_config
 from fgpipe.data import load
 from fgpipe.data.unpickle import read_pickled_arrays
 from fgpipe.errors import UserError
-from tests.datasets import configured
+from tests.datasets import (
+    configured,
+    offline,  # noqa: F401
+    random_rows,
+    refusal,
+    write_cifar10,
+    write_cifar100,
+    write_fashion,
+    write_folders,
+    write_image,
+    write_imagenet32,
+)
 
-
-@pytest.fixture(autouse=True)
-def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
-        raise URLError("Connection refused")
-
-    monkeypatch.setattr(utils, "download_url", refuse)
-
-
-def refusal(config: DataConfig) -> str:
-    """The one line with which `load` refuses."""
-    with pytest.raises(UserError) as caught:
-        load(config)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
-def random_rows(count: int, seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (count, 3072), np.uint8)
-
-
-# Files in the published formats -------------------------------------------------------------------------------
-
-
-def python2_pickle(content: dict[str, object]) -> bytes:
-    """Protocol 2 as Python 2 wrote CIFAR: byte strings where Python 3 has text, and `numpy.core`."""
-
-    def text(value: bytes) -> bytes:
-        return b"T" + struct.pack("<I", len(value)) + value
-
-    def item(value: object) -> bytes:
-        if isinstance(value, np.ndarray):
-            state = b"K\x01(" + b"".join(b"J" + struct.pack("<i", side) for side in value.shape) + b"t"
-            dtype = b"cnumpy\ndtype\n(" + text(b"u1") + b"K\x00K\x01tR(K\x03" + text(b"|") + b"NNN"
-            dtype += b"J\xff\xff\xff\xff" * 2 + b"K\x00tb"  # no size, no alignment, no flags
-            array = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00t" + text(b"b") + b"tR("
-            return array + state + dtype + b"\x89" + text(value.tobytes()) + b"tb"
-        if isinstance(value, list):
-            return b"(" + b"".join(b"J" + struct.pack("<i", number) for number in value) + b"l"
-        assert isinstance(value, str)
-        return text(value.encode())
-
-    return b"\x80\x02}(" + b"".join(text(key.encode()) + item(value) for key, value in content.items()) + b"u."
-
-
-def write_cifar10(root: Path, count: int = 4) -> np.ndarray:
-    """Five training batches and a test batch of `count` images each; the training rows."""
-    folder = root / "cifar-10-batches-py"
-    folder.mkdir()
-    names = [f"data_batch_{number}" for number in range(1, 6)] + ["test_batch"]
-    for number, name in enumerate(names):
-        labels = [(number + sample) % 10 for sample in range(count)]
-        content = {"batch_label": name, "labels": labels, "data": random_rows(count, number)}
-        (folder / name).write_bytes(python2_pickle(content))
-    return np.concatenate([random_rows(count, number) for number in range(5)])
-
-
-def write_cifar100(root: Path) -> None:
-    folder = root / "cifar-100-python"
-    folder.mkdir()
-    for number, name in enumerate(("train", "test")):
-        content = {"data": random_rows(3, number), "fine_labels": [99, 0, 7], "coarse_labels": [1, 2, 3]}
-        (folder / name).write_bytes(pickle.dumps(content, protocol=2))
-
-
-def write_imagenet32(root: Path, **changes: object) -> None:
-    for number, name in enumerate([*(f"train_data_batch_{number}" for number in range(1, 11)), "val_data"]):
-        content = {"data": random_rows(2, number), "labels": [1, 1000], "mean": np.linspace(0, 255, 3072)}
-        (root / name).write_bytes(pickle.dumps(content | changes, protocol=4))
-
-
-def write_fashion(folder: Path, *, zipped: bool = True) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for seed, (split, count) in enumerate((("train", 6), ("t10k", 4))):
-        images = np.random.default_rng(seed).integers(0, 256, (count, 28, 28), np.uint8)
-        files = {
-            f"{split}-images-idx3-ubyte": struct.pack(">4I", 0x803, count, 28, 28) + images.tobytes(),
-            f"{split}-labels-idx1-ubyte": struct.pack(">2I", 0x801, count) + bytes(range(count)),
-        }
-        for name, content in files.items():
-            path = folder / (f"{name}.gz" if zipped else name)
-            path.write_bytes(gzip.compress(content) if zipped else content)
-
-
-def write_image(path: Path, value: int, size: tuple[int, int] = (32, 32)) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, (value, 255 - value, 10)).save(path)
-
-
-def write_folders(root: Path, test: str = "test", size: tuple[int, int] = (32, 32)) -> None:
-    """Classes "ant" (red 50), "bee" (red 150) and "cat" (red 250), two training images each and one for test."""
-    for value, name in ((250, "cat"), (50, "ant"), (150, "bee")):
-        write_image(root / "train" / name / "1.png", value, size)
-        write_image(root / "train" / name / "2.JPG", value, size)
-        write_image(root / test / name / "1.png", value, size)
+pytestmark = pytest.mark.usefixtures("offline")
 
 
 # Loaders ------------------------------------------------------------------------------------------------------
@@ -152,17 +60,6 @@ def test_cifar10_as_python_2_wrote_it(tmp_path: Path) -> None:
     assert dataset.train_images.numpy().tobytes() == rows.tobytes()  # rows are the red, green and blue plane
     assert dataset.train_images.shape == (20, 3, 32, 32) and dataset.test_images.shape == (4, 3, 32, 32)
     assert dataset.train_labels[:6].tolist() == [0, 1, 2, 3, 1, 2] and dataset.classes == 10
-
-
-def test_cifar10_archive_is_unpacked_once(tmp_path: Path) -> None:
-    (tmp_path / "given").mkdir()
-    write_cifar10(tmp_path / "given")
-    root = tmp_path / "root"
-    root.mkdir()
-    with tarfile.open(root / "cifar-10-python.tar.gz", "w:gz") as tar:
-        tar.add(tmp_path / "given" / "cifar-10-batches-py", "cifar-10-batches-py")
-    assert len(load(configured("cifar10", root)).train_labels) == 20
-    assert sorted(path.name for path in root.iterdir()) == ["cifar-10-batches-py", "cifar-10-python.tar.gz"]
 
 
 def test_cifar100_takes_the_fine_labels(tmp_path: Path) -> None:
@@ -340,27 +237,6 @@ def test_folders_that_are_missing_empty_or_without_a_class(tmp_path: Path) -> No
     assert str(tmp_path / "test" / "dog") in refusal(configured("image_folder", tmp_path))
 
 
-@pytest.mark.parametrize(
-    ("name", "file"),
-    [
-        ("cifar10", "cifar-10-python.tar.gz"),
-        ("cifar100", "cifar-100-python.tar.gz"),
-        ("fashion_mnist", "train-images-idx3-ubyte.gz"),
-        ("imagenette", "imagenette2-160.tgz"),
-    ],
-)
-def test_missing_data_without_network(tmp_path: Path, name: str, file: str) -> None:
-    """The line says which file goes where, and nothing is left behind."""
-    root = tmp_path / "new" / "root"
-    message = refusal(configured(name, root))
-    assert f"data.root={root}: " in message and "could not be downloaded (Connection refused)" in message
-    assert f"put {file}" in message and message.count(str(root)) == 2
-    assert list(tmp_path.iterdir()) == []
-    root.mkdir(parents=True)
-    refusal(configured(name, root))
-    assert root.exists() and list(root.iterdir()) == []
-
-
 def test_missing_imagenet32(tmp_path: Path) -> None:
     message = refusal(configured("imagenet32", tmp_path))
     assert "train_data_batch_1 to train_data_batch_10 and val_data" in message and str(tmp_path) in message
@@ -370,75 +246,6 @@ def test_root_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for name in ("cifar10", "fashion_mnist", "image_folder"):
         assert str(tmp_path / "file") in refusal(configured(name, tmp_path / "file"))
-
-
-def test_interrupted_download_is_not_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The connection breaks in the second of four files."""
-    finished = []
-
-    def break_off(url: str, folder: Path, name: str, md5: str) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(b"half")
-        if finished:
-            raise ConnectionResetError("Connection reset by peer")
-        finished.append(name)
-
-    monkeypatch.setattr(utils, "download_url", break_off)
-    assert "Connection reset" in refusal(configured("fashion_mnist", tmp_path))
-    assert list(tmp_path.iterdir()) == []
-
-
-class QuietHandler(SimpleHTTPRequestHandler):
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[str]:
-    """The URL of a server on this host that serves `tmp_path`."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(QuietHandler, directory=str(tmp_path))) as http:
-        thread = threading.Thread(target=http.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{http.server_port}"
-        http.shutdown()
-        thread.join()
-
-
-def test_download_with_torchvision(
-    tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The second load finds the folder. A wrong checksum is refused."""
-    write_cifar10(tmp_path)
-    archive = tmp_path / "cifar-10-python.tar.gz"
-    with tarfile.open(archive, "w:gz") as tar:
-        tar.add(tmp_path / "cifar-10-batches-py", "cifar-10-batches-py")
-    monkeypatch.setattr(utils, "download_url", download_url)
-    monkeypatch.setattr("torchvision.datasets.CIFAR10.url", f"{server}/{archive.name}")
-    root = tmp_path / "root"
-    assert "corrupted" in refusal(configured("cifar10", root)) and not root.exists()
-    monkeypatch.setattr("torchvision.datasets.CIFAR10.tgz_md5", None)
-    assert len(load(configured("cifar10", root)).train_labels) == 20
-    assert [path.name for path in root.iterdir()] == ["cifar-10-batches-py"]
-    archive.unlink()
-    assert len(load(configured("cifar10", root)).train_labels) == 20
-    assert capsys.readouterr().out == ""
-
-
-@pytest.mark.parametrize("damage", ["truncated", "html", "other_folder", "outside"])
-def test_corrupt_archive_is_named(tmp_path: Path, damage: str) -> None:
-    archive = tmp_path / "root" / "cifar-10-python.tar.gz"
-    archive.parent.mkdir()
-    names = {"other_folder": "elsewhere/file", "outside": "../outside"}
-    with tarfile.open(archive, "w:gz") as tar:
-        entry = tarfile.TarInfo(names.get(damage, "cifar-10-batches-py/data_batch_1"))
-        entry.size = 100_000
-        tar.addfile(entry, io.BytesIO(np.random.default_rng(0).bytes(100_000)))
-    if damage == "truncated":
-        archive.write_bytes(archive.read_bytes()[:50_000])
-    if damage == "html":
-        archive.write_text("<html>not found</html>")
-    assert str(archive) in refusal(configured("cifar10", archive.parent))
-    assert list(archive.parent.iterdir()) == [archive] and list(tmp_path.iterdir()) == [archive.parent]
 
 
 def test_keys_that_do_not_fit_the_images() -> None:
