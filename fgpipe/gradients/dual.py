@@ -28,6 +28,8 @@ class Tangent:
     """Names of the lanes, in the order of the stack."""
     value: Tensor
     """`[len(lanes) * B, ...]`, lane by lane."""
+    fresh: bool = False
+    """Made by the layer just before and kept by nobody: the next layer may write over `value`."""
 
     def per_lane(self) -> Tensor:
         """A view `[len(lanes), B, ...]`."""
@@ -40,8 +42,9 @@ class Tangent:
             return None
         first, last = kept[0], kept[-1] + 1
         stack = self.per_lane()
-        part = stack[first:last] if last - first == len(kept) else stack[kept]
-        return Tangent(tuple(self.lanes[position] for position in kept), part.flatten(0, 1))
+        contiguous = last - first == len(kept)
+        part = stack[first:last].flatten(0, 1) if contiguous else torch.cat([stack[position] for position in kept])
+        return Tangent(tuple(self.lanes[position] for position in kept), part)
 
 
 @dataclass(eq=False)
@@ -97,8 +100,9 @@ def loss_rule(kind: type[nn.Module]) -> Callable[[LossRule], LossRule]:
 def linearize(module: nn.Module, x: Tensor, prefix: str = "") -> tuple[Tensor, Push]:
     """Run `module` on `x` and return the output with its `Push`.
 
-    The push is linear and may be called any number of times; it records no autograd graph. Running statistics
-    are updated once, by the primal. A module without a rule must give the same output when it is run again.
+    The push is linear and may be called any number of times; it records no autograd graph, and writes over a tangent
+    only if that is `fresh`. Running statistics are updated once, by the primal. A module without a rule must give the
+    same output when it is run again.
     """
     plain = not parametrize.is_parametrized(module) and not module._forward_hooks and not module._forward_pre_hooks
     chosen = _rules.get(type(module).forward, by_torch_func) if plain else by_torch_func
@@ -171,16 +175,27 @@ def _push_by_torch_func(
             at = ({name: parameters[name] for name in moved}, x)
             return jvp(lambda p, x: run({**still, **p}, x), at, (dp, dx))[1]
 
-        return Tangent(lanes, vmap(tangent)(dxs, moved).flatten(0, 1))
+        return Tangent(lanes, vmap(tangent)(dxs, moved).flatten(0, 1), fresh=True)
 
     return push
 
 
+def empty(lanes: tuple[int, ...], like: Tensor) -> Tangent:
+    """A tangent to be written, in the layout of the primal `like` `[B, ...]`."""
+    channels_last = like.dim() == 4 and like.is_contiguous(memory_format=torch.channels_last)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    shape = len(lanes) * len(like), *like.shape[1:]
+    return Tangent(lanes, torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout), fresh=True)
+
+
 def insert(tangent: Tangent | None, direction: Tensor, coefficients: Mapping[int, Factor]) -> Tangent | None:
-    """Add `direction` `[B, ...]` to lanes of a tangent, in place where the lane is live already."""
+    """Add `direction` `[B, ...]` to lanes of a tangent. The result may share the memory of either."""
     if tangent is None:
         parts = [_scaled(direction, factor) for factor in coefficients.values()]
-        return Tangent(tuple(coefficients), torch.cat(parts) if len(parts) > 1 else parts[0]) if parts else None
+        return Tangent(tuple(coefficients), torch.cat(parts) if len(parts) > 1 else parts[0], True) if parts else None
+    live = set(tangent.lanes) & set(coefficients)
+    if live:
+        tangent = _to_write(tangent, tangent.value.dtype)
     stack = tangent.per_lane()
     for position, lane in enumerate(tangent.lanes):
         factor = coefficients.get(lane)
@@ -188,11 +203,11 @@ def insert(tangent: Tangent | None, direction: Tensor, coefficients: Mapping[int
             stack[position].addcmul_(direction, factor)
         elif factor is not None:
             stack[position].add_(direction, alpha=factor)
-    new = {lane: factor for lane, factor in coefficients.items() if lane not in tangent.lanes}
+    new = {lane: factor for lane, factor in coefficients.items() if lane not in live}
     if not new:
         return tangent
     parts = [tangent.value, *(_scaled(direction, factor) for factor in new.values())]
-    return Tangent(tangent.lanes + tuple(new), torch.cat(parts))
+    return Tangent(tangent.lanes + tuple(new), torch.cat(parts), fresh=True)
 
 
 def _scaled(direction: Tensor, factor: Factor) -> Tensor:
@@ -200,14 +215,25 @@ def _scaled(direction: Tensor, factor: Factor) -> Tensor:
 
 
 def add(first: Tangent | None, second: Tangent | None) -> Tangent | None:
-    """The sum of two tangents, on the union of their lanes."""
+    """The sum of two tangents, on the union of their lanes. The result may share the memory of either."""
     if first is None or second is None:
         return second if first is None else first
-    if first.lanes == second.lanes:
-        return Tangent(first.lanes, first.value + second.value)
-    if not set(first.lanes) & set(second.lanes):
-        return Tangent(first.lanes + second.lanes, torch.cat([first.value, second.value]))
-    total, stack = Tangent(first.lanes, first.value.clone()), second.per_lane()
-    for position, lane in enumerate(second.lanes):
-        total = insert(total, stack[position], {lane: 1.0})
-    return total
+    if first.lanes == second.lanes and not first.fresh:
+        first, second = second, first
+    total = _to_write(first, torch.result_type(first.value, second.value))
+    if total.lanes == second.lanes:
+        total.value.add_(second.value)
+        return total
+    stack = total.per_lane()
+    for lane, value in zip(second.lanes, second.per_lane(), strict=True):
+        if lane in total.lanes:
+            stack[total.lanes.index(lane)].add_(value)
+    rest = second.select(tuple(lane for lane in second.lanes if lane not in total.lanes))
+    return Tangent(total.lanes + rest.lanes, torch.cat([total.value, rest.value]), fresh=True) if rest else total
+
+
+def _to_write(tangent: Tangent, dtype: torch.dtype) -> Tangent:
+    """The tangent, or a copy, that may be written over and has this type."""
+    if tangent.fresh and tangent.value.dtype == dtype:
+        return tangent
+    return Tangent(tangent.lanes, tangent.value.to(dtype, copy=True), fresh=True)

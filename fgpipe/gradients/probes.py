@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fgpipe.errors import bad_value
 from fgpipe.gradients.codes import most_lanes, signs
-from fgpipe.gradients.dual import Factor, Tangent
+from fgpipe.gradients.dual import Factor, Tangent, empty
 from fgpipe.gradients.method import Method
 from fgpipe.gradients.running import RunningMean
 
@@ -212,16 +212,17 @@ def restrict(tangent: Tangent | None, lanes: tuple[int, ...]) -> Tangent | None:
 
 def along(directions: Tensor, lanes: tuple[int, ...], like: Tensor) -> Tangent:
     """A tangent that moves all samples of `like` `[B, ...]` alike, each lane along one of `directions` `[R, ...]`."""
-    value = directions.repeat_interleave(len(like), dim=0)
-    return Tangent(lanes, value.contiguous(memory_format=torch.channels_last) if like.dim() == 4 else value)
+    tangent = empty(lanes, like)
+    tangent.per_lane().copy_(directions.unsqueeze(1))
+    return tangent
 
 
 def widen(tangent: Tangent | None, lanes: tuple[int, ...], like: Tensor) -> Tangent:
     """A tangent with exactly `lanes`, in their order; zeros where it has none. `like` is the primal `[B, ...]`."""
     if tangent is not None and tangent.lanes == lanes:
         return tangent
-    parts = torch.zeros_like(like).repeat(len(lanes), *[1] * (like.dim() - 1))
-    whole = Tangent(lanes, parts.contiguous(memory_format=torch.channels_last) if like.dim() == 4 else parts)
+    whole = empty(lanes, like)
+    whole.value.zero_()
     if tangent is not None:
         for position, lane in enumerate(tangent.lanes):
             whole.per_lane()[lanes.index(lane)] = tangent.per_lane()[position]

@@ -6,12 +6,13 @@ the Jacobian is symmetric: batch norm's normaliser and ReLU.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fgpipe.gradients.dual import Directions, Push, PushLosses, Tangent, add, by_torch_func, insert
+from fgpipe.gradients.dual import Directions, Push, PushLosses, Tangent, add, by_torch_func, empty, insert
 from fgpipe.gradients.dual import linearize, loss_rule, rule
 from fgpipe.models.heads import SIMILARITY_WEIGHT, Head, PredSim, similarity_matrix, spread, unit_rows
 from fgpipe.models.resnet import Residual
@@ -56,7 +57,7 @@ def _affine_push(
     """d(W x + b) = W dx + dW x + db."""
 
     def push(dx: Tangent | None, directions: Directions) -> Tangent | None:
-        dy = None if dx is None else Tangent(dx.lanes, multiply(dx.value, module.weight))
+        dy = None if dx is None else Tangent(dx.lanes, multiply(dx.value, module.weight), fresh=True)
         if own := directions.get(f"{prefix}weight"):
             dy = insert(dy, multiply(x, own.value), own.coefficients)
         if own := directions.get(f"{prefix}bias"):
@@ -90,21 +91,28 @@ def _batch_norm(module: nn.BatchNorm2d, x: Tensor, prefix: str) -> tuple[Tensor,
             lane, x, weight, means, variances, mean, inverse_std, True, eps, [True, False, False]
         )[0]
 
-    def normalise_all(dx: Tangent) -> Tangent:
-        if len(dx.lanes) == 1:
-            return Tangent(dx.lanes, normalise(dx.value))
-        dy = Tangent(dx.lanes, torch.empty_like(dx.value))
-        for lane, place in zip(dx.per_lane(), dy.per_lane(), strict=True):
-            place.copy_(normalise(lane))  # at once: only one lane is there twice
+    def normalise_all(dx: Tangent | None, new: tuple[int, ...]) -> Tangent:
+        """And zeros in the `new` lanes, here rather than by a copy of the whole stack later."""
+        live = () if dx is None else dx.lanes
+        if len(live) == 1 and not new:
+            return Tangent(live, normalise(dx.value), fresh=True)
+        dy = dx if not new and dx.fresh else empty(live + new, x)
+        stack = dy.per_lane()
+        for position in range(len(live)):
+            stack[position].copy_(normalise(dx.per_lane()[position]))  # at once: only one lane is there twice
+        stack[len(live) :].zero_()
         return dy
 
     def push(dx: Tangent | None, directions: Directions) -> Tangent | None:
-        dy = None if dx is None else normalise_all(dx)
+        own = [directions[name] for name in (f"{prefix}weight", f"{prefix}bias") if name in directions]
+        live = () if dx is None else dx.lanes
+        new = tuple(dict.fromkeys(lane for each in own for lane in each.coefficients if lane not in live))
+        dy = normalise_all(dx, new) if live or new else None
         if own := directions.get(f"{prefix}weight"):
             scale = (own.value * inverse_std).reshape(per_channel)
             dy = insert(dy, torch.addcmul(-scale * mean.reshape(per_channel), x, scale), own.coefficients)
         if own := directions.get(f"{prefix}bias"):
-            dy = insert(dy, own.value.reshape(per_channel).expand_as(x).clone(), own.coefficients)
+            dy = insert(dy, own.value.reshape(per_channel).expand_as(x), own.coefficients)
         return dy
 
     return y, push
@@ -124,7 +132,11 @@ def relu(x: Tensor) -> tuple[Tensor, Push]:
         if dx is None:
             return None
         stack = dx.per_lane()
-        return Tangent(dx.lanes, aten.threshold_backward(stack, gate.expand_as(stack), 0).flatten(0, 1))
+        gates = gate.expand_as(stack)
+        if dx.fresh and dx.value.dtype == gate.dtype:
+            aten.threshold_backward.grad_input(stack, gates, 0, grad_input=stack)
+            return dx
+        return Tangent(dx.lanes, aten.threshold_backward(stack, gates, 0).flatten(0, 1), fresh=True)
 
     return y, push
 
@@ -140,7 +152,7 @@ def _max_pool(module: nn.MaxPool2d, x: Tensor, prefix: str) -> tuple[Tensor, Pus
             return None
         stack = dx.per_lane().flatten(-2)
         chosen = stack.gather(-1, indices.flatten(-2).expand(*stack.shape[:-1], -1))
-        return Tangent(dx.lanes, chosen.unflatten(-1, indices.shape[-2:]).flatten(0, 1))
+        return Tangent(dx.lanes, chosen.unflatten(-1, indices.shape[-2:]).flatten(0, 1), fresh=True)
 
     return y, push
 
@@ -151,7 +163,7 @@ def _linear_map(module: nn.Module, x: Tensor, prefix: str) -> tuple[Tensor, Push
         return by_torch_func(module, x, prefix)
 
     def push(dx: Tangent | None, directions: Directions) -> Tangent | None:
-        return dx and Tangent(dx.lanes, module(dx.value))
+        return dx and replace(dx, value=module(dx.value))
 
     return module(x), push
 
@@ -163,7 +175,8 @@ def _residual(module: Residual, x: Tensor, prefix: str) -> tuple[Tensor, Push]:
     y, push_relu = relu(body + shortcut)
 
     def push(dx: Tangent | None, directions: Directions) -> Tangent | None:
-        return push_relu(add(push_body(dx, directions), push_shortcut(dx, directions)), directions)
+        shared = dx and replace(dx, fresh=False)
+        return push_relu(add(push_body(shared, directions), push_shortcut(shared, directions)), directions)
 
     return y, push
 

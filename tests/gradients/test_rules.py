@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fgpipe.gradients import Direction, Tangent, linearize, linearize_losses
 from fgpipe.models.heads import Head, PredSim, auxiliary_head, classifier
@@ -88,16 +90,23 @@ def _seed() -> None:
     torch.manual_seed(1)
 
 
+@pytest.mark.parametrize("fresh", [False, True], ids=["kept", "fresh"])
 @pytest.mark.parametrize("build", LAYERS.values(), ids=LAYERS.keys())
-def test_rule(build) -> None:
-    """Three lanes: one from below, one from below that a weight direction joins, one of weights alone."""
+def test_rule(build, fresh: bool) -> None:
+    """Three lanes: one from below, one from below that a weight direction joins, one of weights alone.
+
+    What is pushed is written over only if it is fresh.
+    """
     module = randomized(build())
     x = torch.randn(IMAGES, dtype=torch.float64)
     dx = torch.randn(2, *IMAGES, dtype=torch.float64)
     dp = {name: torch.randn_like(p) for name, p in module.named_parameters()}
     reference = copy.deepcopy(module)
     y, push = linearize(module, x)
-    got = push(Tangent((3, 5), dx.flatten(0, 1)), {name: Direction(d, {5: -0.5, 9: 2.0}) for name, d in dp.items()})
+    given, directions = dx.flatten(0, 1).clone(), {name: Direction(d.clone(), {5: -0.5, 9: 2.0}) for name, d in dp.items()}
+    got = push(Tangent((3, 5), given, fresh), directions)
+    assert fresh or torch.equal(given, dx.flatten(0, 1))
+    assert all(torch.equal(directions[name].value, d) for name, d in dp.items())
 
     zero = torch.zeros_like(x)
     for lane, (below, factor) in {3: (dx[0], 0.0), 5: (dx[1], -0.5), 9: (zero, 2.0)}.items():
@@ -204,12 +213,35 @@ def test_running_statistics_are_updated_once(name: str) -> None:
         torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
 
 
-def test_lanes_keep_channels_last() -> None:
-    block = resnet18(8, width=0.0625)[0][2].to(memory_format=torch.channels_last)
-    x = torch.randn(2, 4, 8, 8).to(memory_format=torch.channels_last)
+class Layouts(TorchDispatchMode):
+    """Notes the operations that made an image which is not channels last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.others: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        made = [each for each in pytree.tree_leaves(result) if isinstance(each, Tensor) and each.dim() == 4]
+        written = [each for each in made if 0 not in each.stride()]  # the others are expanded views
+        if not all(each.is_contiguous(memory_format=torch.channels_last) for each in written):
+            self.others.append(str(function))
+        return result
+
+
+@pytest.mark.parametrize("below", [(), (100,), (100, 101)], ids=["none", "one", "two"])
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_lanes_stay_channels_last(index: int, below: tuple[int, ...]) -> None:
+    """In every operation, so that none converts: of a stem, a plain block and one with a shortcut, with probes of its own."""
+    block = resnet18(8, width=0.0625)[0][index].to(memory_format=torch.channels_last)
+    channels = next(module for module in block.modules() if isinstance(module, nn.Conv2d)).in_channels
+    x = torch.randn(2, channels, 8, 8).to(memory_format=torch.channels_last)
+    dx = torch.randn(2 * len(below), channels, 8, 8).to(memory_format=torch.channels_last)
     directions = {name: Direction(torch.randn_like(p), {i: 1.0}) for i, (name, p) in enumerate(block.named_parameters())}
-    y, push = linearize(block, x)
-    dy = push(Tangent((100,), x), directions)
+    with Layouts() as layouts:
+        y, push = linearize(block, x)
+        dy = push(Tangent(below, dx) if below else None, directions)
+    assert layouts.others == []
     assert y.is_contiguous(memory_format=torch.channels_last)
     assert dy.value.is_contiguous(memory_format=torch.channels_last)
-    assert set(dy.lanes) == {100, *range(len(directions))}
+    assert set(dy.lanes) == {*below, *range(len(directions))}
