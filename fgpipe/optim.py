@@ -38,7 +38,8 @@ def _own(estimates: Iterable[Tensor]) -> Iterable[Tensor]:
 class Optimizer:
     """SGD with momentum as in `torch.optim.SGD`, stepped with a gradient estimate in place of the gradient.
 
-    By PyTorch's functional form: the class imports PyTorch's compiler, which takes each process more than a second.
+    By PyTorch's functional form: the class imports PyTorch's compiler, which takes each process more than a second. Its
+    fused kernel reads and writes each tensor once, in a fraction of the time of several passes over all of them.
     """
 
     def __init__(
@@ -56,11 +57,12 @@ class Optimizer:
     @torch.no_grad()
     def step(self, estimates: Iterable[Tensor], batch: int) -> None:
         """Update with one estimate per parameter, in the order of `parameters`, at the learning rate of `batch`."""
+        pairs = zip(self.parameters, self._average(estimates), strict=True)
         sgd(
             self.parameters,
-            list(self._average(estimates)),
+            [_laid_out_as(parameter, estimate) for parameter, estimate in pairs],
             self._momentum,
-            foreach=True,
+            fused=True,
             weight_decay=self._config.weight_decay,
             momentum=self._config.momentum,
             lr=self._rate(batch),
@@ -76,7 +78,16 @@ class Optimizer:
     def restore(self, momentum: Iterable[Tensor | None]) -> None:
         """Take what `momentum` gave before; tensors are moved to their parameter's device."""
         pairs = zip(self.parameters, momentum, strict=True)
-        self._momentum = [None if value is None else value.to(parameter.device) for parameter, value in pairs]
+        self._momentum = [
+            None if value is None else _laid_out_as(parameter, value.to(parameter.device)) for parameter, value in pairs
+        ]
+
+
+def _laid_out_as(parameter: Tensor, estimate: Tensor) -> Tensor:
+    """The estimate with the strides of its parameter: the fused kernel goes through memory, whatever they are."""
+    if estimate.stride() == parameter.stride():
+        return estimate
+    return torch.empty_like(parameter).copy_(estimate)
 
 
 class Trained(NamedTuple):
