@@ -20,6 +20,7 @@ STUDIES = {
     "slowdown": "what a slow block costs in accuracy, with and without replay buffers",
     "simulation": "the simulator's predictions beside runs, and what it says of more stages and other links",
     "staleness": "accuracy against the window, with feedback in order and eager",
+    "compiling": "what torch.compile gains, on the CPU",
     "precision": "how far bfloat16 takes the estimates from the float64 oracle",
     "per_sample": "per-sample scalars from one tangent beside the exact projection of every sample",
 }
