@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fgpipe import resume, verdict
 from fgpipe.assembly import DataFacts, Plan, Trainer, build_trainer
@@ -111,7 +112,8 @@ class _Run:
         on_batch, on_cosines = self._progress and self._progress.batch, self._folder and self._folder.cosines
         self._metrics = Metrics(plan.method.blocks, on_batch, on_cosines)
         self._ledger, self._memory = Ledger(plan.method.blocks), Memory(device)
-        self._processor_nanoseconds = 0
+        self._processor = torch.zeros(2, dtype=torch.int64)
+        """What `_processor_time` grew by in training."""
         self._tracer = Tracer(config.trace, cluster, plan.topology)
         self._path, cluster.on_end = folder, self._verdict
         self._saver = Saver(plan, cluster, replicas, folder, self._metrics, self._ledger, resumed)
@@ -210,10 +212,10 @@ class _Run:
             segment = self._saver.segment(epoch, index)
             with self._memory.training():  # between the barriers, no other process sends anything but training batches
                 self._cluster.barrier()
-                began, worked = time.monotonic(), time.process_time_ns()
+                began, worked = time.monotonic(), _processor_time()
                 index = trainer.train(epoch, facts.train_batches, source and source.train, segment, self._saver.stop)
                 self._replicas.average_statistics(self._ledger, trainer.trained())
-                self._processor_nanoseconds += time.process_time_ns() - worked
+                self._processor += _processor_time() - worked
             self._cluster.barrier()
             seconds += time.monotonic() - began
             if index < facts.train_batches:
@@ -237,9 +239,9 @@ class _Run:
         own = self._metrics.staleness()
         traffic, staleness = total(self._ledger.as_tensor()), total(own if self._replicas.index == 0 else own.zero_())
         incidents, replays = total(self._metrics.incidents()), total(self._metrics.incidents(REPLAYS))
-        used = torch.zeros(3, place.world_size, dtype=torch.int64)
-        used[:, place.rank] = torch.tensor([self._memory.before, self._memory.peak, self._processor_nanoseconds])
-        before, peak, processor = total(used).tolist()
+        used = torch.zeros(4, place.world_size, dtype=torch.int64)
+        used[:, place.rank] = torch.tensor([self._memory.before, self._memory.peak, *self._processor.tolist()])
+        before, peak, processor, computing = total(used).tolist()
         images = plan.config.epochs * plan.facts.train_batches * plan.config.batch_size
         return {
             "device": str(self._device),
@@ -261,7 +263,13 @@ class _Run:
             "memory_before_training_bytes": before,
             "peak_memory_bytes": peak,
             "processor_seconds": [nanoseconds * 1e-9 for nanoseconds in processor],
+            "computing_thread_seconds": [nanoseconds * 1e-9 for nanoseconds in computing],
         }
+
+
+def _processor_time() -> Tensor:
+    """Nanoseconds, int64 `[2]`: of this process, and of this thread, which computes, alone."""
+    return torch.tensor([time.process_time_ns(), time.thread_time_ns()])
 
 
 @contextmanager

@@ -15,6 +15,8 @@ def test_work_counts_and_waiting_does_not(tmp_path: Path) -> None:
     before = time.process_time()
     slow = ["slow.block=0", "slow.factor=20"]
     figures = run(compose_config([*RUN, *slow, f"run_dir={tmp_path}"]))
-    spent, (training,) = time.process_time() - before, figures["processor_seconds"]
+    spent = time.process_time() - before
+    (training,), (computing,) = figures["processor_seconds"], figures["computing_thread_seconds"]
     assert 0.3 * spent < training < spent
+    assert 0.7 * training < computing <= training
     assert training < 0.6 * figures["train_seconds"]

@@ -25,8 +25,8 @@ BATCHES = 4
 
 ARITHMETIC = re.compile(
     r"aten::(_?mkldnn_convolution|_slow_conv\w*|convolution_backward|native_batch_norm\w*|addmm|mm|relu|threshold_backward"
-    r"|_foreach_\w+|add_?|sub_?|mul_?|div_?|addcmul_?|square|pow|sum|mean|dot|_?log_softmax\w*|_softmax\w*|nll_loss\w*"
-    r"|avg_pool2d\w*|_?adaptive_avg_pool2d\w*|linalg_vector_norm)"
+    r"|clamp_min|_fused_sgd_|_foreach_\w+|add_?|sub_?|mul_?|div_?|addcmul_?|square|pow|sum|mean|dot|_?log_softmax\w*"
+    r"|_softmax\w*|nll_loss\w*|avg_pool2d\w*|_?adaptive_avg_pool2d\w*|linalg_vector_norm)"
 )
 """Kernels that compute, by the whole name."""
 
@@ -41,14 +41,19 @@ def rows(sizes: Sizes) -> Iterator[Row]:
         yield Row("profile", f"share of a step that is not arithmetic, one process, width {width:g}", figures)
     alone, together = (processor_seconds(processes, sizes) for processes in (1, sizes.processes))
     for width in sizes.widths:
-        what = f"processor time of a step in {sizes.processes} processes over that in one, width {width:g}"
-        milliseconds = [1000 * min(each[width]) / BATCHES for each in (together, alone)]
-        note = "at least {:.0f} and {:.0f} ms per batch".format(*milliseconds)
-        yield Row("profile", what, ratios(together[width], alone[width]), note=note)
+        for whose, key in (("", "processor_seconds"), (", the computing threads alone", "computing_thread_seconds")):
+            of_all, of_one = together[width][key], alone[width][key]
+            what = f"processor time of a step in {sizes.processes} processes over that in one, width {width:g}{whose}"
+            milliseconds = [1000 * min(each) / BATCHES for each in (of_all, of_one)]
+            note = "at least {:.0f} and {:.0f} ms per batch".format(*milliseconds)
+            yield Row("profile", what, ratios(of_all, of_one), note=note)
 
 
-def processor_seconds(processes: int, sizes: Sizes) -> dict[float, list[float]]:
-    """Of training, all processes together, by width: runs in one set of processes, the first of a width to warm up."""
+def processor_seconds(processes: int, sizes: Sizes) -> dict[float, dict[str, list[float]]]:
+    """By width and by whose they are, as the summary calls it: seconds of training, of all processes together.
+
+    Runs in one set of processes, of which the first of a width warms up.
+    """
     short = [f"data.train_samples={BATCHES * BATCH}", f"data.test_samples={BATCH}", f"batch_size={BATCH}"]
     with tempfile.TemporaryDirectory() as folder:
         paths = {width: [Path(folder) / f"{width}-{run}" for run in range(1 + sizes.runs)] for width in sizes.widths}
@@ -57,7 +62,10 @@ def processor_seconds(processes: int, sizes: Sizes) -> dict[float, list[float]]:
         ]
         launch(runs, processes, Path(folder) / "runs.json")
         summaries = {width: [read_summary(path) or {} for path in each[1:]] for width, each in paths.items()}
-    return {width: [sum(each["processor_seconds"]) for each in found] for width, found in summaries.items()}
+    return {
+        width: {key: [sum(each[key]) for each in found] for key in ("processor_seconds", "computing_thread_seconds")}
+        for width, found in summaries.items()
+    }
 
 
 def share_of_overhead(step: Callable[[], object]) -> float:
