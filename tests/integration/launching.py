@@ -46,7 +46,7 @@ def fork(processes: int, *arguments: str, timeout: float = 900, cwd: Path = ROOT
     """As `launch`, in a quarter of the time to start: for tests of what the processes compute, and not of who starts them.
 
     They are forked from a process that has imported PyTorch, in the environment that torchrun gives to its workers. As
-    under torchrun, the others end when one has failed.
+    under torchrun, the others end when one has failed; the exit code is the failed one's, not torchrun's.
     """
     places: list[dict[str, str]] = [{}]
     if processes > 1:
@@ -64,7 +64,7 @@ def fork(processes: int, *arguments: str, timeout: float = 900, cwd: Path = ROOT
             worker.start()
         _wait(workers, timeout)
         codes = [worker.exitcode for worker in workers]
-        code = int(any(codes)) if processes > 1 else codes[0]
+        code = next((code for code in codes if code > 0), int(any(codes))) if processes > 1 else codes[0]
         return subprocess.CompletedProcess(arguments, code, out.read_text(), err.read_text())
 
 

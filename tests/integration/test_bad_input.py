@@ -1,4 +1,4 @@
-"""Bad input under torchrun: one line, exit code 2 from the worker, no traceback of ours, nothing left behind."""
+"""Bad input: one line, exit code 2, no traceback of ours, nothing left behind; from one of several processes too."""
 
 import re
 from pathlib import Path
@@ -6,10 +6,21 @@ from pathlib import Path
 import pytest
 
 from fgpipe.train import main
-from tests.integration.launching import launch, processes_with
+from tests.integration.launching import fork, launch, processes_with
+
+@pytest.mark.slow
+def test_under_torchrun(tmp_path: Path) -> None:
+    marker = f"run_dir={tmp_path / 'run'}"
+    done = launch(8, "-m", "fgpipe.train", marker, "model.width=-1", cwd=tmp_path)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("fgpipe: ")]
+    assert lines == ["fgpipe: model.width=-1: allowed: a finite number above 0"], done.stderr
+    assert "fgpipe/" not in done.stderr, "no traceback through our files; torchrun's own is its way to end"
+    assert done.returncode != 0 and re.search(r"exitcode\s*: 2", done.stderr), "torchrun reports the worker's exit code"
+    assert not list(tmp_path.iterdir())
+    assert not processes_with(marker)
+
 
 CASES = {
-    "a wrong value": (8, ["model.width=-1"], "model.width=-1: allowed: a finite number above 0"),
     "a wrong choice": (2, ["guess=psychic"], "guess=psychic: allowed: local | local_subspace | ntk"),
     "replicas that do not fit": (3, ["replicas=2"], "replicas=2: allowed: a divisor of the number of processes (3)"),
     "missing data": (2, ["data=image_folder", "data.root=nowhere-at-all"], "nowhere-at-all"),
@@ -18,18 +29,14 @@ CASES = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-def test_under_torchrun(case: tuple[int, list[str], str], tmp_path: Path) -> None:
+def test_several_processes(case: tuple[int, list[str], str], tmp_path: Path) -> None:
     processes, overrides, expected = case
-    marker = f"run_dir={tmp_path / 'run'}"
-    done = launch(processes, "-m", "fgpipe.train", marker, *overrides, cwd=tmp_path)
-    lines = [line for line in done.stderr.splitlines() if line.startswith("fgpipe: ")]
-    assert len(lines) == 1 and expected in lines[0], done.stderr
-    assert "fgpipe/" not in done.stderr, "no traceback through our files; torchrun's own is its way to end"
-    assert done.returncode != 0 and re.search(r"exitcode\s*: 2", done.stderr), "torchrun reports the worker's exit code"
-    assert not (tmp_path / "run").exists() and not list(tmp_path.iterdir())
-    assert not processes_with(marker)
+    done = fork(processes, "-m", "fgpipe.train", f"run_dir={tmp_path / 'run'}", *overrides, cwd=tmp_path)
+    assert done.stderr.startswith("fgpipe: ") and done.stderr.count("\n") == 1, done.stderr
+    assert expected in done.stderr
+    assert done.returncode == 2
+    assert not list(tmp_path.iterdir())
 
 
 PLACED = {
@@ -39,16 +46,15 @@ PLACED = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("case", PLACED.values(), ids=PLACED.keys())
 def test_placed_processes(case: tuple[str, list[str], str], tmp_path: Path) -> None:
     """What the process of block 0 alone can see, it reports, whatever its rank."""
     ranks, overrides, expected = case
     (tmp_path / "placement.yaml").write_text(f"ranks: {ranks}")
-    done = launch(2, "-m", "fgpipe.train", f"run_dir={tmp_path / 'run'}", "placement=placement.yaml", *overrides, cwd=tmp_path)
-    lines = [line for line in done.stderr.splitlines() if line.startswith("fgpipe: ")]
-    assert len(lines) == 1 and expected in lines[0], done.stderr
-    assert done.returncode != 0 and re.search(r"exitcode\s*: 2", done.stderr)
+    done = fork(2, "-m", "fgpipe.train", f"run_dir={tmp_path / 'run'}", "placement=placement.yaml", *overrides, cwd=tmp_path)
+    assert done.stderr.startswith("fgpipe: ") and done.stderr.count("\n") == 1, done.stderr
+    assert expected in done.stderr
+    assert done.returncode == 2
     assert not (tmp_path / "run").exists()
 
 
