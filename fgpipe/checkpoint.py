@@ -18,7 +18,6 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
-import torch
 from torch import Tensor
 
 from fgpipe import durable
@@ -195,13 +194,8 @@ def write_block(folder: Path, block: int, trained: Mapping[str, Trained], counte
     Returns:
         The two files by name.
     """
-    tensors, strides = {}, {}
-    for name, tensor in _state(trained):
-        tensors[name] = tensor.detach().cpu().contiguous()
-        strides[name] = tensor.stride()
-    momentum = {name: list(stride) for name, stride in strides.items() if ".momentum." in name}
-    state = json.dumps({**counters, "momentum_strides": momentum}).encode()
-    contents = zip(names_of(block), (safetensors.torch.save(tensors), state), strict=True)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _state(trained)}
+    contents = zip(names_of(block), (safetensors.torch.save(tensors), json.dumps(counters).encode()), strict=True)
     return {name: _write(folder / name, content) for name, content in contents}
 
 
@@ -214,14 +208,9 @@ def read_block(folder: Path, block: int, trained: Mapping[str, Trained]) -> dict
     try:
         tensors = read_tensors(folder, block)
         counters: dict[str, Any] = json.loads((folder / names_of(block)[1]).read_text())
-        strides = counters.pop("momentum_strides")
         for part, (module, optimizer) in trained.items():
             module.load_state_dict(_under(f"{part}.module.", tensors))
             momentum = _under(f"{part}.momentum.", tensors)
-            for name, value in momentum.items():
-                # in the very layout that it had: kernels choose by strides, and may round differently
-                momentum[name] = torch.empty_strided(value.shape, strides[f"{part}.momentum.{name}"], dtype=value.dtype)
-                momentum[name].copy_(value)
             if optimizer is not None:
                 optimizer.restore([momentum.get(name) for name, _ in module.named_parameters()])
     except (OSError, RuntimeError, ValueError, KeyError, safetensors.SafetensorError) as error:

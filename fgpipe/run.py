@@ -241,7 +241,7 @@ class _Run:
         incidents, replays = total(self._metrics.incidents()), total(self._metrics.incidents(REPLAYS))
         used = torch.zeros(4, place.world_size, dtype=torch.int64)
         used[:, place.rank] = torch.tensor([self._memory.before, self._memory.peak, *self._processor.tolist()])
-        before, peak, processor, computing = total(used).tolist()
+        before, peak, processor, main_thread = total(used).tolist()
         images = plan.config.epochs * plan.facts.train_batches * plan.config.batch_size
         return {
             "device": str(self._device),
@@ -263,12 +263,12 @@ class _Run:
             "memory_before_training_bytes": before,
             "peak_memory_bytes": peak,
             "processor_seconds": [nanoseconds * 1e-9 for nanoseconds in processor],
-            "computing_thread_seconds": [nanoseconds * 1e-9 for nanoseconds in computing],
+            "main_thread_seconds": [nanoseconds * 1e-9 for nanoseconds in main_thread],
         }
 
 
 def _processor_time() -> Tensor:
-    """Nanoseconds, int64 `[2]`: of this process, and of this thread, which computes, alone."""
+    """Nanoseconds, int64 `[2]`: of this process, and of this thread, the main one, alone."""
     return torch.tensor([time.process_time_ns(), time.thread_time_ns()])
 
 

@@ -74,6 +74,7 @@ def rule(*kinds: type[nn.Module]) -> Callable[[Rule], Rule]:
     """Register the rule of these modules and of subclasses that do not override `forward`.
 
     A rule takes the module, its input and the prefix of its parameters' names; it returns output and `Push`.
+    A push that hands one tangent to two others must hand it as not `fresh`.
     """
 
     def register(function: Rule) -> Rule:
@@ -105,6 +106,8 @@ def linearize(module: nn.Module, x: Tensor, prefix: str = "") -> tuple[Tensor, P
     same output when it is run again.
     """
     plain = not parametrize.is_parametrized(module) and not module._forward_hooks and not module._forward_pre_hooks
+    named, all_names = (len(list(module.named_parameters(remove_duplicate=each))) for each in (True, False))
+    plain = plain and named == all_names  # a rule would take the second use of a parameter for another one
     chosen = _rules.get(type(module).forward, by_torch_func) if plain else by_torch_func
     y, push = chosen(module, x, prefix)
     return y, torch.no_grad()(push)
@@ -120,7 +123,7 @@ def by_torch_func(module: nn.Module, x: Tensor, prefix: str) -> tuple[Tensor, Pu
     """The rule of any module: `torch.func.jvp` of a second run, under `vmap` over the lanes."""
 
     def run(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
-        return functional_call(module, (parameters, _copied_buffers(module)), (x,))
+        return _call(module, parameters | _copied_buffers(module), x)
 
     return module(x), _push_by_torch_func(run, dict(module.named_parameters()), x.detach(), prefix)
 
@@ -139,11 +142,17 @@ def losses_by_torch_func(head: Any, x: Tensor, labels: Tensor) -> tuple[Tensor, 
     wrapped = Losses()
 
     def run(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
-        return functional_call(wrapped, _copied_buffers(wrapped), (x,))
+        return _call(wrapped, _copied_buffers(wrapped), x)
 
     push = _push_by_torch_func(run, {}, x.detach(), "")
     losses, logits = head.losses(x, labels)
     return losses, logits, lambda dx: push(dx, {}).per_lane()
+
+
+def _call(module: nn.Module, tensors: dict[str, Tensor], x: Tensor) -> Tensor:
+    """The module with other tensors; of a layer that stands in two places, PyTorch would not put its own ones back."""
+    layers, places = (sum(1 for _ in module.named_modules(remove_duplicate=each)) for each in (True, False))
+    return functional_call(module, tensors, (x,), tie_weights=layers == places)
 
 
 def _copied_buffers(module: nn.Module) -> dict[str, Tensor]:
@@ -175,7 +184,7 @@ def _push_by_torch_func(
             at = ({name: parameters[name] for name in moved}, x)
             return jvp(lambda p, x: run({**still, **p}, x), at, (dp, dx))[1]
 
-        return Tangent(lanes, vmap(tangent)(dxs, moved).flatten(0, 1), fresh=True)
+        return Tangent(lanes, vmap(tangent)(dxs, moved).flatten(0, 1))  # perhaps an expanded view, not to be written
 
     return push
 
@@ -192,7 +201,10 @@ def insert(tangent: Tangent | None, direction: Tensor, coefficients: Mapping[int
     """Add `direction` `[B, ...]` to lanes of a tangent. The result may share the memory of either."""
     if tangent is None:
         parts = [_scaled(direction, factor) for factor in coefficients.values()]
-        return Tangent(tuple(coefficients), torch.cat(parts) if len(parts) > 1 else parts[0], True) if parts else None
+        if not parts:
+            return None
+        value = torch.cat(parts) if len(parts) > 1 else parts[0]
+        return Tangent(tuple(coefficients), value, fresh=value is not direction)
     live = set(tangent.lanes) & set(coefficients)
     if live:
         tangent = _to_write(tangent, tangent.value.dtype)
@@ -206,7 +218,7 @@ def insert(tangent: Tangent | None, direction: Tensor, coefficients: Mapping[int
     new = {lane: factor for lane, factor in coefficients.items() if lane not in live}
     if not new:
         return tangent
-    parts = [tangent.value, *(_scaled(direction, factor) for factor in new.values())]
+    parts = [tangent.value, *(_scaled(direction, factor).to(tangent.value.dtype) for factor in new.values())]
     return Tangent(tangent.lanes + tuple(new), torch.cat(parts), fresh=True)
 
 

@@ -212,6 +212,7 @@ def restrict(tangent: Tangent | None, lanes: tuple[int, ...]) -> Tangent | None:
 
 def along(directions: Tensor, lanes: tuple[int, ...], like: Tensor) -> Tangent:
     """A tangent that moves all samples of `like` `[B, ...]` alike, each lane along one of `directions` `[R, ...]`."""
+    assert len(directions) == len(lanes), "a lane for each direction"
     tangent = empty(lanes, like)
     tangent.per_lane().copy_(directions.unsqueeze(1))
     return tangent

@@ -23,7 +23,7 @@ aten = torch.ops.aten
 @rule(nn.Sequential)
 def _sequential(module: nn.Sequential, x: Tensor, prefix: str) -> tuple[Tensor, Push]:
     pushes = []
-    for name, layer in module.named_children():
+    for name, layer in module._modules.items():  # one that stands there twice too
         x, push = linearize(layer, x, f"{prefix}{name}.")
         pushes.append(push)
 
@@ -43,16 +43,18 @@ def _conv(module: nn.Conv2d, x: Tensor, prefix: str) -> tuple[Tensor, Push]:
     def convolve(lanes: Tensor, weight: Tensor) -> Tensor:
         return F.conv2d(lanes, weight, None, module.stride, module.padding, module.dilation, module.groups)
 
-    return module(x), _affine_push(convolve, module, x.detach(), prefix)
+    y = module(x)
+    return y, _affine_push(convolve, module, x.detach(), y.detach(), prefix)
 
 
 @rule(nn.Linear)
 def _linear(module: nn.Linear, x: Tensor, prefix: str) -> tuple[Tensor, Push]:
-    return module(x), _affine_push(F.linear, module, x.detach(), prefix)
+    y = module(x)
+    return y, _affine_push(F.linear, module, x.detach(), y.detach(), prefix)
 
 
 def _affine_push(
-    multiply: Callable[[Tensor, Tensor], Tensor], module: nn.Conv2d | nn.Linear, x: Tensor, prefix: str
+    multiply: Callable[[Tensor, Tensor], Tensor], module: nn.Conv2d | nn.Linear, x: Tensor, y: Tensor, prefix: str
 ) -> Push:
     """d(W x + b) = W dx + dW x + db."""
 
@@ -61,9 +63,8 @@ def _affine_push(
         if own := directions.get(f"{prefix}weight"):
             dy = insert(dy, multiply(x, own.value), own.coefficients)
         if own := directions.get(f"{prefix}bias"):
-            like_y = multiply(x[:1], module.weight)
-            shape = (-1,) + (1,) * (like_y.dim() - 2) if isinstance(module, nn.Conv2d) else (-1,)
-            dy = insert(dy, own.value.reshape(shape).expand(len(x), *like_y.shape[1:]).clone(), own.coefficients)
+            shape = (-1,) + (1,) * (y.dim() - 2) if isinstance(module, nn.Conv2d) else (-1,)
+            dy = insert(dy, torch.empty_like(y).copy_(own.value.reshape(shape)), own.coefficients)
         return dy
 
     return push
@@ -146,13 +147,16 @@ def _max_pool(module: nn.MaxPool2d, x: Tensor, prefix: str) -> tuple[Tensor, Pus
     y, indices = F.max_pool2d(
         x, module.kernel_size, module.stride, module.padding, module.dilation, module.ceil_mode, return_indices=True
     )
+    like = y.detach()
 
     def push(dx: Tangent | None, directions: Directions) -> Tangent | None:
         if dx is None:
             return None
         stack = dx.per_lane().flatten(-2)
         chosen = stack.gather(-1, indices.flatten(-2).expand(*stack.shape[:-1], -1))
-        return Tangent(dx.lanes, chosen.unflatten(-1, indices.shape[-2:]).flatten(0, 1), fresh=True)
+        dy = empty(dx.lanes, like)
+        dy.per_lane().copy_(chosen.unflatten(-1, indices.shape[-2:]))
+        return dy
 
     return y, push
 

@@ -3,8 +3,8 @@
     python -m fgpipe.study compiling [widths=[1,0.25]] [lanes=[1,4]] [blocks=[0,1,2,3,4,5,6,7]] [batch=64] [pixels=32]
                                      [seconds=1.2] [out=FILE]
 
-Of each block of ResNet-18 with its MLP head: a step of both on the head's loss (forward as one graph, and backward); the
-forward pass of a test batch; and, for each number of lanes, the primal with its lanes as one graph, which a local guess
+Of each block of ResNet-18 with its MLP head, in training mode: a step of both on the head's loss (forward as one graph,
+and backward); a forward pass without autograd's graph; and, for each number of lanes, the primal with its lanes as one graph, which a local guess
 does not allow, as its backward pass stands between the two. A row has every block's time as it is over its time compiled
 (above 1, compiling pays): the median block, the worst and the best; the same of all blocks together; and the seconds
 until all are compiled for the first time. `seconds` is how long each is measured. `out=FILE` puts the table below the
@@ -160,7 +160,7 @@ def computations(
 def measure(graph: Graph, use: Use, sizes: Sizes) -> Seconds:
     """Compile, and time both in turns."""
     torch.compiler.reset()
-    compiled = torch.compile(graph)
+    compiled = torch.compile(graph, fullgraph=True)
     began = time.perf_counter()
     use(compiled)
     compiling = time.perf_counter() - began

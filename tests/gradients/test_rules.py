@@ -5,6 +5,7 @@ probability one, so both references are exact up to rounding and to the differen
 """
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fgpipe.gradients import Direction, Tangent, linearize, linearize_losses
+from fgpipe.gradients.dual import add, insert
 from fgpipe.models.heads import Head, PredSim, auxiliary_head, classifier
 from fgpipe.models.resnet import Residual, resnet18
 
@@ -37,6 +39,29 @@ class Shifted(nn.ReLU):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.relu(x - 0.3)
+
+
+class Broadcast(nn.Module):
+    """Ends in an expanded view."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(dim=(2, 3), keepdim=True).expand_as(x)
+
+
+class Tied(nn.Module):
+    """Two layers with one parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 3, 1, bias=False), nn.Conv2d(3, 3, 1, bias=False)
+        self.two.weight = self.one.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.two(torch.tanh(self.one(x)))
+
+
+def twice(layer: nn.Module) -> nn.Module:
+    return nn.Sequential(layer, nn.BatchNorm2d(3), layer)
 
 
 def residual(stride: int) -> Residual:
@@ -69,6 +94,10 @@ LAYERS = {
     "no rule": lambda: Gated(3),
     "no rule inside": lambda: nn.Sequential(nn.Conv2d(3, 4, 1), Gated(4), nn.BatchNorm2d(4)),
     "hooked": lambda: _hooked(),
+    "a layer twice": lambda: twice(nn.ReLU()),
+    "a layer with weights twice": lambda: twice(nn.Conv2d(3, 3, 3, padding=1)),
+    "a view in a residual": lambda: Residual(nn.Sequential(nn.BatchNorm2d(3), Broadcast()), nn.Identity()),
+    "batch norm of a view": lambda: nn.Sequential(Broadcast(), nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)),
 }
 
 
@@ -107,6 +136,7 @@ def test_rule(build, fresh: bool) -> None:
     got = push(Tangent((3, 5), given, fresh), directions)
     assert fresh or torch.equal(given, dx.flatten(0, 1))
     assert all(torch.equal(directions[name].value, d) for name, d in dp.items())
+    assert all(isinstance(p, nn.Parameter) for p in module.parameters()), "the module has its own ones again"
 
     zero = torch.zeros_like(x)
     for lane, (below, factor) in {3: (dx[0], 0.0), 5: (dx[1], -0.5), 9: (zero, 2.0)}.items():
@@ -119,6 +149,72 @@ def test_rule(build, fresh: bool) -> None:
         have = got.per_lane()[got.lanes.index(lane)]
         torch.testing.assert_close(have, want, rtol=1e-9, atol=1e-10)
         torch.testing.assert_close(have, _differences(reference, x, below, weights), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("below", [(), (0,), (0, 100)], ids=["none below", "one below", "two below"])
+@pytest.mark.parametrize("build", LAYERS.values(), ids=LAYERS.keys())
+def test_own_lanes(build, below: tuple[int, ...]) -> None:
+    """Every parameter has a lane of its own, the first of them one that comes from below too; channels last, as in runs."""
+    module = randomized(build()).to(memory_format=torch.channels_last)
+    x = torch.randn(IMAGES, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
+    dp = {name: torch.randn_like(p) for name, p in module.named_parameters()}
+    dx = {lane: torch.randn_like(x) for lane in below}
+    reference = copy.deepcopy(module)
+    _, push = linearize(module, x)
+    directions = {name: Direction(d.clone(), {lane: 1.0}) for lane, (name, d) in enumerate(dp.items())}
+    got = push(Tangent(below, torch.cat(list(dx.values()))) if below else None, directions)
+    assert all(torch.equal(directions[name].value, d) for name, d in dp.items())
+    lanes = {*below, *range(len(dp))}
+    assert (set(got.lanes) if got else set()) == lanes
+    for lane in lanes:
+        weights = {name: d * (lane == own) for own, (name, d) in enumerate(dp.items())}
+        want = _jvp(reference, x, dx.get(lane, torch.zeros_like(x)), weights)[1]
+        torch.testing.assert_close(got.per_lane()[got.lanes.index(lane)], want, rtol=1e-9, atol=1e-10)
+
+
+def test_parameters_with_two_names() -> None:
+    """In two layers; those of a layer in two places are among `LAYERS`. The module has its own ones afterwards."""
+    module = Tied().double()
+    x, dx = torch.randn(2, *IMAGES, dtype=torch.float64)
+    (name, parameter), *others = module.named_parameters()
+    assert not others
+    d = torch.randn_like(parameter)
+
+    def at(t: float) -> Tensor:
+        moved = copy.deepcopy(module)
+        with torch.no_grad():
+            moved.one.weight.add_(t * d)
+        return moved(x + t * dx)
+
+    got = linearize(module, x)[1](Tangent((0,), dx), {name: Direction(d, {0: 1.0})})
+    torch.testing.assert_close(got.value, (at(1e-6) - at(-1e-6)) / 2e-6, rtol=1e-5, atol=1e-6)
+    assert module.one.weight is parameter and module.two.weight is parameter
+
+
+def test_only_fresh_is_written() -> None:
+    """By sums and insertions; the result has the type of the sum."""
+    for fresh in itertools.product([False, True], repeat=2):
+        values = torch.randn(4, 3), torch.randn(4, 3, dtype=torch.float64)
+        for one, two in (values, values[::-1]):
+            first, second = Tangent((1, 2), one.clone(), fresh[0]), Tangent((2, 3), two.clone(), fresh[1])
+            same = Tangent((1, 2), two.clone(), fresh[1])
+            kept = [(each, each.value.clone()) for each in (first, second, same) if not each.fresh]
+            total = add(first, same)
+            assert total.value.dtype == torch.float64
+            torch.testing.assert_close(total.value, one + two.double(), check_dtype=False)
+            first = first if not fresh[0] else Tangent((1, 2), one.clone(), True)
+            total = add(first, second)
+            assert total.lanes == (1, 2, 3) and total.value.dtype == torch.float64
+            want = torch.cat([one[:2].double(), one[2:] + two[:2].double(), two[2:].double()])
+            torch.testing.assert_close(total.value, want)
+            assert all(torch.equal(each.value, value) for each, value in kept)
+    direction = torch.randn(2, 3)
+    for tangent in (None, Tangent((1,), torch.randn(2, 3, dtype=torch.bfloat16))):
+        kept, before = direction.clone(), tangent and tangent.value.clone()
+        got = insert(insert(tangent, direction, {1: 1.0}), direction, {1: 1.0, 4: -2.0})
+        assert got.lanes == (1, 4) and torch.equal(direction, kept)
+        assert tangent is None or torch.equal(tangent.value, before) and got.value.dtype == torch.bfloat16
+        torch.testing.assert_close(got.value[2:], (-2 * direction).to(got.value.dtype))
 
 
 @pytest.mark.parametrize("build", LAYERS.values(), ids=LAYERS.keys())
@@ -137,7 +233,7 @@ def test_one_lane(build) -> None:
 
 def _call(module: nn.Module, moved: dict[str, Tensor], x: Tensor) -> Tensor:
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
-    return functional_call(module, {**moved, **buffers}, (x.clone(),))
+    return functional_call(module, {**moved, **buffers}, (x.clone(),), tie_weights=False)
 
 
 def _jvp(module: nn.Module, x: Tensor, dx: Tensor, dp: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -213,6 +309,11 @@ def test_running_statistics_are_updated_once(name: str) -> None:
         torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
 
 
+def blocks() -> list[nn.Module]:
+    biased = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU())
+    return [*resnet18(8, width=0.0625)[0][:3], biased]
+
+
 class Layouts(TorchDispatchMode):
     """Notes the operations that made an image which is not channels last."""
 
@@ -230,10 +331,10 @@ class Layouts(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("below", [(), (100,), (100, 101)], ids=["none", "one", "two"])
-@pytest.mark.parametrize("index", [0, 1, 2])
+@pytest.mark.parametrize("index", range(4), ids=["stem", "plain", "shortcut", "biased"])
 def test_lanes_stay_channels_last(index: int, below: tuple[int, ...]) -> None:
     """In every operation, so that none converts: of a stem, a plain block and one with a shortcut, with probes of its own."""
-    block = resnet18(8, width=0.0625)[0][index].to(memory_format=torch.channels_last)
+    block = blocks()[index].to(memory_format=torch.channels_last)
     channels = next(module for module in block.modules() if isinstance(module, nn.Conv2d)).in_channels
     x = torch.randn(2, channels, 8, 8).to(memory_format=torch.channels_last)
     dx = torch.randn(2 * len(below), channels, 8, 8).to(memory_format=torch.channels_last)

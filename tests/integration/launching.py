@@ -62,9 +62,7 @@ def fork(processes: int, *arguments: str, timeout: float = 900, cwd: Path = ROOT
         workers = [context.Process(target=_become, args=(arguments, place, cwd, out, err)) for place in places]
         for worker in workers:
             worker.start()
-        _wait(workers, timeout)
-        codes = [worker.exitcode for worker in workers]
-        code = next((code for code in codes if code > 0), int(any(codes))) if processes > 1 else codes[0]
+        code = _wait(workers, timeout)
         return subprocess.CompletedProcess(arguments, code, out.read_text(), err.read_text())
 
 
@@ -82,17 +80,20 @@ def _become(arguments: tuple[str, ...], place: Mapping[str, str], cwd: Path, out
         runpy.run_path(arguments[0], run_name="__main__")
 
 
-def _wait(workers: list[multiprocessing.Process], timeout: float) -> None:
-    """Until all have ended."""
+def _wait(workers: list[multiprocessing.Process], timeout: float) -> int:
+    """Until all have ended; the exit code of one that failed by itself, 0 if none has."""
+    code = 0
     give_up = time.monotonic() + timeout
     while running := [worker for worker in workers if worker.is_alive()]:
         connection.wait([worker.sentinel for worker in running], give_up - time.monotonic())
         late = time.monotonic() > give_up
+        code = code or next((worker.exitcode for worker in workers if worker.exitcode), 0)
         if late or any(worker.exitcode for worker in workers):
             for worker in running:
                 worker.kill() if late else worker.terminate()
         if late:
             raise TimeoutError(f"{len(running)} processes were still there after {timeout:g} s")
+    return code or next((worker.exitcode for worker in workers if worker.exitcode), 0)
 
 
 class Job:

@@ -8,6 +8,7 @@ import pytest
 from fgpipe.train import main
 from tests.integration.launching import fork, launch, processes_with
 
+
 @pytest.mark.slow
 def test_under_torchrun(tmp_path: Path) -> None:
     marker = f"run_dir={tmp_path / 'run'}"

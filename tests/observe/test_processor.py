@@ -16,7 +16,7 @@ def test_work_counts_and_waiting_does_not(tmp_path: Path) -> None:
     slow = ["slow.block=0", "slow.factor=20"]
     figures = run(compose_config([*RUN, *slow, f"run_dir={tmp_path}"]))
     spent = time.process_time() - before
-    (training,), (computing,) = figures["processor_seconds"], figures["computing_thread_seconds"]
+    (training,), (main_thread,) = figures["processor_seconds"], figures["main_thread_seconds"]
     assert 0.3 * spent < training < spent
-    assert 0.7 * training < computing <= training
+    assert 0.7 * training < main_thread < training + 0.001  # the clocks are read one after the other
     assert training < 0.6 * figures["train_seconds"]

@@ -15,7 +15,7 @@ def test_compiled_computes_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     compared = []
 
     def compare(graph: compiling.Graph, use: compiling.Use, sizes: object) -> compiling.Seconds:
-        want, got = use(graph), use(torch.compile(graph, backend="aot_eager"))
+        want, got = use(graph), use(torch.compile(graph, backend="aot_eager", fullgraph=True))
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
         compared.append(graph)
         return compiling.Seconds(3.0, 2.0, 1.0)
@@ -32,7 +32,7 @@ def test_compiled_computes_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 
 def test_both_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "compile", lambda graph: lambda: graph())
+    monkeypatch.setattr(torch, "compile", lambda graph, fullgraph: lambda: graph())
     calls = []
     seconds = compiling.measure(lambda: calls.append(None), lambda graph: graph(), compiling.Options(seconds=0).sizes)
     assert len(calls) == 1 + 2 * (1 + 3), "the first compiled call, then a round of both to warm up and three rounds"
