@@ -232,7 +232,7 @@ def add(first: Tangent | None, second: Tangent | None) -> Tangent | None:
         return second if first is None else first
     if first.lanes == second.lanes and not first.fresh:
         first, second = second, first
-    total = _to_write(first, torch.result_type(first.value, second.value))
+    total = _to_write(first, torch.promote_types(first.value.dtype, second.value.dtype))
     if total.lanes == second.lanes:
         total.value.add_(second.value)
         return total
