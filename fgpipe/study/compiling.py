@@ -50,7 +50,7 @@ class Options:
     blocks: list[int] = field(default_factory=lambda: list(range(BLOCKS)))
     batch: int = FULL.batch
     pixels: int = FULL.pixels
-    seconds: float = FULL.seconds
+    seconds: float = 1.2
     out: str | None = None
 
     def check(self) -> None:

@@ -26,7 +26,7 @@ class Sizes:
     """Of the start."""
 
 
-FULL = Sizes(3, 1.2, 3, (1.0, 0.25), (1, 4, 7), 64, 32, 24, 8)
+FULL = Sizes(3, 0.6, 3, (1.0, 0.25), (1, 4, 7), 64, 32, 24, 8)
 QUICK = Sizes(1, 0.0, 1, (0.0625,), (1, 2), 8, 16, 20, 2)
 """Every line of code once, for the tests; its figures mean nothing."""
 
