@@ -41,7 +41,7 @@ def rows(sizes: Sizes) -> Iterator[Row]:
         yield Row("profile", f"share of a step that is not arithmetic, one process, width {width:g}", figures)
     alone, together = (processor_seconds(processes, sizes) for processes in (1, sizes.processes))
     for width in sizes.widths:
-        for whose, key in (("", "processor_seconds"), (", the computing threads alone", "main_thread_seconds")):
+        for whose, key in (("", "processor_seconds"), (", the main threads alone", "main_thread_seconds")):
             of_all, of_one = together[width][key], alone[width][key]
             what = f"processor time of a step in {sizes.processes} processes over that in one, width {width:g}{whose}"
             milliseconds = [1000 * min(each) / BATCHES for each in (of_all, of_one)]

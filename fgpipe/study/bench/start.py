@@ -14,7 +14,7 @@ from fgpipe.study.bench.table import Row, Sizes, at_most
 from fgpipe.study.series import torchrun
 
 SECONDS = at_most(15)
-IMPORTS = "import gc, time; gc.disable(); import torch.distributed; print(time.monotonic_ns())"
+IMPORTS = "import gc, time; gc.disable(); import torch.distributed; print(f'{time.monotonic_ns()}\\n', end='')"
 COMMON = ["data=digits", "epochs=1", "trace=true", "device=cpu", "observe.tensorboard=false"]
 
 
