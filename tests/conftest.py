@@ -1,6 +1,7 @@
-"""In which order the tests run."""
+"""What all tests share: the order in which they run, and a network that is not there."""
 
 from collections import Counter
+from urllib.error import URLError
 
 import pytest
 
@@ -9,3 +10,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with slow tests first, most of them before the others: what runs last leaves the other process idle."""
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -slow[item.path])
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every download fails."""
+
+    def refuse(*_: object) -> None:
+        raise URLError("Connection refused")
+
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", refuse)

@@ -4,12 +4,10 @@ import gzip
 import pickle
 import struct
 from pathlib import Path
-from urllib.error import URLError
 
 import numpy as np
 import pytest
 from PIL import Image
-from torchvision.datasets import utils
 
 from fgpipe.config import DataConfig
 from fgpipe.data import load
@@ -24,16 +22,6 @@ def configured(name: str, root: Path | str = "data", **changes: object) -> DataC
         "mean": [0.5] * channels, "std": [0.25] * channels,
     }  # fmt: skip
     return DataConfig(**(values | changes))
-
-
-@pytest.fixture
-def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every download fails."""
-
-    def refuse(*_: object) -> None:
-        raise URLError("Connection refused")
-
-    monkeypatch.setattr(utils, "download_url", refuse)
 
 
 def refusal(config: DataConfig) -> str:

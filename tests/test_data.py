@@ -19,7 +19,6 @@ from fgpipe.data.unpickle import read_pickled_arrays
 from fgpipe.errors import UserError
 from tests.datasets import (
     configured,
-    offline,  # noqa: F401
     random_rows,
     refusal,
     write_cifar10,

@@ -17,7 +17,7 @@ from torchvision.datasets import utils
 from torchvision.datasets.utils import download_url
 
 from fgpipe.data import load
-from tests.datasets import configured, offline, refusal, write_cifar10  # noqa: F401
+from tests.datasets import configured, refusal, write_cifar10
 
 pytestmark = pytest.mark.usefixtures("offline")
 

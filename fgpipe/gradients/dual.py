@@ -106,8 +106,9 @@ def linearize(module: nn.Module, x: Tensor, prefix: str = "") -> tuple[Tensor, P
     same output when it is run again.
     """
     plain = not parametrize.is_parametrized(module) and not module._forward_hooks and not module._forward_pre_hooks
-    named, all_names = (len(list(module.named_parameters(remove_duplicate=each))) for each in (True, False))
-    plain = plain and named == all_names  # a rule would take the second use of a parameter for another one
+    if not prefix:  # else the module around it has been looked at; a rule would take a parameter's second name for another's
+        parameters = [id(parameter) for _, parameter in module.named_parameters(remove_duplicate=False)]
+        plain = plain and len(set(parameters)) == len(parameters)
     chosen = _rules.get(type(module).forward, by_torch_func) if plain else by_torch_func
     y, push = chosen(module, x, prefix)
     return y, torch.no_grad()(push)

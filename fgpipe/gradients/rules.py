@@ -105,15 +105,16 @@ def _batch_norm(module: nn.BatchNorm2d, x: Tensor, prefix: str) -> tuple[Tensor,
         return dy
 
     def push(dx: Tangent | None, directions: Directions) -> Tangent | None:
-        own = [directions[name] for name in (f"{prefix}weight", f"{prefix}bias") if name in directions]
+        gamma, beta = directions.get(f"{prefix}weight"), directions.get(f"{prefix}bias")
         live = () if dx is None else dx.lanes
-        new = tuple(dict.fromkeys(lane for each in own for lane in each.coefficients if lane not in live))
+        own = [lane for each in (gamma, beta) if each for lane in each.coefficients]
+        new = tuple(dict.fromkeys(lane for lane in own if lane not in live))
         dy = normalise_all(dx, new) if live or new else None
-        if own := directions.get(f"{prefix}weight"):
-            scale = (own.value * inverse_std).reshape(per_channel)
-            dy = insert(dy, torch.addcmul(-scale * mean.reshape(per_channel), x, scale), own.coefficients)
-        if own := directions.get(f"{prefix}bias"):
-            dy = insert(dy, own.value.reshape(per_channel).expand_as(x), own.coefficients)
+        if gamma:
+            scale = (gamma.value * inverse_std).reshape(per_channel)
+            dy = insert(dy, torch.addcmul(-scale * mean.reshape(per_channel), x, scale), gamma.coefficients)
+        if beta:
+            dy = insert(dy, beta.value.reshape(per_channel).expand_as(x), beta.coefficients)
         return dy
 
     return y, push

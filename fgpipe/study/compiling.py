@@ -4,11 +4,11 @@
                                      [seconds=1.2] [out=FILE]
 
 Of each block of ResNet-18 with its MLP head, in training mode: a step of both on the head's loss (forward as one graph,
-and backward); a forward pass without autograd's graph; and, for each number of lanes, the primal with its lanes as one graph, which a local guess
-does not allow, as its backward pass stands between the two. A row has every block's time as it is over its time compiled
-(above 1, compiling pays): the median block, the worst and the best; the same of all blocks together; and the seconds
-until all are compiled for the first time. `seconds` is how long each is measured. `out=FILE` puts the table below the
-heading "Results" of FILE.
+and backward); a forward pass without autograd's graph; and, for each number of lanes, the primal with its lanes as one
+graph, which a local guess does not allow, as its backward pass stands between the two. A row has every block's time as it
+is over its time compiled (above 1, compiling pays): the median block, the worst and the best; the same of all blocks
+together; and the seconds until all are compiled for the first time. `seconds` is how long each is measured. `out=FILE`
+puts the table below the heading "Results" of FILE.
 """
 
 import os

@@ -23,6 +23,9 @@ BATCH = 32
 BATCHES = 4
 """Of a run whose processor time is taken."""
 
+WHOSE = {"processor_seconds": "", "main_thread_seconds": ", the main threads alone"}
+"""Processor time, by its name in the summary."""
+
 ARITHMETIC = re.compile(
     r"aten::(_?mkldnn_convolution|_slow_conv\w*|convolution_backward|native_batch_norm\w*|addmm|mm|relu|threshold_backward"
     r"|clamp_min|_fused_sgd_|_foreach_\w+|add_?|sub_?|mul_?|div_?|addcmul_?|square|pow|sum|mean|dot|_?log_softmax\w*"
@@ -41,7 +44,7 @@ def rows(sizes: Sizes) -> Iterator[Row]:
         yield Row("profile", f"share of a step that is not arithmetic, one process, width {width:g}", figures)
     alone, together = (processor_seconds(processes, sizes) for processes in (1, sizes.processes))
     for width in sizes.widths:
-        for whose, key in (("", "processor_seconds"), (", the main threads alone", "main_thread_seconds")):
+        for key, whose in WHOSE.items():
             of_all, of_one = together[width][key], alone[width][key]
             what = f"processor time of a step in {sizes.processes} processes over that in one, width {width:g}{whose}"
             milliseconds = [1000 * min(each) / BATCHES for each in (of_all, of_one)]
@@ -63,7 +66,7 @@ def processor_seconds(processes: int, sizes: Sizes) -> dict[float, dict[str, lis
         launch(runs, processes, Path(folder) / "runs.json")
         summaries = {width: [read_summary(path) or {} for path in each[1:]] for width, each in paths.items()}
     return {
-        width: {key: [sum(each[key]) for each in found] for key in ("processor_seconds", "main_thread_seconds")}
+        width: {key: [sum(each[key]) for each in found] for key in WHOSE}
         for width, found in summaries.items()
     }
 
