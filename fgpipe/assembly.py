@@ -19,7 +19,7 @@ from fgpipe.observe.metrics import Metrics
 from fgpipe.observe.timeline import Timeline
 from fgpipe.optim import Optimizer, Trained, learning_rate
 from fgpipe.rng import generator
-from fgpipe.runtime.costs import block_costs, forward_flops, input_shapes
+from fgpipe.runtime.costs import ForwardPass, block_costs
 from fgpipe.runtime.feedback.base import FeedbackPlane
 from fgpipe.runtime.feedback.mailbox import Mailbox
 from fgpipe.runtime.feedback.memory import MemoryFeedback
@@ -88,8 +88,8 @@ class Plan:
     lanes: Lanes
     windows: tuple[int, ...]
     topology: Topology
-    shapes: tuple[torch.Size, ...]
-    """Of each block's input, and of the last one's output, without the batch."""
+    forward: ForwardPass
+    """Of two samples."""
     step: int = 0
     """Training batches that were done before this process began."""
 
@@ -109,20 +109,20 @@ class Plan:
         method = Method.of(config)
         tensors = [len(list(block.parameters())) for block in net.blocks]
         lanes = plan_lanes(method, tensors, config.lanes, config.code, config.seed)
-        images = (2, facts.channels, facts.height, facts.width)
+        forward = ForwardPass.of(net, (2, facts.channels, facts.height, facts.width))
         if config.partition == "counted":
-            forward = forward_flops(net, images)
-            sizes = balanced(block_costs(forward, method, lanes), world_size // config.replicas)
+            sizes = balanced(block_costs(forward.flops, method, lanes), world_size // config.replicas)
         else:
             sizes = tuple(config.partition)
-        topology, shapes = Topology(sizes, rank, placement), tuple(input_shapes(net, images))
-        return cls(config, facts, net, method, lanes, windows(method, config.window), topology, shapes, step)
+        topology = Topology(sizes, rank, placement)
+        return cls(config, facts, net, method, lanes, windows(method, config.window), topology, forward, step)
 
     @property
     def link_bytes(self) -> list[int]:
         """Of a training batch in one replica, activation and tangents, upwards from each block but the last."""
-        one = [self.config.share * shape.numel() * Precision.of(self.config).wire.itemsize for shape in self.shapes[1:-1]]
-        return [(1 + len(self.lanes.on_link(j))) * size for j, size in enumerate(one)]
+        size = self.config.share * Precision.of(self.config).wire.itemsize
+        one = [size * shape.numel() for shape in self.forward.shapes[1:-1]]
+        return [(1 + len(self.lanes.on_link(j))) * each for j, each in enumerate(one)]
 
     @property
     def test_batches(self) -> int:
@@ -320,7 +320,7 @@ def _receiver(plan: Plan, device: torch.device, wire: torch.device, timeline: Ti
     return Receiver(
         first,
         plan.topology.rank_of(first - 1),
-        shape=(plan.config.share, *plan.shapes[first]),
+        shape=(plan.config.share, *plan.forward.shapes[first]),
         lanes=plan.lanes.on_link(first - 1),
         held=plan.windows[first] if plan.method.keeps_graph(first) else 1,
         batches=plan.facts.train_batches,
@@ -365,7 +365,7 @@ def _pipelined(
         topology,
         [each.block for each in modules.values()],
         [each.head for each in modules.values()],
-        shapes=(plan.shapes[first], plan.shapes[last + 1]),
+        shapes=(plan.forward.shapes[first], plan.forward.shapes[last + 1]),
         schedule=config.schedule,
         microbatches=config.microbatches,
         batch_size=config.share,
@@ -388,5 +388,5 @@ def _backward_share(plan: Plan) -> tuple[Straggler | None, float]:
     slow, local = plan.config.slow, plan.topology.local
     if slow.block not in local:
         return None, 1.0
-    flops = forward_flops(plan.net, (2, plan.facts.channels, plan.facts.height, plan.facts.width))
+    flops = plan.forward.flops
     return Straggler.of(slow, plan.config.seed, slow.block), flops[slow.block] / sum(flops[j] for j in local)

@@ -1,6 +1,8 @@
 """What each block costs per batch, counted, so that processes get runs of blocks of about the same cost."""
 
 import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,21 +16,28 @@ from fgpipe.models.net import Net, to_empty
 COUNTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
-def forward_flops(net: Net, shape: tuple[int, ...], heads: bool = False) -> list[int]:
-    """FLOPs of one forward pass of each block, or of each head, for an input of `shape` `[B, ...]`.
+@dataclass(frozen=True)
+class ForwardPass:
+    """What one forward pass of a net's blocks shows."""
 
-    Those of convolutions and linear layers, a multiplication and an addition counted as two; all else counts as free.
-    """
+    shapes: tuple[torch.Size, ...]
+    """Of each block's input, and of the last one's output, without the batch."""
+    flops: tuple[int, ...]
+    """Of each block, for the whole batch: those of convolutions and linear layers, a multiplication and an addition
+    counted as two; all else counts as free."""
+
+    @classmethod
+    def of(cls, net: Net, shape: tuple[int, ...]) -> "ForwardPass":
+        """Args: shape: of the images, `[B, ...]`."""
+        values, flops = _run(net, shape)
+        return cls(tuple(x.shape[1:] for x in values), tuple(flops))
+
+
+def head_flops(net: Net, shape: tuple[int, ...]) -> list[int]:
+    """FLOPs of each head's losses, counted as those of blocks, for images of `shape` `[B, ...]`."""
     labels = torch.zeros(shape[0], dtype=torch.int64)
-    values, counts = _run(net, shape)
-    if not heads:
-        return counts
-    return [_count(_on_cpu(head).losses, y, labels)[1] for head, y in zip(net.heads, values[1:], strict=True)]
-
-
-def input_shapes(net: Net, shape: tuple[int, ...]) -> list[torch.Size]:
-    """The shape of each block's input, and of the last one's output, without the batch."""
-    return [x.shape[1:] for x in _run(net, shape)[0]]
+    outputs = _run(net, shape)[0][1:]
+    return [_count(_on_cpu(head).losses, y, labels)[1] for head, y in zip(net.heads, outputs, strict=True)]
 
 
 def _run(net: Net, shape: tuple[int, ...]) -> tuple[list[Tensor], list[int]]:
@@ -70,7 +79,7 @@ def _on_cpu(module: nn.Module) -> Any:
     return copied.to(device="cpu", dtype=torch.float32)
 
 
-def block_costs(forward: list[int], method: Method, lanes: Lanes) -> list[int]:
+def block_costs(forward: Sequence[int], method: Method, lanes: Lanes) -> list[int]:
     """FLOPs of a training step of each block: its forward pass, a backward one (twice that) if it makes one, and lanes."""
     costs = []
     for j, flops in enumerate(forward):

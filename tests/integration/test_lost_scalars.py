@@ -16,7 +16,7 @@ from tests.integration.launching import fork
 STEPS, BATCH, RATE = 30, 16, 0.05
 COMMON = [
     "epochs=2", f"data.train_samples={STEPS * BATCH // 2}", f"batch_size={BATCH}", "data.test_samples=32",
-    "model.width=0.07", "threads=1", "device=cpu", "observe.tensorboard=false", "target=global", "deadline=40",
+    "model.width=0.07", "threads=1", "device=cpu", "observe.tensorboard=false", "target=global", "deadline=16",
 ]  # fmt: skip
 RUNS = {
     "auto": [*COMMON, "window=auto", "scope=block"],

@@ -10,7 +10,7 @@ from fgpipe.config import compose_config
 from fgpipe.models.init import initialize
 from fgpipe.models.net import resnet
 from fgpipe.models.resnet import resnet18
-from fgpipe.runtime.costs import forward_flops, input_shapes
+from fgpipe.runtime.costs import ForwardPass, head_flops
 
 
 def torchvisions(stem: str) -> nn.Module:
@@ -45,7 +45,7 @@ def test_layers_and_shapes(blocks: int, layers: list[int]) -> None:
     assert [each.count((3, 3)) for each in kernels] == layers
     per_stage = blocks // 4
     leaving = [shape for side, c in ((32, 64), (16, 128), (8, 256), (4, 512)) for shape in [(c, side, side)] * per_stage]
-    assert [tuple(shape) for shape in input_shapes(net, (2, 3, 32, 32))] == [(3, 32, 32), *leaving]
+    assert [tuple(shape) for shape in ForwardPass.of(net, (2, 3, 32, 32)).shapes] == [(3, 32, 32), *leaving]
 
 
 def configured(blocks: int, head: str, width: float = 1):
@@ -58,37 +58,37 @@ def configured(blocks: int, head: str, width: float = 1):
 def test_heads_cost_less_than_a_tenth(blocks: int, head: str) -> None:
     """At width 1, in FLOPs of a forward pass (paper, A.2). predsim is beyond: docs/algorithm.md says by how much."""
     net = configured(blocks, head)
-    of_blocks, of_heads = (forward_flops(net, (2, 3, 32, 32), heads=heads) for heads in (False, True))
+    of_blocks, of_heads = ForwardPass.of(net, (2, 3, 32, 32)).flops, head_flops(net, (2, 3, 32, 32))
     shares = [a / b for a, b in zip(of_heads[:-1], of_blocks, strict=False)]
     assert max(shares) < 0.1, shares
 
 
 def test_flops_are_counted_by_hand() -> None:
     """Block 0 at width 1: 2 * 9 * 64 * 32 * 32 * (3 + 64 + 64) for each sample."""
-    assert forward_flops(configured(8, "mlp"), (2, 3, 32, 32))[0] == 2 * 2 * 9 * 64 * 32 * 32 * (3 + 64 + 64)
+    assert ForwardPass.of(configured(8, "mlp"), (2, 3, 32, 32)).flops[0] == 2 * 2 * 9 * 64 * 32 * 32 * (3 + 64 + 64)
 
 
 @pytest.mark.parametrize("head", ["cnn", "mlp", "linear"])
 def test_flops_are_pytorchs(head: str) -> None:
     """PyTorch's own counter counts the same for blocks and heads; predsim's has products without a layer, too."""
     net, x, labels = configured(8, head, 0.25), torch.zeros(2, 3, 32, 32), torch.zeros(2, dtype=torch.int64)
-    expected: tuple[list[int], list[int]] = [], []
+    of_blocks, of_heads = [], []
     for block, judge in zip(net.blocks, net.heads, strict=True):
         with FlopCounterMode(display=False) as of_block:
             x = block.to_empty(device="cpu")(x)
         with FlopCounterMode(display=False) as of_head:
             judge.to_empty(device="cpu").losses(x, labels)
-        expected[0].append(of_block.get_total_flops())
-        expected[1].append(of_head.get_total_flops())
-    for heads in (False, True):
-        assert forward_flops(net, (2, 3, 32, 32), heads=heads) == expected[heads]
+        of_blocks.append(of_block.get_total_flops())
+        of_heads.append(of_head.get_total_flops())
+    assert ForwardPass.of(net, (2, 3, 32, 32)).flops == tuple(of_blocks)
+    assert head_flops(net, (2, 3, 32, 32)) == of_heads
 
 
 def test_counting_leaves_a_net_alone() -> None:
     """Nothing is computed on a user's own modules, so that no running statistic moves."""
     net = configured(8, "mlp", 0.1)
     net.blocks = [nn.BatchNorm2d(3), nn.ReLU()]
-    forward_flops(net, (2, 3, 8, 8))
+    ForwardPass.of(net, (2, 3, 8, 8))
     assert net.blocks[0].num_batches_tracked == 0
 
 

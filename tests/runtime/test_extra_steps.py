@@ -66,7 +66,7 @@ class Process:
         parts = (torch.device("cpu"), self.metrics, Ledger(8), self.timeline, Replicas())
         self.stages: dict[int, Stage] = {j: each for j, each in build_stages(plan, *parts).items() if j in (LOWER, UPPER)}
         source = torch.Generator().manual_seed(0)
-        shape = (SAMPLES, *plan.shapes[LOWER])
+        shape = (SAMPLES, *plan.forward.shapes[LOWER])
         self.batches = [
             Batch(i, 0, True, torch.randn(shape, generator=source), torch.randint(10, (SAMPLES,), generator=source))
             for i in range(BATCHES)
