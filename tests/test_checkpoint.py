@@ -32,7 +32,7 @@ from tests.integration.rewinding import rewind
 
 BATCHES, SIZE = 6, 24
 COMMON = [
-    "epochs=4", f"data.train_samples={BATCHES * SIZE}", f"batch_size={SIZE}", "data.test_samples=50", "model.width=0.125",
+    "epochs=4", f"data.train_samples={BATCHES * SIZE}", f"batch_size={SIZE}", "data.test_samples=50", "model.width=0.07",
     "threads=1", "device=cpu", "observe.tensorboard=false", "checkpoint.every_steps=4", "checkpoint.keep=100",
 ]  # fmt: skip
 PLAIN = OptimConfig(momentum=0.9, weight_decay=0.0, lr=0.0)

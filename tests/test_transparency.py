@@ -1,6 +1,6 @@
 """Forward mode computes what two backward passes compute: every estimate of the pipeline against the oracle.
 
-The pipeline (stages, tangents, lanes, feedback) trains a small net in float64 for three lock-step batches of random
+The pipeline (stages, tangents, lanes, feedback) trains a small net in float64 for two lock-step batches of random
 images; before each batch its weights are copied, and the oracle estimates the same gradients on the copy. Each
 parameter tensor must agree within 1e-9 relative: both are sums of at most some 1e5 products in float64, whose
 rounding is about 1e-13, and the guesses' heads divide by batch statistics of few samples, which costs some digits.
@@ -30,7 +30,7 @@ from fgpipe.runtime.process import Cluster, Place
 from fgpipe.runtime.stage import Stage
 from fgpipe.run import run
 
-BATCH, STEPS, TOLERANCE = 8, 3, 1e-9
+BATCH, STEPS, TOLERANCE = 8, 2, 1e-9
 SPACES = [("weight", "tensor"), ("weight", "block"), ("activity", "batch"), ("activity", "sample")]
 TARGETS = {"global": [], "local": [], "intermediate": ["target.depth=1"], "depth 3": ["target.depth=3"]}
 TRAINED, RANDOM = ("local", "ntk", "fixed_ntk"), ("gaussian", "rademacher")

@@ -33,8 +33,8 @@ RUNS["subspace"] = [*COMMON, "guess=local_subspace", "space=activity", "directio
 RUNS["gpipe"] = [*COMMON, "guess=end_to_end", "wire=bfloat16"]
 RUNS["1f1b"] = [*COMMON, "guess=end_to_end", "schedule=1f1b", "microbatches=8", "observe.heads=true"]
 RUNS["zero_bubble"] = [*COMMON, "guess=end_to_end", "schedule=zero_bubble", "microbatches=8"]
-RUNS["eager"] = [*COMMON, "feedback=eager"]
-FEW = ("global-auto", "intermediate-3", "greedy", "tensor", "activity", "coded", "1f1b", "eager")
+RUNS["eager"] = [*COMMON, "scope=block", "feedback=eager"]
+FEW = ("global-auto", "intermediate-3", "greedy", "activity", "coded", "1f1b", "eager")
 """Those that fewer processes than blocks run too; what a scalar or a lane is does not depend on who sits where."""
 SIXTEEN = {"plain": [*COMMON, "model=resnet18_16", "window=auto", "scope=block", "model.width=0.1"]}
 

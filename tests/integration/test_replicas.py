@@ -31,7 +31,7 @@ COMMON = [
 ]  # fmt: skip
 EXACT = {
     "local": [],
-    "gaussian": ["guess=gaussian", "optim.lr=0.01"],
+    "gaussian": ["guess=gaussian", "scope=block", "optim.lr=0.01"],
     "ntk": ["guess=ntk", "head=linear", "scope=block", "target=intermediate"],
     "activity": ["space=activity", "scope=batch"],
     "gaussian-activity": ["guess=gaussian", "space=activity", "scope=batch", "optim.lr=0.01"],
@@ -41,7 +41,7 @@ EXACT = {
 """In lock-step, and where forward mode is exact."""
 PIPELINED = {
     "auto": ["window=auto", "scope=block"],
-    "three": ["window=3", "target=intermediate"],
+    "three": ["window=3", "scope=block", "target=intermediate"],
     "samples": ["window=auto", "space=activity", "guess=gaussian", "optim.lr=0.01"],
     "coded": ["window=auto", "space=activity", "lanes=2"],
     "greedy-auto": ["window=auto", "target=local"],

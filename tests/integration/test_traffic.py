@@ -8,7 +8,7 @@ import pytest
 
 from tests.integration.launching import ROOT, fork
 
-BLOCKS, BATCHES = 8, 12
+BLOCKS, BATCHES = 8, 6
 COMMON = [
     "epochs=1", "batch_size=32", f"data.train_samples={32 * BATCHES}", "data.test_samples=32", "model.width=0.125",
     "threads=1", "device=cpu", "observe.tensorboard=false",
