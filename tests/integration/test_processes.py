@@ -3,7 +3,7 @@
 import itertools
 import json
 import subprocess
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -39,12 +39,10 @@ FEW = ("global-auto", "intermediate-3", "greedy", "activity", "coded", "1f1b", "
 SIXTEEN = {"plain": [*COMMON, "model=resnet18_16", "window=auto", "scope=block", "model.width=0.1"]}
 
 
-def recorded(
-    folder: Path, processes: int, runs: dict[str, list[str]], start: Callable = fork
-) -> dict[str, dict[str, np.ndarray]]:
+def recorded(folder: Path, processes: int, runs: dict[str, list[str]]) -> dict[str, dict[str, np.ndarray]]:
     folder.mkdir()
     (folder / "runs.json").write_text(json.dumps(runs))
-    done = start(processes, str(ROOT / "tests/integration/recording.py"), str(folder))
+    done = fork(processes, str(ROOT / "tests/integration/recording.py"), str(folder))
     assert done.returncode == 0, done.stderr
     return results(folder, runs)
 
@@ -64,11 +62,11 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, np.ndar
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [2, 4, 8])
+@pytest.mark.parametrize("processes", [*(pytest.param(n, marks=pytest.mark.long) for n in (2, 4)), 8])
 def test_processes_change_nothing(processes: int, one, tmp_path: Path) -> None:
-    """Every loss of 20 steps, of the tests between, and every final weight and statistic, bit for bit; eight under torchrun."""
+    """Every loss of 20 steps, of the tests between, and every final weight and statistic, bit for bit."""
     runs = RUNS if processes == 8 else {name: RUNS[name] for name in FEW}
-    many = recorded(tmp_path / "many", processes, runs, start=launch if processes == 8 else fork)
+    many = recorded(tmp_path / "many", processes, runs)
     for name in runs:
         if name == "eager":
             continue  # the order of its updates depends on timing; see test_eager

@@ -32,6 +32,7 @@ def steps(job: Job) -> list[int]:
     return Checkpoints(job.run).steps()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("seed", range(int(os.environ.get("SEEDS", "2"))))

@@ -58,7 +58,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dic
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("processes, ranks", [(8, None), (4, [2, 0, 3, 1])])
+@pytest.mark.parametrize("processes, ranks", [(8, None), pytest.param(4, [2, 0, 3, 1], marks=pytest.mark.long)])
 def test_one_many_one(processes: int, ranks: list[int] | None, whole, tmp_path: Path) -> None:
     """Begun in one process, resumed at batch 4 in several, in order or placed, at batch 12 in one: no bit differs."""
     folder, arrays = whole
@@ -158,7 +158,7 @@ def test_sigterm(whole, start) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("receiver", ["torchrun", "rank 0", "rank 1"])
+@pytest.mark.parametrize("receiver", ["torchrun", "rank 0", pytest.param("rank 1", marks=pytest.mark.long)])
 def test_sigterm_under_torchrun(receiver: str, start) -> None:
     """The launcher's or one worker's: all agree on one batch, save and end, and say so once."""
     job = start(2, "run", "epochs=300", "window=auto", "scope=block", "checkpoint.keep=2")

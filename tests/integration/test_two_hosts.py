@@ -61,6 +61,7 @@ def test_two_hosts_are_one(rights, tmp_path: Path) -> None:
             assert len(addresses) >= 2 and set(addresses) == {f"10.77.0.{1 + rank // 2}"}, addresses
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("rate, rtt", [("40mbit", "30ms"), ("200mbit", "1ms"), (None, None)])
 def test_link(rate: str | None, rtt: str | None, rights, tmp_path: Path) -> None:
     """Never faster than asked; not much slower, though the machine is shared. Without options it is neither."""

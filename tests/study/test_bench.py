@@ -28,6 +28,7 @@ def test_bad_input(arguments: list[str], expected: str, capsys: pytest.CaptureFi
     assert message.startswith(expected) and message.count("\n") == 1
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_end_to_end(tmp_path: Path) -> None:

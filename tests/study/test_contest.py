@@ -193,6 +193,7 @@ def test_a_failed_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: py
     assert message.startswith("fgpipe: a run has failed") and message.count("\n") == 1
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_throughput(forked, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -106,6 +106,7 @@ def test_bad_input(arguments: list[str], expected: str, tmp_path: Path, capsys: 
     assert message.startswith(f"fgpipe: {expected}") and message.count("\n") == 1
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_real_runs(tmp_path: Path) -> None:
     """Two at once; a rate that diverges does so in the oracle and in forward mode, and the table says it."""

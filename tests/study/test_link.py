@@ -49,6 +49,7 @@ def test_no_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
         assert not (tmp_path / "study").exists()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:

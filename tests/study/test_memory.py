@@ -233,6 +233,7 @@ def test_bad_input(argument: str, expected: str, tmp_path: Path, capsys: pytest.
     assert not (tmp_path / "study").exists()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

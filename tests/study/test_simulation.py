@@ -153,6 +153,7 @@ def test_study(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     assert f", {within} within 15%." in said
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_measures(forked, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -74,6 +74,7 @@ def test_bad_input(arguments: list[str], expected: str, tmp_path: Path, capsys: 
     assert message.startswith(f"fgpipe: {expected}") and message.count("\n") == 1
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_real_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
