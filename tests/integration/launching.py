@@ -31,9 +31,8 @@ def command(processes: int, *arguments: str) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """One thread per process, the sources of this checkout, and the seconds after which torchrun kills who does not end."""
-    own = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "10"}
-    return {**os.environ, **own}
+    """One thread per process, and the sources of this checkout."""
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
 def launch(processes: int, *arguments: str, timeout: float = 900, **options) -> subprocess.CompletedProcess[str]:

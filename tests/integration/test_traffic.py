@@ -10,7 +10,7 @@ from tests.integration.launching import ROOT, fork
 
 BLOCKS, BATCHES = 8, 6
 COMMON = [
-    "epochs=1", "batch_size=32", f"data.train_samples={32 * BATCHES}", "data.test_samples=32", "model.width=0.125",
+    "epochs=1", "batch_size=32", f"data.train_samples={32 * BATCHES}", "data.test_samples=32", "model.width=0.07",
     "threads=1", "device=cpu", "observe.tensorboard=false",
 ]  # fmt: skip
 RUNS = {
@@ -97,10 +97,10 @@ def test_local(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_backpropagation_is_the_control(folder: Path) -> None:
-    """The same counters show a gradient as large as the activation on every link: 32 samples, 8 channels, 16 x 16."""
+    """The same counters show a gradient as large as the activation on every link: 32 samples, 4 channels, 16 x 16."""
     links = downward(ledger(folder, "control"))
     assert set(links) == {(j + 1, j) for j in range(7)}
-    assert links[1, 0]["gradients"]["bytes"] == BATCHES * 32 * 8 * 16 * 16 * 4
+    assert links[1, 0]["gradients"]["bytes"] == BATCHES * 32 * 4 * 16 * 16 * 4
     seen = downward(kernel(folder, "control"))
     for link, kinds in links.items():
         assert kinds["gradients"]["bytes"] <= seen[link] <= kinds["gradients"]["bytes"] + TRANSPORT

@@ -190,7 +190,7 @@ def test_killed_driver_loses_nothing(tmp_path: Path, images: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
 def test_signals_end_the_children(tmp_path: Path, images: Path, number: signal.Signals) -> None:
     with grid(tmp_path, images) as driver:
         assert wait_until(lambda: begun(tmp_path), 240)
