@@ -18,7 +18,10 @@ SMALL = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes, victim, blocks", [(2, 0, "blocks 0-3"), (8, 3, "block 3"), (2, 1, "blocks 4-7")])
+@pytest.mark.parametrize(
+    "processes, victim, blocks",
+    [pytest.param(2, 0, "blocks 0-3", marks=pytest.mark.long), (8, 3, "block 3"), (2, 1, "blocks 4-7")],
+)
 def test_killed_rank(processes: int, victim: int, blocks: str, tmp_path: Path) -> None:
     """SIGKILL in training: non-zero within 45 s, the block named, no process left."""
     with Job(tmp_path / "run", processes, *SMALL, f"partition={[8 // processes] * processes}") as job:

@@ -193,6 +193,7 @@ def test_replicas_stay_equal(name: str, four) -> None:
     assert {len(each["loss/False/7"]) for each in (first, second)} == {4}, "of 4 test batches of 16, two each, twice"
 
 
+@pytest.mark.long
 def test_processes_change_nothing(four, tmp_path: Path) -> None:
     """Two replicas of one process and of two: the same bits, whatever the timing."""
     two = recorded(tmp_path / "two", 2, {name: [*more, "replicas=2"] for name, more in PIPELINED.items()})
@@ -258,6 +259,7 @@ def test_resumed(tmp_path: Path) -> None:
     assert (summary["resumed_at_step"], summary["replicas"], summary["ranks"]) == (2, 1, [0])
 
 
+@pytest.mark.long
 def test_sigterm(tmp_path: Path) -> None:
     """The signal reaches the replicas at different moments, here one of them only: all drain at the same batch."""
     overrides = [*COMMON, "replicas=2", "epochs=500", "window=auto", "checkpoint.every_steps=3"]

@@ -116,6 +116,7 @@ def weights(run: Path, step: int) -> list[bytes]:
     return [(Checkpoints(run).folder(step) / f"block-{block}.safetensors").read_bytes() for block in range(8)]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_killed_run(whole, start) -> None:
@@ -158,7 +159,9 @@ def test_sigterm(whole, start) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("receiver", ["torchrun", "rank 0", pytest.param("rank 1", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "receiver", ["torchrun", *(pytest.param(f"rank {rank}", marks=pytest.mark.long) for rank in range(2))]
+)
 def test_sigterm_under_torchrun(receiver: str, start) -> None:
     """The launcher's or one worker's: all agree on one batch, save and end, and say so once."""
     job = start(2, "run", "epochs=300", "window=auto", "scope=block", "checkpoint.keep=2")
@@ -178,7 +181,7 @@ def test_sigterm_under_torchrun(receiver: str, start) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.long), 1])
 def test_killed_rank_is_still_blamed(victim: int, start) -> None:
     """torchrun's SIGTERM to the survivor of a dead process is no request to save: it ends the job at once."""
     job = start(2, "run", "epochs=300", "window=auto", "scope=block", "checkpoint.keep=2")
@@ -192,6 +195,7 @@ def test_killed_rank_is_still_blamed(victim: int, start) -> None:
     assert job.newest is not None
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_torchrun_restarts(whole, start) -> None:
     """With --max-restarts a job whose worker was killed goes on by itself, and ends as if nothing had happened."""
@@ -204,6 +208,7 @@ def test_torchrun_restarts(whole, start) -> None:
     assert weights(job.run, 3 * BATCHES) == weights(folder / "pipelined", 3 * BATCHES)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_minutes(start) -> None:
     """A clock's checkpoint is an extra drain in mid-epoch, counted, and the run goes on after it."""

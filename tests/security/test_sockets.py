@@ -22,7 +22,10 @@ OTHERS = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("confined", [True, False], ids=["as it is", "gloo left alone"])
+@pytest.mark.parametrize(
+    "confined",
+    [pytest.param(True, id="as it is"), pytest.param(False, id="gloo left alone", marks=pytest.mark.long)],
+)
 def test_workers_listen_on_loopback(confined: bool, tmp_path: Path) -> None:
     """Ours and gloo's. Where GLOO_SOCKET_IFNAME names another interface, the test sees that gloo listens there."""
     if not confined and not OTHERS:

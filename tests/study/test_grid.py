@@ -45,7 +45,7 @@ def plan(*arguments: str) -> Plan:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("profile", ["full", "scaled"])
+@pytest.mark.parametrize("profile", ["full", pytest.param("scaled", marks=pytest.mark.long)])
 def test_every_cell_composes(profile: str) -> None:
     made = plan("table=all", "unpublished=true", f"profile={profile}")
     assert len(made.cells) == 466 and sum(len(run.cells) for run in made.runs) + len(made.unserved) == 466
