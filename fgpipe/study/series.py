@@ -37,11 +37,6 @@ def launch(
     for overrides in runs:
         compose_config(overrides)
     file.write_text(json.dumps([list(overrides) for overrides in runs], indent=1))
-    start(processes, file, hosts, environment)
-
-
-def start(processes: int, file: Path, hosts: Sequence[str], environment: Mapping[str, str]) -> None:
-    """The processes, until they have ended; arguments and errors as for `launch`."""
     command = [*torchrun(processes, hosts), "-m", "fgpipe.study.series", str(file)]
     subprocess.run(command, stdout=sys.stderr, check=True, env={**os.environ, **environment})
 

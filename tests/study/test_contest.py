@@ -196,7 +196,7 @@ def test_a_failed_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: py
 @pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_throughput(forked, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_throughput(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """A whole study of a tiny net: a row of positive figures for everybody, on one split; a second call runs nothing."""
     small = ["model.width=0.07", "batch_size=16", "batches=3", "repeats=1", "head=linear", f"out={tmp_path / 'out'}"]
     assert main(["throughput", str(tmp_path / "study"), *small]) == 0

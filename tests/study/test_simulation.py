@@ -156,7 +156,7 @@ def test_study(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
 @pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_measures(forked, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_measures(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """A real calibration of a tiny net, in two processes at most, kept, and used again as it is."""
     path = tmp_path / "calibration.json"
     small = ["model.width=0.07", "batch_size=8", "head=linear", f"calibration={path}"]
