@@ -259,6 +259,7 @@ def test_resumed(tmp_path: Path) -> None:
     assert (summary["resumed_at_step"], summary["replicas"], summary["ranks"]) == (2, 1, [0])
 
 
+@pytest.mark.long
 def test_sigterm(tmp_path: Path) -> None:
     """The signal reaches the replicas at different moments, here one of them only: all drain at the same batch."""
     overrides = [*COMMON, "replicas=2", "epochs=500", "window=auto", "checkpoint.every_steps=3"]

@@ -116,6 +116,7 @@ def weights(run: Path, step: int) -> list[bytes]:
     return [(Checkpoints(run).folder(step) / f"block-{block}.safetensors").read_bytes() for block in range(8)]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_killed_run(whole, start) -> None:
@@ -194,6 +195,7 @@ def test_killed_rank_is_still_blamed(victim: int, start) -> None:
     assert job.newest is not None
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_torchrun_restarts(whole, start) -> None:
     """With --max-restarts a job whose worker was killed goes on by itself, and ends as if nothing had happened."""

@@ -59,6 +59,7 @@ def slurm(tmp_path: Path):
     job.tell_tasks(signal.SIGKILL)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_preempted_and_started_again(slurm: Slurm) -> None:
     """SIGTERM: saved and requeued; the same job again goes on from there, and is not requeued when it is done."""

@@ -152,6 +152,7 @@ def results(out: Path) -> dict[str, tuple[list[float], str]]:
     return found
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_killed_driver_loses_nothing(tmp_path: Path, images: Path) -> None:
