@@ -12,7 +12,7 @@ from tests.integration.launching import fork, launch, processes_with
 @pytest.mark.slow
 def test_under_torchrun(tmp_path: Path) -> None:
     marker = f"run_dir={tmp_path / 'run'}"
-    done = launch(3, "-m", "fgpipe.train", marker, "model.width=-1", cwd=tmp_path)
+    done = launch(8, "-m", "fgpipe.train", marker, "model.width=-1", cwd=tmp_path)
     lines = [line for line in done.stderr.splitlines() if line.startswith("fgpipe: ")]
     assert lines == ["fgpipe: model.width=-1: allowed: a finite number above 0"], done.stderr
     assert "fgpipe/" not in done.stderr, "no traceback through our files; torchrun's own is its way to end"

@@ -1,7 +1,6 @@
 """Real signals to real processes: the job ends, says whose fault it is, and leaves nothing behind."""
 
 import os
-import re
 import signal
 import time
 from pathlib import Path
@@ -18,20 +17,16 @@ SMALL = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "processes, victim, blocks",
-    [pytest.param(2, 0, "blocks 0-3", marks=pytest.mark.long), (8, 3, "block 3"), (2, 1, "blocks 4-7")],
-)
-def test_killed_rank(processes: int, victim: int, blocks: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.long), 3, pytest.param(7, marks=pytest.mark.long)])
+def test_killed_rank(victim: int, tmp_path: Path) -> None:
     """SIGKILL in training: non-zero within 45 s, the block named, no process left."""
-    with Job(tmp_path / "run", processes, *SMALL, f"partition={[8 // processes] * processes}") as job:
+    with Job(tmp_path / "run", 8, *SMALL) as job:
         assert wait_until(lambda: "epoch 1/500:" in job.text, 120), job.text
         os.kill(job.workers()[victim], signal.SIGKILL)
         killed = time.monotonic()
         assert job.process.wait(timeout=45) != 0
         assert time.monotonic() - killed < 45
-        found = rf"\[{blocks}\] rank {victim} |lost block \d \(rank {victim}\)"
-        assert re.search(found, job.text), job.text
+        assert f"[block {victim}] rank {victim}" in job.text or f"lost block {victim} " in job.text, job.text
         assert wait_until(lambda: not processes_with(str(job.run)), 5)
 
 

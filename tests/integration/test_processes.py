@@ -34,10 +34,8 @@ RUNS["gpipe"] = [*COMMON, "guess=end_to_end", "wire=bfloat16"]
 RUNS["1f1b"] = [*COMMON, "guess=end_to_end", "schedule=1f1b", "microbatches=8", "observe.heads=true"]
 RUNS["zero_bubble"] = [*COMMON, "guess=end_to_end", "schedule=zero_bubble", "microbatches=8"]
 RUNS["eager"] = [*COMMON, "scope=block", "feedback=eager"]
-FEW = ("global-auto", "intermediate-3", "greedy", "activity", "coded", "1f1b", "eager")
+FEW = ("global-auto", "intermediate-3", "greedy", "tensor", "activity", "coded", "1f1b", "eager")
 """Those that fewer processes than blocks run too; what a scalar or a lane is does not depend on who sits where."""
-ALONE = ("intermediate-1", "intermediate-auto")
-"""Those that one process runs alone, beside their like."""
 SIXTEEN = {"plain": [*COMMON, "model=resnet18_16", "window=auto", "scope=block", "model.width=0.1"]}
 
 
@@ -67,7 +65,7 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, np.ndar
 @pytest.mark.parametrize("processes", [*(pytest.param(n, marks=pytest.mark.long) for n in (2, 4)), 8])
 def test_processes_change_nothing(processes: int, one, tmp_path: Path) -> None:
     """Every loss of 20 steps, of the tests between, and every final weight and statistic, bit for bit."""
-    runs = {name: run for name, run in RUNS.items() if (name not in ALONE if processes == 8 else name in FEW)}
+    runs = RUNS if processes == 8 else {name: RUNS[name] for name in FEW}
     many = recorded(tmp_path / "many", processes, runs)
     for name in runs:
         if name == "eager":

@@ -30,7 +30,7 @@ COMMON = [
     "model.width=0.07", "head.hidden=64", "threads=1", "device=cpu", "observe.tensorboard=false",
 ]  # fmt: skip
 EXACT = {
-    "local": ["scope=block"],
+    "local": [],
     "gaussian": ["guess=gaussian", "scope=block", "optim.lr=0.01"],
     "ntk": ["guess=ntk", "head=linear", "scope=block", "target=intermediate"],
     "activity": ["space=activity", "scope=batch"],
