@@ -98,20 +98,23 @@ def loss_rule(kind: type[nn.Module]) -> Callable[[LossRule], LossRule]:
     return register
 
 
-def linearize(module: nn.Module, x: Tensor, prefix: str = "") -> tuple[Tensor, Push]:
+def linearize(module: nn.Module, x: Tensor) -> tuple[Tensor, Push]:
     """Run `module` on `x` and return the output with its `Push`.
 
     The push is linear and may be called any number of times; it records no autograd graph, and writes over a tangent
     only if that is `fresh`. Running statistics are updated once, by the primal. A module without a rule must give the
     same output when it is run again.
     """
-    plain = not parametrize.is_parametrized(module) and not module._forward_hooks and not module._forward_pre_hooks
-    if not prefix:  # else the module around it has been looked at; a rule would take a parameter's second name for another's
-        parameters = [id(parameter) for _, parameter in module.named_parameters(remove_duplicate=False)]
-        plain = plain and len(set(parameters)) == len(parameters)
-    chosen = _rules.get(type(module).forward, by_torch_func) if plain else by_torch_func
-    y, push = chosen(module, x, prefix)
+    parameters = [id(parameter) for _, parameter in module.named_parameters(remove_duplicate=False)]
+    tied = len(set(parameters)) < len(parameters)  # a rule would take a parameter's second name for another's
+    y, push = (by_torch_func if tied else rule_of(module))(module, x, "")
     return y, torch.no_grad()(push)
+
+
+def rule_of(module: nn.Module) -> Rule:
+    """The module's own rule, or `by_torch_func` where there is none or it would not see all that a call does."""
+    plain = not parametrize.is_parametrized(module) and not module._forward_hooks and not module._forward_pre_hooks
+    return _rules.get(type(module).forward, by_torch_func) if plain else by_torch_func
 
 
 def linearize_losses(head: Any, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, PushLosses]:

@@ -5,15 +5,15 @@ bias. For the others the rule is PyTorch's own backward kernel, run in the forwa
 the Jacobian is symmetric: batch norm's normaliser and ReLU.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fgpipe.gradients.dual import Directions, Push, PushLosses, Tangent, add, by_torch_func, empty, insert
-from fgpipe.gradients.dual import linearize, loss_rule, rule
+from fgpipe.gradients.dual import Direction, Directions, Push, PushLosses, Tangent, add, by_torch_func, empty, insert
+from fgpipe.gradients.dual import linearize, loss_rule, rule, rule_of
 from fgpipe.models.heads import SIMILARITY_WEIGHT, Head, PredSim, similarity_matrix, spread, unit_rows
 from fgpipe.models.resnet import Residual
 
@@ -22,9 +22,16 @@ aten = torch.ops.aten
 
 @rule(nn.Sequential)
 def _sequential(module: nn.Sequential, x: Tensor, prefix: str) -> tuple[Tensor, Push]:
+    """Layer by layer, but batch norm and a ReLU after it as one."""
     pushes = []
-    for name, layer in module._modules.items():  # one that stands there twice too
-        x, push = linearize(layer, x, f"{prefix}{name}.")
+    layers = list(module._modules.items())  # one that stands there twice too
+    while layers:
+        name, layer = layers.pop(0)
+        if layers and rule_of(layer) is _batch_norm and rule_of(layers[0][1]) is _relu and _batch_statistics(layer):
+            x, push = batch_norm(layer, x, f"{prefix}{name}.", then_relu=True)
+            layers.pop(0)
+        else:
+            x, push = rule_of(layer)(layer, x, f"{prefix}{name}.")
         pushes.append(push)
 
     def through(dx: Tangent | None, directions: Directions) -> Tangent | None:
@@ -72,19 +79,28 @@ def _affine_push(
 
 @rule(nn.BatchNorm1d, nn.BatchNorm2d)
 def _batch_norm(module: nn.BatchNorm2d, x: Tensor, prefix: str) -> tuple[Tensor, Push]:
-    """Batch statistics: dy = gamma / sigma (dx - mean(dx) - xhat mean(xhat dx)) + dgamma xhat + dbeta.
+    return batch_norm(module, x, prefix) if _batch_statistics(module) else by_torch_func(module, x, prefix)
 
-    The first part is symmetric in dx and an output gradient, hence the backward kernel.
+
+def _batch_statistics(module: nn.BatchNorm2d) -> bool:
+    return module.training and module.momentum is not None
+
+
+def batch_norm(module: nn.BatchNorm2d, x: Tensor, prefix: str, *, then_relu: bool = False) -> tuple[Tensor, Push]:
+    """Batch norm by batch statistics, and with `then_relu` a ReLU of it, which saves a tensor and a copy of each lane.
+
+    dy = gamma / sigma (dx - mean(dx) - xhat mean(xhat dx)) + dgamma xhat + dbeta. The first part is symmetric in dx
+    and an output gradient, hence the backward kernel.
     """
-    if not module.training or module.momentum is None:
-        return by_torch_func(module, x, prefix)
     if module.num_batches_tracked is not None:
         module.num_batches_tracked.add_(1)
     weight, means, variances, eps = module.weight, module.running_mean, module.running_var, module.eps
     y, mean, inverse_std = torch.native_batch_norm(
         x, weight, module.bias, means, variances, True, module.momentum, eps
     )
-    x, mean, inverse_std = x.detach(), mean.detach(), inverse_std.detach()
+    if then_relu:
+        y.relu_()
+    x, mean, inverse_std, gate = x.detach(), mean.detach(), inverse_std.detach(), y.detach()
     per_channel = (-1,) + (1,) * (x.dim() - 2)
 
     def normalise(lane: Tensor) -> Tensor:
@@ -92,29 +108,41 @@ def _batch_norm(module: nn.BatchNorm2d, x: Tensor, prefix: str) -> tuple[Tensor,
             lane, x, weight, means, variances, mean, inverse_std, True, eps, [True, False, False]
         )[0]
 
-    def normalise_all(dx: Tangent | None, new: tuple[int, ...]) -> Tangent:
-        """And zeros in the `new` lanes, here rather than by a copy of the whole stack later."""
-        live = () if dx is None else dx.lanes
-        if len(live) == 1 and not new:
-            return Tangent(live, normalise(dx.value), fresh=True)
-        dy = dx if not new and dx.fresh else empty(live + new, x)
-        stack = dy.per_lane()
-        for position in range(len(live)):
-            stack[position].copy_(normalise(dx.per_lane()[position]))  # at once: only one lane is there twice
-        stack[len(live) :].zero_()
-        return dy
+    def own_directions(directions: Directions) -> Iterator[Direction]:
+        """As directions of y."""
+        if gamma := directions.get(f"{prefix}weight"):
+            scale = (gamma.value * inverse_std).reshape(per_channel)
+            yield replace(gamma, value=torch.addcmul(-scale * mean.reshape(per_channel), x, scale))
+        if beta := directions.get(f"{prefix}bias"):
+            yield replace(beta, value=beta.value.reshape(per_channel))
+
+    def write(lane: Tensor, place: Tensor) -> Tensor:
+        if then_relu:
+            aten.threshold_backward.grad_input(lane, gate, 0, grad_input=place)
+        elif lane is not place:
+            place.copy_(lane)
+        return place
 
     def push(dx: Tangent | None, directions: Directions) -> Tangent | None:
-        gamma, beta = directions.get(f"{prefix}weight"), directions.get(f"{prefix}bias")
-        live = () if dx is None else dx.lanes
-        own = [lane for each in (gamma, beta) if each for lane in each.coefficients]
-        new = tuple(dict.fromkeys(lane for lane in own if lane not in live))
-        dy = normalise_all(dx, new) if live or new else None
-        if gamma:
-            scale = (gamma.value * inverse_std).reshape(per_channel)
-            dy = insert(dy, torch.addcmul(-scale * mean.reshape(per_channel), x, scale), gamma.coefficients)
-        if beta:
-            dy = insert(dy, beta.value.reshape(per_channel).expand_as(x), beta.coefficients)
+        own = list(own_directions(directions))
+        live = {} if dx is None else dict(zip(dx.lanes, dx.per_lane(), strict=True))
+        lanes = tuple(dict.fromkeys((*live, *(lane for each in own for lane in each.coefficients))))
+
+        def normalised(lane: int) -> Tensor:
+            value = normalise(live[lane]) if lane in live else torch.zeros_like(x)
+            for each in own:
+                if lane in each.coefficients:
+                    value.add_(each.value, alpha=each.coefficients[lane])
+            return value
+
+        if not lanes:
+            return None
+        if len(lanes) == 1:
+            value = normalised(lanes[0])
+            return Tangent(lanes, write(value, value), fresh=True)
+        dy = dx if len(lanes) == len(live) and dx.fresh else empty(lanes, x)
+        for lane, place in zip(lanes, dy.per_lane(), strict=True):
+            write(normalised(lane), place)  # one at a time: only this lane is there twice
         return dy
 
     return y, push
@@ -122,12 +150,11 @@ def _batch_norm(module: nn.BatchNorm2d, x: Tensor, prefix: str) -> tuple[Tensor,
 
 @rule(nn.ReLU)
 def _relu(module: nn.ReLU, x: Tensor, prefix: str) -> tuple[Tensor, Push]:
-    return relu(x)
+    return _gated(torch.relu(x))
 
 
-def relu(x: Tensor) -> tuple[Tensor, Push]:
-    """ReLU (never in place) and its push: a lane passes where the output is positive."""
-    y = torch.relu(x)
+def _gated(y: Tensor) -> tuple[Tensor, Push]:
+    """The output of a ReLU, and its push: a lane passes where that is positive."""
     gate = y.detach()
 
     def push(dx: Tangent | None, directions: Directions) -> Tangent | None:
@@ -175,9 +202,9 @@ def _linear_map(module: nn.Module, x: Tensor, prefix: str) -> tuple[Tensor, Push
 
 @rule(Residual)
 def _residual(module: Residual, x: Tensor, prefix: str) -> tuple[Tensor, Push]:
-    body, push_body = linearize(module.body, x, f"{prefix}body.")
-    shortcut, push_shortcut = linearize(module.shortcut, x, f"{prefix}shortcut.")
-    y, push_relu = relu(body + shortcut)
+    body, push_body = rule_of(module.body)(module.body, x, f"{prefix}body.")
+    shortcut, push_shortcut = rule_of(module.shortcut)(module.shortcut, x, f"{prefix}shortcut.")
+    y, push_relu = _gated((body + shortcut).relu_())
 
     def push(dx: Tangent | None, directions: Directions) -> Tangent | None:
         shared = dx and replace(dx, fresh=False)
