@@ -98,9 +98,8 @@ def batch_norm(module: nn.BatchNorm2d, x: Tensor, prefix: str, *, then_relu: boo
     y, mean, inverse_std = torch.native_batch_norm(
         x, weight, module.bias, means, variances, True, module.momentum, eps
     )
-    if then_relu:
-        y.relu_()
-    x, mean, inverse_std, gate = x.detach(), mean.detach(), inverse_std.detach(), y.detach()
+    gate = y.relu_().detach() if then_relu else None
+    x, mean, inverse_std = x.detach(), mean.detach(), inverse_std.detach()
     per_channel = (-1,) + (1,) * (x.dim() - 2)
 
     def normalise(lane: Tensor) -> Tensor:
@@ -117,7 +116,7 @@ def batch_norm(module: nn.BatchNorm2d, x: Tensor, prefix: str, *, then_relu: boo
             yield replace(beta, value=beta.value.reshape(per_channel))
 
     def write(lane: Tensor, place: Tensor) -> Tensor:
-        if then_relu:
+        if gate is not None:
             aten.threshold_backward.grad_input(lane, gate, 0, grad_input=place)
         elif lane is not place:
             place.copy_(lane)

@@ -164,5 +164,5 @@ def measure(graph: Graph, use: Use, sizes: Sizes) -> Seconds:
     began = time.perf_counter()
     use(compiled)
     compiling = time.perf_counter() - began
-    seconds = interleaved({graph: lambda: use(graph), compiled: lambda: use(compiled)}, sizes)
+    seconds = interleaved({graph: lambda: use(graph), compiled: lambda: use(compiled)}, sizes.rounds, sizes.seconds)
     return Seconds(statistics.median(seconds[graph]), statistics.median(seconds[compiled]), compiling)

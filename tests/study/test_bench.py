@@ -42,7 +42,7 @@ def test_end_to_end(tmp_path: Path) -> None:
     lines = [line.strip("| ").split(" | ") for line in printed.splitlines() if line.startswith("|")][2:]
     sections = [cells[0] for cells in lines]
     widths, lanes = len(QUICK.widths), len(QUICK.lanes)
-    expected = {"tangents": 3 * widths * lanes + 1, "pipeline": 2 * widths, "recording": 2, "cells": 3 * widths, "start": 2}
+    expected = {"tangents": 4 * widths * lanes + 1, "pipeline": 2 * widths, "recording": 2, "cells": 3 * widths, "start": 2}
     assert {name: sections.count(name) for name in command.SECTIONS} == expected | {"profile": 3 * widths}
     assert all(float(cells[3]) > 0 for cells in lines)
     assert f"torch {torch.__version__}" in printed
@@ -62,8 +62,8 @@ def test_rounds_are_interleaved() -> None:
     """One round to warm up, then as many as asked for, every other one in reverse."""
     made: list[str] = []
     names = ("a", "b")
-    seconds = interleaved({name: lambda name=name: made.append(name) for name in names}, QUICK)
-    assert "".join(made) == "ab" + "ab" and {name: len(times) for name, times in seconds.items()} == {"a": 1, "b": 1}
+    seconds = interleaved({name: lambda name=name: made.append(name) for name in names}, rounds=2)
+    assert "".join(made) == "ab" + "ab" + "ba" and {name: len(times) for name, times in seconds.items()} == {"a": 2, "b": 2}
 
 
 def test_peak_memory() -> None:

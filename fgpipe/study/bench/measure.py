@@ -9,31 +9,29 @@ from typing import TypeVar
 
 from torch.profiler import ProfilerActivity, profile
 
-from fgpipe.study.bench.table import Sizes
-
 Name = TypeVar("Name")
 
 
 def interleaved(
-    calls: Mapping[Name, Callable[[], object]], sizes: Sizes, factor: float = 1.0
+    calls: Mapping[Name, Callable[[], object]], rounds: int, at_least: float = 0.0
 ) -> dict[Name, list[float]]:
     """Seconds of each call in every round; what comes and goes on the machine meets all of them alike.
 
     A round makes every call once, in turn, and every other round in reverse. One round that is not timed comes first.
 
-    Args: factor: on `sizes.seconds`.
+    Args: at_least: seconds; more rounds follow until they are over.
     """
     for call in calls.values():
         call()
     seconds: dict[Name, list[float]] = {name: [] for name in calls}
-    order, rounds, over = list(calls), 0, time.monotonic() + factor * sizes.seconds
-    while rounds < sizes.rounds or time.monotonic() < over:
+    order, over = list(calls), time.monotonic() + at_least
+    while rounds > 0 or time.monotonic() < over:
         for name in order:
             began = time.perf_counter()
             calls[name]()
             seconds[name].append(time.perf_counter() - began)
         order.reverse()
-        rounds += 1
+        rounds -= 1
     return seconds
 
 

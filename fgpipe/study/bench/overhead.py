@@ -40,7 +40,7 @@ def rows(sizes: Sizes) -> Iterator[Row]:
         images, labels = random_batch(sizes)
         step, _ = step_of([*COMMON, *LANES, f"model.width={width}"], images, labels)
         step()
-        figures = [share_of_overhead(step) for _ in range(sizes.rounds)]
+        figures = [share_of_overhead(step) for _ in range(sizes.steps)]
         yield Row("profile", f"share of a step that is not arithmetic, one process, width {width:g}", figures)
     alone, together = (processor_seconds(processes, sizes) for processes in (1, sizes.processes))
     for width in sizes.widths:

@@ -17,20 +17,20 @@ CELLS = {"local target": ["target=local"], "global target, one lane": ["target=g
 BATCH = 32
 MARGIN = 8
 """The largest window of 8 blocks."""
-COMMON = ["data=digits", "epochs=1", "guess=local", "window=auto", "threads=1", "device=cpu", "trace=true"]
-COMMON += ["optim=constant", "optim.lr=0.001", "observe.tensorboard=false"]
+COMMON = ["data=digits", f"data.test_samples={BATCH}", f"batch_size={BATCH}", "epochs=1", "guess=local", "window=auto"]
+COMMON += ["optim=constant", "optim.lr=0.001", "threads=1", "device=cpu", "trace=true", "observe.tensorboard=false"]
 
 
 def rows(sizes: Sizes) -> Iterator[Row]:
     """Of each width and cell; the runs of all of them are interleaved, in one set of processes."""
     cells = list(product(sizes.widths, CELLS))
-    short = [f"data.train_samples={sizes.batches * BATCH}", f"data.test_samples={BATCH}", f"batch_size={BATCH}"]
     with tempfile.TemporaryDirectory() as folder:
         names = {
             (run, *cell): Path(folder) / f"run-{run}-{n}" for run in range(sizes.runs) for n, cell in enumerate(cells)
         }
+        samples = {width: batches * BATCH for width, batches in zip(sizes.widths, sizes.batches, strict=True)}
         runs = [
-            [*COMMON, *short, *CELLS[cell], f"model.width={width}", f"run_dir={path}"]
+            [*COMMON, *CELLS[cell], f"data.train_samples={samples[width]}", f"model.width={width}", f"run_dir={path}"]
             for (_, width, cell), path in names.items()
         ]
         launch(runs, PROCESSES, Path(folder) / "runs.json")

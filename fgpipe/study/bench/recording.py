@@ -28,8 +28,9 @@ EPOCHS = 3
 
 def rows(sizes: Sizes) -> Iterator[Row]:
     """Of the least width and the local target, which has the most events in a second."""
-    images = [f"data.train_samples={sizes.batches * BATCH}", f"data.test_samples={BATCH}", f"batch_size={BATCH}"]
-    arguments = [*COMMON, *images, f"epochs={EPOCHS}", f"model.width={min(sizes.widths)}", "target=local"]
+    samples = sizes.batches[0] * BATCH
+    of_run = [f"data.train_samples={samples}", f"epochs={EPOCHS}", f"model.width={min(sizes.widths)}"]
+    arguments = [*COMMON, *of_run, "target=local"]
     pairs = range(1 + sizes.runs)
     with tempfile.TemporaryDirectory() as folder:
         paths = {traced: [Path(folder) / f"{pair}-{traced}" for pair in pairs] for traced in ("true", "false")}
@@ -56,7 +57,7 @@ def slice_seconds(sizes: Sizes) -> float:
             with phase("forward", batch):
                 pass
 
-    seconds = interleaved({on: lambda on=on: make(on) for on in (True, False)}, sizes, factor=0.1)
+    seconds = interleaved({on: lambda on=on: make(on) for on in (True, False)}, sizes.steps, 0.1 * sizes.seconds)
     return (median(seconds[True]) - median(seconds[False])) / SLICES
 
 

@@ -10,9 +10,11 @@ class Sizes:
     """How much is measured."""
 
     rounds: int
-    """Of interleaved calls, at least."""
+    """Of interleaved calls of a block, at least."""
+    steps: int
+    """Of each training step that is timed, at least."""
     seconds: float
-    """More rounds follow until this time is over."""
+    """More rounds of a block's calls follow until this time is over, and of steps until eight times as much is."""
     runs: int
     """Of each command that is timed as a whole."""
     widths: tuple[float, ...]
@@ -20,14 +22,14 @@ class Sizes:
     batch: int
     pixels: int
     """Height and width of the images of steps that are timed in this process."""
-    batches: int
-    """Of a run in several processes."""
+    batches: tuple[int, ...]
+    """Of a run in several processes, for each width."""
     processes: int
     """Of the start."""
 
 
-FULL = Sizes(3, 0.6, 3, (1.0, 0.25), (1, 4, 7), 64, 32, 24, 8)
-QUICK = Sizes(1, 0.0, 1, (0.0625,), (1, 2), 8, 16, 20, 2)
+FULL = Sizes(4, 3, 0.7, 3, (1.0, 0.25), (1, 4, 7), 64, 32, (24, 44), 8)
+QUICK = Sizes(1, 1, 0.0, 1, (0.0625,), (1, 2), 8, 16, (20,), 2)
 """Every line of code once, for the tests; its figures mean nothing."""
 
 

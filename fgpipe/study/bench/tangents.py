@@ -27,6 +27,8 @@ class Figures:
     """Of each round: `vmap(jvp)` over primal and R lanes."""
     memory: float
     """Peak of primal and R lanes, over 1 + R times the peak of a forward pass."""
+    recorded_memory: float
+    """The same over a forward pass that records its graph, as the primal of a block with a local guess does."""
 
 
 @torch.no_grad()
@@ -48,6 +50,9 @@ def rows(sizes: Sizes) -> Iterator[Row]:
             yield Row("tangents", f"speed against vmap(jvp), {where}", slowest, SPEEDUP, _note(each))
             memory = [[figures.memory] for figures in of_blocks]
             yield Row("tangents", f"peak memory in forward passes', {where}", max(memory), MEMORY, _note(memory))
+            memory = [[figures.recorded_memory] for figures in of_blocks]
+            what = f"peak memory in forward passes' that record their graph, {where}"
+            yield Row("tangents", what, max(memory), MEMORY, _note(memory))
     yield Row("tangents", "speed against vmap(jvp), all of these", speedups, MEDIAN_SPEEDUP)
 
 
@@ -71,14 +76,16 @@ def blocks(width: float, sizes: Sizes) -> Iterator[tuple[nn.Module, Tensor]]:
 def measure(block: nn.Module, x: Tensor, sizes: Sizes) -> dict[int, Figures]:
     """Of one block, by number of lanes."""
     forward, found = (lambda: block(x)), {}
-    forward_peak = peak_bytes(forward)
+    forward_peak, recorded_peak = peak_bytes(forward), peak_bytes(torch.enable_grad()(forward))
     for lanes in sizes.lanes:
         dx = torch.randn(lanes * len(x), *x.shape[1:]).contiguous(memory_format=torch.channels_last)
         ours = pushing(block, x, Tangent(tuple(range(lanes)), dx))
-        seconds = interleaved({"forward": forward, "ours": ours, "torch": by_torch(block, x, dx)}, sizes)
+        calls = {"forward": forward, "ours": ours, "torch": by_torch(block, x, dx)}
+        seconds = interleaved(calls, sizes.rounds, sizes.seconds)
         price = [ratio / (1 + lanes) for ratio in ratios(seconds["ours"], seconds["forward"])]
-        memory = peak_bytes(ours) / (1 + lanes) / forward_peak
-        found[lanes] = Figures(price, ratios(seconds["torch"], seconds["ours"]), memory)
+        peak = peak_bytes(ours) / (1 + lanes)
+        speedup = ratios(seconds["torch"], seconds["ours"])
+        found[lanes] = Figures(price, speedup, peak / forward_peak, peak / recorded_peak)
     return found
 
 
