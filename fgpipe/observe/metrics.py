@@ -51,10 +51,10 @@ class Metrics:
 
     def record(self, block: int, training: bool, losses: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Add one batch of a block's head: losses `[B]`, logits `[B, classes]`."""
-        correct = (logits.argmax(dim=1) == labels).sum()
         loss = losses.detach().sum(dtype=torch.float64)
-        samples = torch.tensor(float(len(labels)), dtype=torch.float64, device=losses.device)
-        self._sums[int(training), block] += torch.stack([loss, correct.double(), samples]).cpu()
+        correct = (logits.argmax(dim=1) == labels).sum(dtype=torch.float64)
+        found = [*torch.stack([loss, correct]).tolist(), len(labels)]  # one transfer
+        self._sums[int(training), block].add_(torch.tensor(found, dtype=torch.float64))
         if training and block == self.blocks - 1 and self._on_batch is not None:
             self._on_batch(_score(*self._sums[1, block].tolist()))
 
@@ -94,6 +94,7 @@ class Metrics:
         """Go on from what `state` gave."""
         self._sums[:, block] = torch.tensor(state["scores"], dtype=torch.float64)
         self._staleness[block] = torch.tensor(state["staleness"], dtype=torch.float64)
+
     def incidents(self, names: Sequence[str] = INCIDENTS) -> Tensor:
         """int64 `[J, names]`, over the whole run."""
         return torch.tensor([[self._incidents[block, each] for each in names] for block in range(self.blocks)])

@@ -147,8 +147,6 @@ class Stage:
         losses, push_losses = self._own_loss(y, batch)
         guess, head_gradients = (None, None) if self._plain else self._guess(y, losses, weights, batch)
         dy = self._push(push, batch, y, guess)
-        if dy is not None:
-            check_finite(dy.value, self.index, f"tangent of {batch.name}")
         if above:  # all lanes of the plan, in its order: the receiver counts on it
             tangent = widen(restrict(dy, above), above, y.detach())
             with self._phase("send", batch.id, self.index + 1):
@@ -237,7 +235,11 @@ class Stage:
             return None
         with self._phase("push", batch.id):
             dy = self._push_lanes(push, batch, y, guess)
-            return dy and Tangent(dy.lanes, dy.value.to(self._precision.dtype))
+            if dy is None:
+                return None
+            value = dy.value.to(self._precision.dtype)
+            check_finite(value, self.index, f"tangent of {batch.name}")
+            return Tangent(dy.lanes, value)
 
     def _push_lanes(self, push: Push, batch: Batch, y: Tensor, guess: Guess | None) -> Tangent | None:
         dx = batch.tangent

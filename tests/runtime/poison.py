@@ -23,7 +23,7 @@ KINDS = [
 
 def poison(kind: str, block: int, batch: int, value: float, replace: Callable = setattr) -> None:
     """Patch `Stage` so that at one block, in one batch, one element of something becomes `value`."""
-    primal, push, train, evaluate = Stage._primal, Stage._push, Stage.train, Stage.evaluate
+    primal, push, train, evaluate = Stage._primal, Stage._push_lanes, Stage.train, Stage.evaluate
     targets = Stage._evaluate_targets
 
     def poisoned(tensor: torch.Tensor) -> torch.Tensor:
@@ -59,7 +59,7 @@ def poison(kind: str, block: int, batch: int, value: float, replace: Callable = 
 
     name, new = {
         "activation": ("_primal", new_primal),
-        "tangent": ("_push", new_push),
+        "tangent": ("_push_lanes", new_push),
         "weight": ("train", new_train),
         "head": ("train", new_train),
         "classifier": ("train", new_train),
