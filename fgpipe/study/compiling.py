@@ -16,7 +16,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import astuple, dataclass, field, replace
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +31,15 @@ from fgpipe.runtime.allocator import keep_pages
 from fgpipe.study.arguments import own_keys
 from fgpipe.study.bench.command import surroundings, write_results
 from fgpipe.study.bench.measure import interleaved
-from fgpipe.study.bench.table import FULL, Row, Sizes, table
+from fgpipe.study.bench.table import FULL, Row, table
 
 Graph = Callable[..., Any]
 """What is compiled."""
 Use = Callable[[Graph], object]
 """Calls it, and does what stays outside of it."""
 BLOCKS, CLASSES = 8, 10
+ROUNDS = 3
+"""Of interleaved calls, at least."""
 KEYS = ("widths", "lanes", "blocks", "batch", "pixels", "seconds", "out")
 
 
@@ -68,10 +70,6 @@ class Options:
                 raise bad_value(key, getattr(self, key), f"at least {least}")
         if self.out is not None and not Path(self.out).parent.is_dir():
             raise bad_value("out", self.out, "a file in a folder that exists")
-
-    @property
-    def sizes(self) -> Sizes:
-        return replace(FULL, seconds=self.seconds, batch=self.batch, pixels=self.pixels)
 
 
 @dataclass(frozen=True)
@@ -111,7 +109,7 @@ def rows(options: Options) -> Iterator[Row]:
         found: dict[str, list[Seconds]] = {}
         for block, head, x, labels in parts(width, options):
             for name, (graph, use) in computations(block, head, x, labels, options.lanes).items():
-                found.setdefault(name, []).append(measure(graph, use, options.sizes))
+                found.setdefault(name, []).append(measure(graph, use, options.seconds))
         for name, blocks in found.items():
             as_it_is, compiled, compiling = (sum(column) for column in zip(*map(astuple, blocks), strict=True))
             note = f"together {as_it_is / compiled:.2f}; compiled in {compiling:.0f} s"
@@ -157,12 +155,12 @@ def computations(
     return found
 
 
-def measure(graph: Graph, use: Use, sizes: Sizes) -> Seconds:
+def measure(graph: Graph, use: Use, at_least: float) -> Seconds:
     """Compile, and time both in turns."""
     torch.compiler.reset()
     compiled = torch.compile(graph, fullgraph=True)
     began = time.perf_counter()
     use(compiled)
     compiling = time.perf_counter() - began
-    seconds = interleaved({graph: lambda: use(graph), compiled: lambda: use(compiled)}, sizes.rounds, sizes.seconds)
+    seconds = interleaved({graph: lambda: use(graph), compiled: lambda: use(compiled)}, ROUNDS, at_least)
     return Seconds(statistics.median(seconds[graph]), statistics.median(seconds[compiled]), compiling)

@@ -14,7 +14,7 @@ def test_compiled_computes_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     """Whatever is timed is compared, compiled beside not; without PyTorch's last step, code in C++, which takes long."""
     compared = []
 
-    def compare(graph: compiling.Graph, use: compiling.Use, sizes: object) -> compiling.Seconds:
+    def compare(graph: compiling.Graph, use: compiling.Use, at_least: float) -> compiling.Seconds:
         want, got = use(graph), use(torch.compile(graph, backend="aot_eager", fullgraph=True))
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
         compared.append(graph)
@@ -34,7 +34,7 @@ def test_compiled_computes_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 def test_both_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda graph, fullgraph: lambda: graph())
     calls = []
-    seconds = compiling.measure(lambda: calls.append(None), lambda graph: graph(), compiling.Options(seconds=0).sizes)
+    seconds = compiling.measure(lambda: calls.append(None), lambda graph: graph(), 0.0)
     assert len(calls) == 1 + 2 * (1 + 3), "the first compiled call, then a round of both to warm up and three rounds"
     assert min(seconds.as_it_is, seconds.compiled, seconds.compiling) > 0
 

@@ -49,7 +49,7 @@ def _of_width(width: float, sizes: Sizes) -> Iterator[Row]:
     for name, layout in LAYOUTS.items():
         hooks = TwoBackwardPasses(*_copies(trained, layout), optim)
         calls[name] = partial(hooks.step, images.contiguous(memory_format=layout), labels)
-    seconds = interleaved(calls, sizes.steps, 8 * sizes.seconds)
+    seconds = interleaved(calls, sizes.steps, sizes.step_seconds)
     for name, goal in zip(LAYOUTS, (AGAINST_HOOKS, None), strict=True):
         what = f"speed of activity/sample against {name}, width {width:g}"
         yield Row("cells", what, ratios(seconds[name], seconds["cell"]), goal, _speeds(seconds, ("cell", name), sizes))

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 class Sizes:
     """How much is measured."""
 
-    rounds: int
-    """Of interleaved calls of a block, at least."""
-    steps: int
-    """Of each training step that is timed, at least."""
+    rounds: tuple[int, ...]
+    """Of interleaved calls of a block, at least, for each number of lanes."""
     seconds: float
-    """More rounds of a block's calls follow until this time is over, and of steps until eight times as much is."""
+    """More of these rounds follow until this time is over."""
+    steps: int
+    """Rounds of interleaved training steps, at least."""
+    step_seconds: float
+    """As `seconds`."""
     runs: int
     """Of each command that is timed as a whole."""
     widths: tuple[float, ...]
@@ -28,8 +30,32 @@ class Sizes:
     """Of the start."""
 
 
-FULL = Sizes(4, 3, 0.7, 3, (1.0, 0.25), (1, 4, 7), 64, 32, (24, 44), 8)
-QUICK = Sizes(1, 1, 0.0, 1, (0.0625,), (1, 2), 8, 16, (20,), 2)
+FULL = Sizes(
+    rounds=(9, 5, 4),
+    seconds=0.7,
+    steps=3,
+    step_seconds=12.0,
+    runs=3,
+    widths=(1.0, 0.25),
+    lanes=(1, 4, 7),
+    batch=64,
+    pixels=32,
+    batches=(24, 44),
+    processes=8,
+)
+QUICK = Sizes(
+    rounds=(1, 1),
+    seconds=0.0,
+    steps=1,
+    step_seconds=0.0,
+    runs=1,
+    widths=(0.0625,),
+    lanes=(1, 2),
+    batch=8,
+    pixels=16,
+    batches=(20,),
+    processes=2,
+)
 """Every line of code once, for the tests; its figures mean nothing."""
 
 

@@ -77,11 +77,11 @@ def measure(block: nn.Module, x: Tensor, sizes: Sizes) -> dict[int, Figures]:
     """Of one block, by number of lanes."""
     forward, found = (lambda: block(x)), {}
     forward_peak, recorded_peak = peak_bytes(forward), peak_bytes(torch.enable_grad()(forward))
-    for lanes in sizes.lanes:
+    for lanes, rounds in zip(sizes.lanes, sizes.rounds, strict=True):
         dx = torch.randn(lanes * len(x), *x.shape[1:]).contiguous(memory_format=torch.channels_last)
         ours = pushing(block, x, Tangent(tuple(range(lanes)), dx))
         calls = {"forward": forward, "ours": ours, "torch": by_torch(block, x, dx)}
-        seconds = interleaved(calls, sizes.rounds, sizes.seconds)
+        seconds = interleaved(calls, rounds, sizes.seconds)
         price = [ratio / (1 + lanes) for ratio in ratios(seconds["ours"], seconds["forward"])]
         peak = peak_bytes(ours) / (1 + lanes)
         speedup = ratios(seconds["torch"], seconds["ours"])
