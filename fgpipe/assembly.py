@@ -34,8 +34,8 @@ from fgpipe.runtime.phases import Phases
 from fgpipe.runtime.precision import DTYPES, Precision
 from fgpipe.runtime.process import Cluster
 from fgpipe.runtime.reference import OracleTrainer
-from fgpipe.runtime.replicas import Replicas
 from fgpipe.runtime.replay import Replay, copied
+from fgpipe.runtime.replicas import Replicas
 from fgpipe.runtime.schedule import windows
 from fgpipe.runtime.stage import Stage
 from fgpipe.runtime.straggler import Straggler

@@ -22,7 +22,6 @@ from fgpipe.optim import Trained
 from fgpipe.runtime.process import Cluster
 from fgpipe.runtime.replicas import Replicas
 
-
 State = Mapping[int, Mapping[str, Trained]]
 """What each block has learnt, by block and name."""
 

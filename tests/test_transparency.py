@@ -26,9 +26,9 @@ from fgpipe.models.net import Net
 from fgpipe.observe.ledger import Ledger
 from fgpipe.observe.metrics import Metrics
 from fgpipe.optim import Optimizer
+from fgpipe.run import run
 from fgpipe.runtime.process import Cluster, Place
 from fgpipe.runtime.stage import Stage
-from fgpipe.run import run
 
 BATCH, STEPS, TOLERANCE = 8, 2, 1e-9
 SPACES = [("weight", "tensor"), ("weight", "block"), ("activity", "batch"), ("activity", "sample")]

@@ -12,8 +12,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fgpipe.gradients.dual import Direction, Directions, Push, PushLosses, Tangent, add, by_torch_func, empty, insert
-from fgpipe.gradients.dual import linearize, loss_rule, rule, rule_of
+from fgpipe.gradients.dual import (
+    Direction,
+    Directions,
+    Push,
+    PushLosses,
+    Tangent,
+    add,
+    by_torch_func,
+    empty,
+    insert,
+    linearize,
+    loss_rule,
+    rule,
+    rule_of,
+)
 from fgpipe.models.heads import SIMILARITY_WEIGHT, Head, PredSim, similarity_matrix, spread, unit_rows
 from fgpipe.models.resnet import Residual
 

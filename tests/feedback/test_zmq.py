@@ -15,7 +15,6 @@ from fgpipe.runtime.feedback.messages import FeedbackError, Lost, Request, encod
 from tests.feedback.sockets import RUN, feedback, ranks, wait_for
 
 
-
 def test_delivered_in_order() -> None:
     with ranks(2) as ((below, above), _):
         for batch in range(50):

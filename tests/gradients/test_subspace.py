@@ -18,8 +18,18 @@ from fgpipe.gradients.guess import principal_directions
 from fgpipe.gradients.oracle import Estimates
 from fgpipe.models.heads import Head
 from fgpipe.models.net import Net
-from tests.test_transparency import BATCH, STEPS, TOLERANCE, Gated, Pipeline, Snapshot
-from tests.test_transparency import assert_agrees, assert_close, configuration, record_replies
+from tests.test_transparency import (
+    BATCH,
+    STEPS,
+    TOLERANCE,
+    Gated,
+    Pipeline,
+    Snapshot,
+    assert_agrees,
+    assert_close,
+    configuration,
+    record_replies,
+)
 
 WIDTHS = (384, 384, 128)
 """Of the block outputs of `net_without_batch_norm` below the last."""
