@@ -40,8 +40,8 @@ def _sequential(module: nn.Sequential, x: Tensor, prefix: str) -> tuple[Tensor, 
     layers = list(module._modules.items())  # one that stands there twice too
     while layers:
         name, layer = layers.pop(0)
-        if layers and rule_of(layer) is _batch_norm and rule_of(layers[0][1]) is _relu and _batch_statistics(layer):
-            x, push = batch_norm(layer, x, f"{prefix}{name}.", then_relu=True)
+        if layers and rule_of(layer) is _batch_norm and rule_of(layers[0][1]) is _relu and _has_batch_statistics(layer):
+            x, push = _by_batch_statistics(layer, x, f"{prefix}{name}.", then_relu=True)
             layers.pop(0)
         else:
             x, push = rule_of(layer)(layer, x, f"{prefix}{name}.")
@@ -92,15 +92,18 @@ def _affine_push(
 
 @rule(nn.BatchNorm1d, nn.BatchNorm2d)
 def _batch_norm(module: nn.BatchNorm2d, x: Tensor, prefix: str) -> tuple[Tensor, Push]:
-    return batch_norm(module, x, prefix) if _batch_statistics(module) else by_torch_func(module, x, prefix)
+    return _by_batch_statistics(module, x, prefix) if _has_batch_statistics(module) else by_torch_func(module, x, prefix)
 
 
-def _batch_statistics(module: nn.BatchNorm2d) -> bool:
+def _has_batch_statistics(module: nn.BatchNorm2d) -> bool:
+    """Else it evaluates, or its running statistics are cumulative means."""
     return module.training and module.momentum is not None
 
 
-def batch_norm(module: nn.BatchNorm2d, x: Tensor, prefix: str, *, then_relu: bool = False) -> tuple[Tensor, Push]:
-    """Batch norm by batch statistics, and with `then_relu` a ReLU of it, which saves a tensor and a copy of each lane.
+def _by_batch_statistics(
+    module: nn.BatchNorm2d, x: Tensor, prefix: str, *, then_relu: bool = False
+) -> tuple[Tensor, Push]:
+    """Batch norm, and with `then_relu` a ReLU of it, which saves the primal a tensor, and each of several lanes a copy.
 
     dy = gamma / sigma (dx - mean(dx) - xhat mean(xhat dx)) + dgamma xhat + dbeta. The first part is symmetric in dx
     and an output gradient, hence the backward kernel.

@@ -22,14 +22,13 @@ from fgpipe.study.series import launch
 COST, SHARE = at_most(1.02), at_most(0.02)
 SLICES = 10_000
 """That are timed at once."""
-EPOCHS = 3
-"""The first one warms up."""
+BATCHES, EPOCHS = 24, 3
+"""Of a run; the first epoch warms up."""
 
 
 def rows(sizes: Sizes) -> Iterator[Row]:
     """Of the least width and the local target, which has the most events in a second."""
-    samples = sizes.batches[0] * BATCH
-    of_run = [f"data.train_samples={samples}", f"epochs={EPOCHS}", f"model.width={min(sizes.widths)}"]
+    of_run = [f"data.train_samples={BATCHES * BATCH}", f"epochs={EPOCHS}", f"model.width={min(sizes.widths)}"]
     arguments = [*COMMON, *of_run, "target=local"]
     pairs = range(1 + sizes.runs)
     with tempfile.TemporaryDirectory() as folder:

@@ -25,7 +25,7 @@ class Sizes:
     pixels: int
     """Height and width of the images of steps that are timed in this process."""
     batches: tuple[int, ...]
-    """Of a run in several processes, for each width."""
+    """Of a run in the pipeline section, for each width."""
     processes: int
     """Of the start."""
 
