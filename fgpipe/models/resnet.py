@@ -8,6 +8,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from fgpipe.models.strided import StridedConv2d
+
 STAGE_WIDTHS = (64, 128, 256, 512)
 
 
@@ -77,5 +79,7 @@ def _plain_blocks(widths: list[int]) -> Iterator[nn.Module]:
 
 
 def _conv_bn(in_channels: int, channels: int, *, kernel: int = 3, stride: int = 1) -> tuple[nn.Module, nn.Module]:
+    if kernel == 3 and stride > 1:
+        return StridedConv2d(in_channels, channels, stride), nn.BatchNorm2d(channels)
     conv = nn.Conv2d(in_channels, channels, kernel, stride=stride, padding=kernel // 2, bias=False)
     return conv, nn.BatchNorm2d(channels)

@@ -10,6 +10,7 @@ from fgpipe.config import compose_config
 from fgpipe.models.init import initialize
 from fgpipe.models.net import resnet
 from fgpipe.models.resnet import resnet18
+from fgpipe.models.strided import StridedConv2d
 from fgpipe.runtime.costs import ForwardPass, head_flops
 
 
@@ -128,3 +129,23 @@ def test_predsim_loss_by_loops() -> None:
     mismatch = [(cosine(f, g) - cosine(y, z)) ** 2 for f, y in zip(features, onehot) for g, z in zip(features, onehot)]
     wanted = 0.99 * torch.stack(mismatch).mean() + 0.01 * nn.functional.cross_entropy(logits, labels)
     torch.testing.assert_close(losses.mean(), wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bfloat16", "float32"])
+@pytest.mark.parametrize("size", [(1, 1), (4, 1), (1, 4), (5, 5)], ids=str)
+def test_strided_convolution(size: tuple[int, int], dtype: torch.dtype) -> None:
+    """Output and gradients are as in float64, whatever memory that is not written to holds."""
+    ours, theirs = StridedConv2d(5, 20, 2).to(dtype), nn.Conv2d(5, 20, 3, 2, 1, bias=False).double()
+    theirs.load_state_dict(ours.state_dict())
+    results = []
+    for module in (ours, theirs):
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(8, 5, *size, generator=generator).to(dtype).to(module.weight.dtype)
+        x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+        y = module.to(memory_format=torch.channels_last)(x)
+        signal = torch.randn(y.shape, generator=generator).to(dtype).to(y.dtype)
+        spoilt = [torch.full((length,), torch.nan) for length in range(16, 4096, 16)]
+        del spoilt
+        results.append((y, *torch.autograd.grad(y, [x, module.weight], signal)))
+    for got, want in zip(*results, strict=True):
+        assert (got.double() - want).norm() < 10 * torch.finfo(dtype).eps * want.norm()
