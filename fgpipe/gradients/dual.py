@@ -60,10 +60,11 @@ Factor = float | Tensor
 """Of a direction in a lane: a number, or one for each sample, `[B, 1, ...]`."""
 Directions = Mapping[str, Direction]
 Push = Callable[[Tangent | None, Directions], Tangent | None]
-"""Maps the input's tangent and directions of the parameters, by qualified name, to the output's tangent."""
+"""Maps the input's tangent and directions of the parameters, by qualified name, to the output's tangent; once, as it lets
+go of what the layers kept for it."""
 Rule = Callable[[Any, Tensor, str], tuple[Tensor, Push]]
 PushLosses = Callable[[Tangent], Tensor]
-"""Maps the head input's tangent to the derivative of each sample's loss, `[R, B]`."""
+"""Maps the head input's tangent to the derivative of each sample's loss, `[R, B]`; once."""
 LossRule = Callable[[Any, Tensor, Tensor], tuple[Tensor, Tensor, PushLosses]]
 
 _rules: dict[Callable[..., Any], Rule] = {}
@@ -101,14 +102,21 @@ def loss_rule(kind: type[nn.Module]) -> Callable[[LossRule], LossRule]:
 def linearize(module: nn.Module, x: Tensor) -> tuple[Tensor, Push]:
     """Run `module` on `x` and return the output with its `Push`.
 
-    The push is linear and may be called any number of times; it records no autograd graph, and writes over a tangent
-    only if that is `fresh`. Running statistics are updated once, by the primal. A module without a rule must give the
-    same output when it is run again.
+    The push is linear and may be called once: each layer lets go of what it kept, so that the primal's activations go
+    as the tangents pass. It records no autograd graph, and writes over a tangent only if that is `fresh`. Running
+    statistics are updated once, by the primal. A module without a rule must give the same output when it is run again.
     """
     parameters = [id(parameter) for _, parameter in module.named_parameters(remove_duplicate=False)]
     tied = len(set(parameters)) < len(parameters)  # a rule would take a parameter's second name for another's
     y, push = (by_torch_func if tied else rule_of(module))(module, x, "")
-    return y, torch.no_grad()(push)
+    kept = [push]
+
+    @torch.no_grad()
+    def push_once(dx: Tangent | None, directions: Directions) -> Tangent | None:
+        assert kept, "a push may be called once"
+        return kept.pop()(dx, directions)
+
+    return y, push_once
 
 
 def rule_of(module: nn.Module) -> Rule:

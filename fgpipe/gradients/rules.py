@@ -48,8 +48,8 @@ def _sequential(module: nn.Sequential, x: Tensor, prefix: str) -> tuple[Tensor, 
         pushes.append(push)
 
     def through(dx: Tangent | None, directions: Directions) -> Tangent | None:
-        for push in pushes:
-            dx = push(dx, directions)
+        while pushes:
+            dx = pushes.pop(0)(dx, directions)  # and what the layer kept is gone
         return dx
 
     return x, through
@@ -57,11 +57,8 @@ def _sequential(module: nn.Sequential, x: Tensor, prefix: str) -> tuple[Tensor, 
 
 @rule(nn.Conv2d)
 def _conv(module: nn.Conv2d, x: Tensor, prefix: str) -> tuple[Tensor, Push]:
-    if module.padding_mode != "zeros":
-        return by_torch_func(module, x, prefix)
-
     def convolve(lanes: Tensor, weight: Tensor) -> Tensor:
-        return F.conv2d(lanes, weight, None, module.stride, module.padding, module.dilation, module.groups)
+        return module._conv_forward(lanes, weight, None)
 
     y = module(x)
     return y, _affine_push(convolve, module, x.detach(), y.detach(), prefix)
@@ -79,9 +76,14 @@ def _affine_push(
     """d(W x + b) = W dx + dW x + db."""
 
     def push(dx: Tangent | None, directions: Directions) -> Tangent | None:
+        nonlocal x
+        of_weight = directions.get(f"{prefix}weight")
+        if of_weight:
+            of_weight = replace(of_weight, value=multiply(x, of_weight.value))
+        x = None  # before the lanes are there twice
         dy = None if dx is None else Tangent(dx.lanes, multiply(dx.value, module.weight), fresh=True)
-        if own := directions.get(f"{prefix}weight"):
-            dy = insert(dy, multiply(x, own.value), own.coefficients)
+        if of_weight:
+            dy = insert(dy, of_weight.value, of_weight.coefficients)
         if own := directions.get(f"{prefix}bias"):
             shape = (-1,) + (1,) * (y.dim() - 2) if isinstance(module, nn.Conv2d) else (-1,)
             dy = insert(dy, torch.empty_like(y).copy_(own.value.reshape(shape)), own.coefficients)

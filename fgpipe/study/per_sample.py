@@ -17,7 +17,8 @@ from torch import Tensor
 from fgpipe.assembly import DataFacts, Plan, build_trainer
 from fgpipe.config import compose_config
 from fgpipe.data import Batches, load
-from fgpipe.gradients import Tangent, linearize, linearize_losses
+from fgpipe.gradients import linearize, linearize_losses
+from fgpipe.gradients.dual import insert
 from fgpipe.gradients.estimator import activity_estimate, activity_squared_norms, coefficients
 from fgpipe.gradients.probes import read
 from fgpipe.observe.ledger import Ledger
@@ -56,22 +57,19 @@ def main(arguments: list[str]) -> int:
 
 def compare(trainer: OracleTrainer, images: Tensor, labels: Tensor) -> Tensor:
     """`[J - 1, 4]`: the columns that `main` prints, on one batch."""
-    outputs, pushes = [images], []
-    for block in trainer.blocks:
+    outputs, guesses, tangent = [images], [], None
+    for j, block in enumerate(trainer.blocks):
         y, push = linearize(block, outputs[-1])
         outputs.append(y)
-        pushes.append(push)
+        tangent = push(tangent, {})
+        if j < len(trainer.blocks) - 1:
+            guesses.append(torch.autograd.grad(trainer.heads[j].losses(y, labels)[0].mean(), y)[0])
+            tangent = insert(tangent, guesses[j], {j: 1.0})
     losses, _, push_losses = linearize_losses(trainer.heads[-1], outputs[-1], labels)
     rows = []
-    for j, block in enumerate(trainer.blocks[:-1]):
-        y, parameters = outputs[j + 1], list(block.parameters())
-        guess = torch.autograd.grad(trainer.heads[j].losses(y, labels)[0].mean(), y, retain_graph=True)[0]
+    for j, one_tangent in enumerate(read(push_losses(tangent), "sample")):
+        y, parameters, guess = outputs[j + 1], list(trainer.blocks[j].parameters()), guesses[j]
         target = torch.autograd.grad(losses.mean(), [y, *parameters], retain_graph=True)
-        tangent: Tangent | None = Tangent((0,), guess)
-        for push in pushes[j + 1 :]:
-            tangent = push(tangent, {})
-        assert tangent is not None
-        one_tangent = read(push_losses(tangent), "sample")[0]
         exact = (target[0] * guess).flatten(1).sum(dim=1)
         norms = activity_squared_norms(guess, "sample")
         estimates = [

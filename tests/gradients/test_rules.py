@@ -18,6 +18,8 @@ from fgpipe.gradients import Direction, Tangent, linearize, linearize_losses
 from fgpipe.gradients.dual import add, insert
 from fgpipe.models.heads import Head, PredSim, auxiliary_head, classifier
 from fgpipe.models.resnet import Residual, resnet18
+from fgpipe.models.strided import StridedConv2d
+from fgpipe.study.bench.measure import peak_bytes
 
 IMAGES = (4, 3, 8, 8)
 
@@ -73,6 +75,7 @@ LAYERS = {
     "conv": lambda: nn.Conv2d(3, 5, 3, stride=2, padding=1),
     "conv without bias": lambda: nn.Conv2d(3, 5, 1, bias=False),
     "conv, circular padding": lambda: nn.Conv2d(3, 5, 3, padding=1, padding_mode="circular"),
+    "conv, strided, of one pixel": lambda: nn.Sequential(nn.AdaptiveAvgPool2d(1), StridedConv2d(3, 5, 2)),
     "linear": lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 7)),
     "linear on the last axis": lambda: nn.Linear(8, 6),
     "batch norm": lambda: nn.BatchNorm2d(3),
@@ -311,6 +314,27 @@ def test_running_statistics_are_updated_once(name: str) -> None:
     plain(x)
     for got, want in zip(module.buffers(), plain.buffers(), strict=True):
         torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("lanes", [4, 7])
+@torch.no_grad()
+def test_peak_memory(lanes: int) -> None:
+    """Of a residual block and its lanes: 1 + R times a forward pass's, as the primal's activations go while lanes pass."""
+    block = resnet18(8, width=0.25)[0][1]
+    x, dx = torch.randn(8, 16, 32, 32), torch.randn(lanes * 8, 16, 32, 32)
+
+    def ours() -> tuple[Tensor, Tangent]:
+        y, push = linearize(block, x)
+        return y, push(Tangent(tuple(range(lanes)), dx), {})
+
+    assert peak_bytes(ours) <= 1.1 * (1 + lanes) * peak_bytes(lambda: block(x))
+
+
+def test_a_push_is_called_once() -> None:
+    push = linearize(resnet18(8, width=0.0625)[0][1], torch.randn(2, 4, 8, 8))[1]
+    push(Tangent((0,), torch.randn(2, 4, 8, 8)), {})
+    with pytest.raises(AssertionError, match="once"):
+        push(Tangent((0,), torch.randn(2, 4, 8, 8)), {})
 
 
 def blocks() -> list[nn.Module]:
