@@ -43,20 +43,24 @@ class Metrics:
         on_cosines: called with the step and the cosines of all blocks below the last, when they are measured.
         """
         self.blocks, self._on_batch, self._on_cosines = blocks, on_batch, on_cosines
-        self._sums = torch.zeros(2, blocks, 3, dtype=torch.float64)
+        self._sums = self._zeros()
         self._staleness = torch.zeros(blocks, 4, dtype=torch.float64)
         self._incidents: Counter[tuple[int, str]] = Counter()
         self.last_batch: int | None = None
         """The last training batch that a block of this process began."""
 
+    def _zeros(self) -> list[list[list[float]]]:
+        return [[[0.0, 0.0, 0.0] for _ in range(self.blocks)] for _ in PHASES]
+
     def record(self, block: int, training: bool, losses: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Add one batch of a block's head: losses `[B]`, logits `[B, classes]`."""
         loss = losses.detach().sum(dtype=torch.float64)
-        correct = (logits.argmax(dim=1) == labels).sum(dtype=torch.float64)
+        correct = (logits.argmax(dim=1) == labels).sum()
         found = [*torch.stack([loss, correct]).tolist(), len(labels)]  # one transfer
-        self._sums[int(training), block].add_(torch.tensor(found, dtype=torch.float64))
+        sums = [total + each for total, each in zip(self._sums[training][block], found, strict=True)]
+        self._sums[training][block] = sums
         if training and block == self.blocks - 1 and self._on_batch is not None:
-            self._on_batch(_score(*self._sums[1, block].tolist()))
+            self._on_batch(_score(*sums))
 
     def record_staleness(self, block: int, updates: int) -> None:
         """A block applied feedback that is `updates` updates older than its weights."""
@@ -75,12 +79,12 @@ class Metrics:
 
     def take(self) -> Tensor:
         """float64 `[2, J, 3]`: phase, block, (sum of losses, correct, samples) since the last call."""
-        sums, self._sums = self._sums, torch.zeros_like(self._sums)
-        return sums
+        sums, self._sums = self._sums, self._zeros()
+        return torch.tensor(sums, dtype=torch.float64)
 
     def merge(self, leave: Callable[[Tensor], Tensor]) -> None:
         """Leave the scores of the replicas to the first: `leave` gives it the sum, and the others zero."""
-        self._sums = leave(self._sums)
+        self._sums = leave(torch.tensor(self._sums, dtype=torch.float64)).tolist()
 
     def staleness(self) -> Tensor:
         """float64 `[J, 4]`: batches, sum, minimum and maximum over the whole run."""
@@ -88,11 +92,12 @@ class Metrics:
 
     def state(self, block: int) -> dict[str, list[Any]]:
         """One block's sums as numbers, for a checkpoint."""
-        return {"scores": self._sums[:, block].tolist(), "staleness": self._staleness[block].tolist()}
+        return {"scores": [phase[block] for phase in self._sums], "staleness": self._staleness[block].tolist()}
 
     def restore(self, block: int, state: Mapping[str, list[Any]]) -> None:
         """Go on from what `state` gave."""
-        self._sums[:, block] = torch.tensor(state["scores"], dtype=torch.float64)
+        for phase, scores in zip(self._sums, state["scores"], strict=True):
+            phase[block] = scores
         self._staleness[block] = torch.tensor(state["staleness"], dtype=torch.float64)
 
     def incidents(self, names: Sequence[str] = INCIDENTS) -> Tensor:

@@ -1,6 +1,6 @@
 """In which floating-point formats a run computes, and sends activations and tangents up."""
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -27,4 +27,4 @@ class Precision:
 
     def casting(self, device: torch.device) -> AbstractContextManager[None]:
         """Around the compute of a batch."""
-        return torch.autocast(device.type, torch.bfloat16, enabled=self.autocast)
+        return torch.autocast(device.type, torch.bfloat16) if self.autocast else nullcontext()

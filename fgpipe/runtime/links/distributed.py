@@ -86,8 +86,9 @@ class DistributedLink(Link):
         self._pending: deque[_Sending] = deque()
 
     def send(self, batch: Batch) -> None:
-        parts = [wire(batch.x)] + ([wire(batch.tangent.value)] if batch.tangent else [])
-        payload = _on_wire(torch.cat(parts), self._device)
+        x = wire(batch.x)
+        stacked = torch.cat([x, wire(batch.tangent.value)]) if batch.tangent else x.contiguous()
+        payload = _on_wire(stacked, self._device)
         lanes = len(batch.tangent.lanes) if batch.tangent else 0
         fields = [MAGIC, batch.id, batch.epoch, TRAINING * batch.training | DRAIN * batch.drain, lanes, batch.x.dim(), *batch.x.shape]
         header = torch.zeros(FIELDS + self._samples, dtype=torch.int64)
