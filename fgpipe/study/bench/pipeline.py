@@ -24,18 +24,25 @@ COMMON += ["optim=constant", "optim.lr=0.001", "threads=1", "device=cpu", "trace
 def rows(sizes: Sizes) -> Iterator[Row]:
     """Of each width and cell; the runs of all of them are interleaved, in one set of processes."""
     cells = list(product(sizes.widths, CELLS))
+    runs = dict(zip(sizes.widths, sizes.pipelines, strict=True))
     with tempfile.TemporaryDirectory() as folder:
-        names = {
-            (run, *cell): Path(folder) / f"run-{run}-{n}" for run in range(sizes.runs) for n, cell in enumerate(cells)
+        places = {
+            (run, width, cell): Path(folder) / f"{run}-{width}-{cell.split()[0]}"
+            for run in range(max(sizes.pipelines))
+            for width, cell in cells
+            if run < runs[width]
         }
-        samples = {width: batches * BATCH for width, batches in zip(sizes.widths, sizes.batches, strict=True)}
-        runs = [
-            [*COMMON, *CELLS[cell], f"data.train_samples={samples[width]}", f"model.width={width}", f"run_dir={path}"]
-            for (_, width, cell), path in names.items()
+        samples = {
+            width: f"data.train_samples={batches * BATCH}"
+            for width, batches in zip(sizes.widths, sizes.batches, strict=True)
+        }
+        commands = [
+            [*COMMON, *CELLS[cell], samples[width], f"model.width={width}", f"run_dir={path}"]
+            for (_, width, cell), path in places.items()
         ]
-        launch(runs, PROCESSES, Path(folder) / "runs.json")
+        launch(commands, PROCESSES, Path(folder) / "runs.json")
         for width, cell in cells:
-            found = [efficiency(trace.read(names[run, width, cell] / "trace.json")) for run in range(sizes.runs)]
+            found = [efficiency(trace.read(places[run, width, cell] / "trace.json")) for run in range(runs[width])]
             what = f"throughput over the busiest stage's bound, {cell}, width {width:g}"
             yield Row("pipeline", what, found, EFFICIENCY, "2 processes, one thread each, window=auto")
 

@@ -24,8 +24,10 @@ class Sizes:
     batch: int
     pixels: int
     """Height and width of the images of steps that are timed in this process."""
+    pipelines: tuple[int, ...]
+    """Runs of each pipeline, for each width."""
     batches: tuple[int, ...]
-    """Of a run in the pipeline section, for each width."""
+    """Of such a run, for each width."""
     processes: int
     """Of the start."""
 
@@ -40,6 +42,7 @@ FULL = Sizes(
     lanes=(1, 4, 7),
     batch=64,
     pixels=32,
+    pipelines=(2, 7),
     batches=(24, 44),
     processes=8,
 )
@@ -53,6 +56,7 @@ QUICK = Sizes(
     lanes=(1, 2),
     batch=8,
     pixels=16,
+    pipelines=(1,),
     batches=(20,),
     processes=2,
 )
