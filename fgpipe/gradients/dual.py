@@ -105,6 +105,9 @@ def linearize(module: nn.Module, x: Tensor) -> tuple[Tensor, Push]:
     The push is linear and may be called once: each layer lets go of what it kept, so that the primal's activations go
     as the tangents pass. It records no autograd graph, and writes over a tangent only if that is `fresh`. Running
     statistics are updated once, by the primal. A module without a rule must give the same output when it is run again.
+
+    Raises:
+        RuntimeError: by the push, when it is called again.
     """
     parameters = [id(parameter) for _, parameter in module.named_parameters(remove_duplicate=False)]
     tied = len(set(parameters)) < len(parameters)  # a rule would take a parameter's second name for another's
@@ -113,7 +116,8 @@ def linearize(module: nn.Module, x: Tensor) -> tuple[Tensor, Push]:
 
     @torch.no_grad()
     def push_once(dx: Tangent | None, directions: Directions) -> Tangent | None:
-        assert kept, "a push may be called once"
+        if not kept:
+            raise RuntimeError("a push may be called once")
         return kept.pop()(dx, directions)
 
     return y, push_once

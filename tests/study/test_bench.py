@@ -1,5 +1,6 @@
 """`python -m fgpipe.bench`: it runs from end to end, its measures are right on what is known, bad input is one line."""
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -59,11 +60,13 @@ def test_table() -> None:
 
 
 def test_rounds_are_interleaved() -> None:
-    """One round to warm up, then as many as asked for, every other one in reverse."""
+    """One round to warm up, then as many as asked for, each with every call once; none follows itself."""
     made: list[str] = []
-    names = ("a", "b")
-    seconds = interleaved({name: lambda name=name: made.append(name) for name in names}, rounds=2)
-    assert "".join(made) == "ab" + "ab" + "ba" and {name: len(times) for name, times in seconds.items()} == {"a": 2, "b": 2}
+    seconds = interleaved({name: lambda name=name: made.append(name) for name in "abc"}, rounds=100)
+    rounds = ["".join(made[n : n + 3]) for n in range(0, len(made), 3)]
+    assert len(rounds) == 101 and {name: len(times) for name, times in seconds.items()} == dict.fromkeys("abc", 100)
+    assert set(rounds) == {"abc", "acb", "bac", "bca", "cab", "cba"}
+    assert all(one != other for one, other in itertools.pairwise(made))
 
 
 def test_peak_memory() -> None:

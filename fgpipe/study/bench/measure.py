@@ -1,6 +1,7 @@
 """Time and memory of calls in this process."""
 
 import json
+import random
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -17,7 +18,8 @@ def interleaved(
 ) -> dict[Name, list[float]]:
     """Seconds of each call in every round; what comes and goes on the machine meets all of them alike.
 
-    A round makes every call once, in turn, and every other round in reverse. One round that is not timed comes first.
+    A round makes every call once, in a random order in which none follows itself across rounds: what it works on would
+    still be in the cache. One round that is not timed comes first.
 
     Args: at_least: seconds; more rounds follow until they are over.
     """
@@ -25,12 +27,16 @@ def interleaved(
         call()
     seconds: dict[Name, list[float]] = {name: [] for name in calls}
     order, over = list(calls), time.monotonic() + at_least
+    rng = random.Random(0)
     while rounds > 0 or time.monotonic() < over:
+        last = order[-1]
+        rng.shuffle(order)
+        while len(order) > 1 and order[0] == last:
+            rng.shuffle(order)
         for name in order:
             began = time.perf_counter()
             calls[name]()
             seconds[name].append(time.perf_counter() - began)
-        order.reverse()
         rounds -= 1
     return seconds
 
