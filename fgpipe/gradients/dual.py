@@ -75,7 +75,8 @@ def rule(*kinds: type[nn.Module]) -> Callable[[Rule], Rule]:
     """Register the rule of these modules and of subclasses that do not override `forward`.
 
     A rule takes the module, its input and the prefix of its parameters' names; it returns output and `Push`.
-    A push that hands one tangent to two others must hand it as not `fresh`.
+    A push is called once, and should let go of what it no longer needs; it must hand one tangent to two others as not
+    `fresh`.
     """
 
     def register(function: Rule) -> Rule:
@@ -102,8 +103,8 @@ def loss_rule(kind: type[nn.Module]) -> Callable[[LossRule], LossRule]:
 def linearize(module: nn.Module, x: Tensor) -> tuple[Tensor, Push]:
     """Run `module` on `x` and return the output with its `Push`.
 
-    The push is linear and may be called once: each layer lets go of what it kept, so that the primal's activations go
-    as the tangents pass. It records no autograd graph, and writes over a tangent only if that is `fresh`. Running
+    The push is linear and may be called once: each layer lets go of what it kept as the tangents pass, so that the
+    primal's activations go if autograd has no use for them. It records no autograd graph, and writes over a tangent only if that is `fresh`. Running
     statistics are updated once, by the primal. A module without a rule must give the same output when it is run again.
 
     Raises:

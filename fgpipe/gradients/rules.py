@@ -29,8 +29,11 @@ from fgpipe.gradients.dual import (
 )
 from fgpipe.models.heads import SIMILARITY_WEIGHT, Head, PredSim, similarity_matrix, spread, unit_rows
 from fgpipe.models.resnet import Residual
+from fgpipe.models.strided import StridedConv2d
 
 aten = torch.ops.aten
+CONVOLUTIONS = nn.Conv2d._conv_forward, StridedConv2d._conv_forward
+"""Linear in the image and in the weight; a subclass may convolve in another way."""
 
 
 @rule(nn.Sequential)
@@ -57,6 +60,9 @@ def _sequential(module: nn.Sequential, x: Tensor, prefix: str) -> tuple[Tensor, 
 
 @rule(nn.Conv2d)
 def _conv(module: nn.Conv2d, x: Tensor, prefix: str) -> tuple[Tensor, Push]:
+    if type(module)._conv_forward not in CONVOLUTIONS:
+        return by_torch_func(module, x, prefix)
+
     def convolve(lanes: Tensor, weight: Tensor) -> Tensor:
         return module._conv_forward(lanes, weight, None)
 
@@ -74,19 +80,20 @@ def _affine_push(
     multiply: Callable[[Tensor, Tensor], Tensor], module: nn.Conv2d | nn.Linear, x: Tensor, y: Tensor, prefix: str
 ) -> Push:
     """d(W x + b) = W dx + dW x + db."""
+    like = y if module.bias is not None else None
 
     def push(dx: Tangent | None, directions: Directions) -> Tangent | None:
         nonlocal x
         of_weight = directions.get(f"{prefix}weight")
         if of_weight:
             of_weight = replace(of_weight, value=multiply(x, of_weight.value))
-        x = None  # before the lanes are there twice
+        x = None  # freed before there is room made for the output's lanes
         dy = None if dx is None else Tangent(dx.lanes, multiply(dx.value, module.weight), fresh=True)
         if of_weight:
             dy = insert(dy, of_weight.value, of_weight.coefficients)
         if own := directions.get(f"{prefix}bias"):
-            shape = (-1,) + (1,) * (y.dim() - 2) if isinstance(module, nn.Conv2d) else (-1,)
-            dy = insert(dy, torch.empty_like(y).copy_(own.value.reshape(shape)), own.coefficients)
+            shape = (-1,) + (1,) * (like.dim() - 2) if isinstance(module, nn.Conv2d) else (-1,)
+            dy = insert(dy, torch.empty_like(like).copy_(own.value.reshape(shape)), own.coefficients)
         return dy
 
     return push

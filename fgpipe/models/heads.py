@@ -16,7 +16,10 @@ SIMILARITY_WEIGHT = 0.99
 
 
 class Head(nn.Sequential):
-    """Layers from a block's output `[B, C, H, W]` to logits `[B, classes]`, under cross-entropy."""
+    """Layers from a block's output `[B, C, H, W]` to logits `[B, classes]`, under cross-entropy.
+
+    They must not write over the block's output, which is on its way to the block above.
+    """
 
     def losses(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The loss of each sample `[B]` and the logits `[B, classes]`. The head's loss is the mean of the former."""

@@ -5,9 +5,9 @@ from torch import Tensor, nn
 
 
 class StridedConv2d(nn.Conv2d):
-    """A 3x3 convolution with padding and a stride, which images one pixel wide do without: there it changes nothing.
+    """A 3x3 convolution with padding, whose horizontal stride is 1 on images one pixel wide, where that changes nothing.
 
-    With a stride, oneDNN's bfloat16 kernel for the weight gradient leaves most of it unwritten on such images, and it
+    With another stride, oneDNN's bfloat16 kernel for the weight gradient leaves most of it unwritten on such images: it
     may be NaN (torch 2.14.1, on processors with AVX-512 BF16).
     """
 
@@ -16,4 +16,4 @@ class StridedConv2d(nn.Conv2d):
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         down, across = self.stride
-        return F.conv2d(x, weight, bias, (down, across if x.shape[3] > 1 else 1), self.padding)
+        return F.conv2d(x, weight, bias, (down, across if x.shape[-1] > 1 else 1), self.padding)

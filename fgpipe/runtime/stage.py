@@ -192,7 +192,8 @@ class Stage:
             return linearize(weights, batch.x)
 
     def _own_loss(self, y: Tensor, batch: Batch) -> tuple[Tensor | None, PushLosses | None]:
-        """The trained head's losses `[B]`; they reach into the block where its gradient or guess comes from them."""
+        """The trained head's losses `[B]`, and their push if lanes are read here; they reach into the block where its
+        gradient or guess comes from them."""
         if self.head is None:
             return None, None
         attached = self._plain or self._method.has_local_guess
@@ -201,7 +202,7 @@ class Stage:
             check_finite(losses, self.index, f"loss of {batch.name}")
         if not batch.extra:
             self._metrics.record(self.index, True, losses, logits, batch.labels)
-        return losses, push
+        return losses, push if self._lanes.read_at(self.index) else None
 
     def _guess(
         self, y: Tensor, losses: Tensor | None, weights: nn.Module, batch: Batch

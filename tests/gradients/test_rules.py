@@ -71,11 +71,19 @@ def residual(stride: int) -> Residual:
     return Residual(body, nn.Sequential(nn.Conv2d(3, 5, 1, stride), nn.BatchNorm2d(5)))
 
 
+class Standardised(nn.Conv2d):
+    """A convolution that is not linear in its weight."""
+
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return super()._conv_forward(x, weight / weight.std(), bias)
+
+
 LAYERS = {
     "conv": lambda: nn.Conv2d(3, 5, 3, stride=2, padding=1),
     "conv without bias": lambda: nn.Conv2d(3, 5, 1, bias=False),
     "conv, circular padding": lambda: nn.Conv2d(3, 5, 3, padding=1, padding_mode="circular"),
     "conv, strided, of one pixel": lambda: nn.Sequential(nn.AdaptiveAvgPool2d(1), StridedConv2d(3, 5, 2)),
+    "conv, standardised weight": lambda: Standardised(3, 5, 3),
     "linear": lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 7)),
     "linear on the last axis": lambda: nn.Linear(8, 6),
     "batch norm": lambda: nn.BatchNorm2d(3),

@@ -11,6 +11,7 @@ from typing import TypeVar
 from torch.profiler import ProfilerActivity, profile
 
 Name = TypeVar("Name")
+_orders = random.Random(0)
 
 
 def interleaved(
@@ -18,8 +19,8 @@ def interleaved(
 ) -> dict[Name, list[float]]:
     """Seconds of each call in every round; what comes and goes on the machine meets all of them alike.
 
-    A round makes every call once, in a random order in which none follows itself across rounds: what it works on would
-    still be in the cache. One round that is not timed comes first.
+    A round makes every call once, in a random order in which none follows itself from one round to the next, as what it
+    works on would still be in the cache; two calls alternate. One round that is not timed comes first.
 
     Args: at_least: seconds; more rounds follow until they are over.
     """
@@ -27,12 +28,11 @@ def interleaved(
         call()
     seconds: dict[Name, list[float]] = {name: [] for name in calls}
     order, over = list(calls), time.monotonic() + at_least
-    rng = random.Random(0)
     while rounds > 0 or time.monotonic() < over:
         last = order[-1]
-        rng.shuffle(order)
+        _orders.shuffle(order)
         while len(order) > 1 and order[0] == last:
-            rng.shuffle(order)
+            _orders.shuffle(order)
         for name in order:
             began = time.perf_counter()
             calls[name]()

@@ -22,12 +22,12 @@ COMMON += ["optim=constant", "optim.lr=0.001", "threads=1", "device=cpu", "trace
 
 
 def rows(sizes: Sizes) -> Iterator[Row]:
-    """Of each width and cell; the runs of all of them are interleaved, in one set of processes."""
+    """Of each width and cell; their runs take turns, in one set of processes."""
     cells = list(product(sizes.widths, CELLS))
     runs = dict(zip(sizes.widths, sizes.pipelines, strict=True))
     with tempfile.TemporaryDirectory() as folder:
         places = {
-            (run, width, cell): Path(folder) / f"{run}-{width}-{cell.split()[0]}"
+            (run, width, cell): Path(folder) / f"{run}-{width}-{list(CELLS).index(cell)}"
             for run in range(max(sizes.pipelines))
             for width, cell in cells
             if run < runs[width]
