@@ -43,9 +43,7 @@ def _of_width(width: float, sizes: Sizes) -> Iterator[Row]:
     step, trained = step_of([*PROJECTED, f"model.width={width}"], images, labels)
     whole, of_net = step_of([*END_TO_END, f"model.width={width}"], images, labels)
     optim = compose_config(COMMON).optim
-    blocks, heads = _copies(of_net, torch.channels_last)
-    plain = PlainLoop(nn.Sequential(*blocks, heads[-1]), optim)
-    calls = {"cell": step, "end to end": whole, "plain loop": partial(plain.step, images, labels)}
+    calls = {"cell": step}
     for name, layout in LAYOUTS.items():
         hooks = TwoBackwardPasses(*_copies(trained, layout), optim)
         calls[name] = partial(hooks.step, images.contiguous(memory_format=layout), labels)
@@ -53,9 +51,12 @@ def _of_width(width: float, sizes: Sizes) -> Iterator[Row]:
     for name, goal in zip(LAYOUTS, (AGAINST_HOOKS, None), strict=True):
         what = f"speed of activity/sample against {name}, width {width:g}"
         yield Row("cells", what, ratios(seconds[name], seconds["cell"]), goal, _speeds(seconds, ("cell", name), sizes))
-    both = ("end to end", "plain loop")
+    blocks, heads = _copies(of_net, torch.channels_last)
+    plain = PlainLoop(nn.Sequential(*blocks, heads[-1]), optim)
+    both = {"end to end": whole, "plain loop": partial(plain.step, images, labels)}
+    seconds = interleaved(both, 2 * sizes.steps, sizes.step_seconds)
     what = f"time of end to end over the plain loop's, channels last, width {width:g}"
-    yield Row("cells", what, ratios(*(seconds[name] for name in both)), AGAINST_PLAIN, _speeds(seconds, both, sizes))
+    yield Row("cells", what, ratios(*(seconds[name] for name in both)), AGAINST_PLAIN, _speeds(seconds, tuple(both), sizes))
 
 
 def random_batch(sizes: Sizes) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ class Sizes:
     seconds: float
     """More of these rounds follow until this time is over."""
     steps: int
-    """Rounds of interleaved training steps, at least."""
+    """Rounds of interleaved training steps, at least; twice as many where two ways should take the same time."""
     step_seconds: float
     """As `seconds`."""
     runs: int
@@ -34,9 +34,9 @@ class Sizes:
 
 FULL = Sizes(
     rounds=(9, 5, 4),
-    seconds=0.7,
+    seconds=1.0,
     steps=3,
-    step_seconds=12.0,
+    step_seconds=8.0,
     runs=3,
     widths=(1.0, 0.25),
     lanes=(1, 4, 7),
