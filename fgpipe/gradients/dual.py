@@ -104,8 +104,9 @@ def linearize(module: nn.Module, x: Tensor) -> tuple[Tensor, Push]:
     """Run `module` on `x` and return the output with its `Push`.
 
     The push is linear and may be called once: each layer lets go of what it kept as the tangents pass, so that the
-    primal's activations go if autograd has no use for them. It records no autograd graph, and writes over a tangent only if that is `fresh`. Running
-    statistics are updated once, by the primal. A module without a rule must give the same output when it is run again.
+    primal's activations go if autograd has no use for them. It records no autograd graph, and writes over a tangent
+    only if that is `fresh`. Running statistics are updated once, by the primal. A module without a rule must give the
+    same output when it is run again.
 
     Raises:
         RuntimeError: by the push, when it is called again.
