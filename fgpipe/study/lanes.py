@@ -13,12 +13,13 @@ end is timed by the reference.
 
 Runs that FOLDER has are not run again. `only` takes the cells whose name holds the pattern, a regular expression. The
 table is printed and written to DIR/lanes.md, in FOLDER without `out`, and the frontier of accuracy against time per
-image to DIR/lanes.png.
+image to DIR/lanes.png if matplotlib is installed.
 """
 
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from fgpipe.errors import bad_value
@@ -215,5 +216,6 @@ def main(arguments: list[str]) -> int:
     text = table(rows) + scaled.deviation(row.accuracies for row in rows)
     print(text, end="")
     out = trainings.write("lanes", "Lanes", arguments[1:], [cell.folder for cell in chosen], text)
-    plot(rows, out / "lanes.png")
+    if find_spec("matplotlib") is not None:
+        plot(rows, out / "lanes.png")
     return 0
