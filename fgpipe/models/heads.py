@@ -18,7 +18,7 @@ SIMILARITY_WEIGHT = 0.99
 class Head(nn.Sequential):
     """Layers from a block's output `[B, C, H, W]` to logits `[B, classes]`, under cross-entropy.
 
-    They must not write over the block's output, which is on its way to the block above.
+    They must not write over the block's output, which is on its way to the block above: that ends the run.
     """
 
     def losses(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -173,8 +173,15 @@ class Stage:
             self._update(entry, scalars)
 
     def _outgoing(self, batch: Batch, y: Tensor, tangent: Tangent | None) -> Batch:
-        """The batch for the block above, in the wire's format."""
-        return replace(batch, x=y.detach(), tangent=tangent).to(self._device, self._precision.wire)
+        """The batch for the block above, in the wire's format; apart from the one that came, whose buffer is used again."""
+        same = y.untyped_storage().data_ptr() == batch.x.untyped_storage().data_ptr()
+        x = y.detach().clone() if same else y.detach()
+        return replace(batch, x=x, tangent=tangent).to(self._device, self._precision.wire)
+
+    def _check_unwritten(self, y: Tensor, version: int) -> None:
+        """Raises: RuntimeError: the head has written over the block's output, which is on its way up."""
+        if y._version != version:
+            raise RuntimeError(f"the head of block {self.index} writes over the block's output, which is on its way up")
 
     def _weights_for(self, batch: int) -> nn.Module:
         """The module that runs the batch: the block, or a copy that keeps this batch's weights for its graph."""
@@ -197,8 +204,10 @@ class Stage:
         if self.head is None:
             return None, None
         attached = self._plain or self._method.has_local_guess
+        version = y._version
         with self._phase("loss", batch.id), torch.enable_grad():
             losses, logits, push = linearize_losses(self.head, y if attached else y.detach(), batch.labels)
+            self._check_unwritten(y, version)
             check_finite(losses, self.index, f"loss of {batch.name}")
         if not batch.extra:
             self._metrics.record(self.index, True, losses, logits, batch.labels)
@@ -339,7 +348,9 @@ class Stage:
         if not self._last:
             send(self._outgoing(batch, y, None))
         if self.head is not None:
+            version = y._version
             losses, logits = self.head.losses(y, batch.labels)
+            self._check_unwritten(y, version)
             check_finite(losses, self.index, f"loss of {batch.name}")
             self._metrics.record(self.index, False, losses, logits, batch.labels)
 
