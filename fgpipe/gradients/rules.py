@@ -27,12 +27,12 @@ from fgpipe.gradients.dual import (
     rule,
     rule_of,
 )
+from fgpipe.models.convolution import PaddedConv2d
 from fgpipe.models.heads import SIMILARITY_WEIGHT, Head, PredSim, similarity_matrix, spread, unit_rows
 from fgpipe.models.resnet import Residual
-from fgpipe.models.strided import StridedConv2d
 
 aten = torch.ops.aten
-CONVOLUTIONS = nn.Conv2d._conv_forward, StridedConv2d._conv_forward
+CONVOLUTIONS = nn.Conv2d._conv_forward, PaddedConv2d._conv_forward
 """Linear in the image and in the weight; a subclass may convolve in another way."""
 
 

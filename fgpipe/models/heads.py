@@ -7,7 +7,7 @@ own can stand beside a block of theirs.
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fgpipe.models.strided import StridedConv2d
+from fgpipe.models.convolution import PaddedConv2d
 
 HIDDEN = {"cnn": {8: 32, 16: 16}, "mlp": {8: 1024, 16: 512}}
 """Hidden channels (cnn) and features (mlp) at width 1, by the number of blocks."""
@@ -84,7 +84,7 @@ def cnn_head(channels: int, classes: int, hidden: int) -> Head:
     """A 1x1 convolution to `hidden` channels, three 3x3 ones with stride 2, pooling to 2x2, linear."""
     layers: list[nn.Module] = [nn.Conv2d(channels, hidden, 1, bias=False), nn.BatchNorm2d(hidden), nn.ReLU()]
     for _ in range(3):
-        layers += [StridedConv2d(hidden, hidden, 2), nn.BatchNorm2d(hidden), nn.ReLU()]
+        layers += [PaddedConv2d(hidden, hidden, stride=2), nn.BatchNorm2d(hidden), nn.ReLU()]
     return Head(*layers, *_pooled_linear(hidden, classes))
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from fgpipe.models.strided import StridedConv2d
+from fgpipe.models.convolution import PaddedConv2d
 
 STAGE_WIDTHS = (64, 128, 256, 512)
 
@@ -79,7 +79,4 @@ def _plain_blocks(widths: list[int]) -> Iterator[nn.Module]:
 
 
 def _conv_bn(in_channels: int, channels: int, *, kernel: int = 3, stride: int = 1) -> tuple[nn.Module, nn.Module]:
-    if kernel == 3 and stride > 1:
-        return StridedConv2d(in_channels, channels, stride), nn.BatchNorm2d(channels)
-    conv = nn.Conv2d(in_channels, channels, kernel, stride=stride, padding=kernel // 2, bias=False)
-    return conv, nn.BatchNorm2d(channels)
+    return PaddedConv2d(in_channels, channels, kernel, stride), nn.BatchNorm2d(channels)

@@ -16,9 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fgpipe.gradients import Direction, Tangent, linearize, linearize_losses
 from fgpipe.gradients.dual import add, insert
+from fgpipe.models.convolution import PaddedConv2d
 from fgpipe.models.heads import Head, PredSim, auxiliary_head, classifier
 from fgpipe.models.resnet import Residual, resnet18
-from fgpipe.models.strided import StridedConv2d
 from fgpipe.study.bench.measure import peak_bytes
 
 IMAGES = (4, 3, 8, 8)
@@ -82,7 +82,7 @@ LAYERS = {
     "conv": lambda: nn.Conv2d(3, 5, 3, stride=2, padding=1),
     "conv without bias": lambda: nn.Conv2d(3, 5, 1, bias=False),
     "conv, circular padding": lambda: nn.Conv2d(3, 5, 3, padding=1, padding_mode="circular"),
-    "conv, strided, of one pixel": lambda: nn.Sequential(nn.AdaptiveAvgPool2d(1), StridedConv2d(3, 5, 2)),
+    "conv, strided, of one pixel": lambda: nn.Sequential(nn.AdaptiveAvgPool2d(1), PaddedConv2d(3, 5, stride=2)),
     "conv, standardised weight": lambda: Standardised(3, 5, 3),
     "linear": lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 7)),
     "linear on the last axis": lambda: nn.Linear(8, 6),

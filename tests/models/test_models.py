@@ -7,10 +7,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fgpipe.config import compose_config
+from fgpipe.models.convolution import PaddedConv2d
 from fgpipe.models.init import initialize
 from fgpipe.models.net import resnet
 from fgpipe.models.resnet import resnet18
-from fgpipe.models.strided import StridedConv2d
 from fgpipe.runtime.costs import ForwardPass, head_flops
 
 
@@ -132,10 +132,11 @@ def test_predsim_loss_by_loops() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bfloat16", "float32"])
+@pytest.mark.parametrize("kernel", [3, 7])
 @pytest.mark.parametrize("size", [(1, 1), (4, 1), (1, 4), (5, 5)], ids=str)
-def test_strided_convolution(size: tuple[int, int], dtype: torch.dtype) -> None:
+def test_strided_convolution(size: tuple[int, int], kernel: int, dtype: torch.dtype) -> None:
     """Output and gradients are as in float64, whatever memory that is not written to holds."""
-    ours, theirs = StridedConv2d(5, 20, 2).to(dtype), nn.Conv2d(5, 20, 3, 2, 1, bias=False).double()
+    ours, theirs = PaddedConv2d(5, 20, kernel, stride=2).to(dtype), nn.Conv2d(5, 20, kernel, 2, kernel // 2, bias=False).double()
     theirs.load_state_dict(ours.state_dict())
     results = []
     for module in (ours, theirs):
