@@ -50,7 +50,12 @@ class Trainer(Protocol):
     """What `fgpipe.train` drives: a pipeline's worker, or a reference."""
 
     def train(
-        self, epoch: int, batches: int, source: Source | None, indices: range | None = None, stop: Callable[[], bool] = never
+        self,
+        epoch: int,
+        batches: int,
+        source: Source | None,
+        indices: range | None = None,
+        stop: Callable[[], bool] = never,
     ) -> int: ...
 
     def evaluate(self, epoch: int, batches: int, source: Source | None) -> None: ...

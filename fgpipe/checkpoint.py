@@ -122,7 +122,9 @@ class Checkpoints:
             except OSError as error:
                 raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
             if found != stored:
-                raise CheckpointError(f"{path} is damaged: {found.bytes} bytes, not the {stored.bytes} that were written")
+                raise CheckpointError(
+                    f"{path} is damaged: {found.bytes} bytes, not the {stored.bytes} that were written"
+                )
         return manifest
 
     def newest(self, warn: Callable[[str], None]) -> Manifest | None:
@@ -185,7 +187,9 @@ class Checkpoints:
         shutil.rmtree(folder)
 
 
-def write_block(folder: Path, block: int, trained: Mapping[str, Trained], counters: Mapping[str, Any]) -> dict[str, Stored]:
+def write_block(
+    folder: Path, block: int, trained: Mapping[str, Trained], counters: Mapping[str, Any]
+) -> dict[str, Stored]:
     """Write the state of one block: what it has trained, and counters that JSON can hold.
 
     Args:
@@ -214,7 +218,9 @@ def read_block(folder: Path, block: int, trained: Mapping[str, Trained]) -> dict
             if optimizer is not None:
                 optimizer.restore([momentum.get(name) for name, _ in module.named_parameters()])
     except (OSError, RuntimeError, ValueError, KeyError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"{folder / names_of(block)[0]} does not fit block {block}: {_first_line(error)}") from error
+        raise CheckpointError(
+            f"{folder / names_of(block)[0]} does not fit block {block}: {_first_line(error)}"
+        ) from error
     return counters
 
 

@@ -144,7 +144,9 @@ def packages() -> Finding:
         return Finding(FAILED, f"{'; '.join(wrong)}: pip install --upgrade --editable .")
     if not zmq.has("curve"):
         return Finding(FAILED, "pyzmq's libzmq has no CURVE, which encrypts the feedback plane: install PyPI's pyzmq")
-    named = [f"{name} {found[name]}" for name in ("torch", "torchvision", "pyzmq", "msgpack", "safetensors") if name in found]
+    named = [
+        f"{name} {found[name]}" for name in ("torch", "torchvision", "pyzmq", "msgpack", "safetensors") if name in found
+    ]
     return Finding(OK, f"{', '.join(named)}; CURVE; {len(found)} requirements met")
 
 
@@ -155,7 +157,9 @@ def devices(processes: int) -> Finding:
         return Finding(OK, "no GPU; the CUDA and NCCL paths have never been run by the project")
     names = ", ".join(sorted({torch.cuda.get_device_name(index) for index in range(count)}))
     plane = "NCCL" if count >= processes else f"gloo through the host, as {processes} processes share them"
-    return Finding(WARNING, f"{count} GPUs ({names}), {plane}; the project has never run on a GPU: compare with device=cpu")
+    return Finding(
+        WARNING, f"{count} GPUs ({names}), {plane}; the project has never run on a GPU: compare with device=cpu"
+    )
 
 
 def threads(processes: int) -> Finding:
@@ -192,7 +196,9 @@ def gloo(interface: Interface) -> Finding:
     """Which interface the forward plane would use."""
     chosen = os.environ.get("GLOO_SOCKET_IFNAME", interface.name)
     if chosen != interface.name:
-        return Finding(WARNING, f"GLOO_SOCKET_IFNAME={chosen} overrules interface={interface.name} on the forward plane: unset it")
+        return Finding(
+            WARNING, f"GLOO_SOCKET_IFNAME={chosen} overrules interface={interface.name} on the forward plane: unset it"
+        )
     return Finding(OK, f"confined to {chosen}")
 
 
@@ -207,8 +213,12 @@ def ports(interface: Interface, processes: int) -> Finding:
         first, last = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
     except OSError:
         return Finding(WARNING, f"{interface.address} can be bound; the range of ephemeral ports is not known here")
-    between = f"{interface.address} can be bound; ephemeral ports {first}-{last}, all of them open between the job's hosts"
-    wanted = 4 * processes**2  # both planes connect each process to each other one, and some linger when a run has ended
+    between = (
+        f"{interface.address} can be bound; ephemeral ports {first}-{last}, all of them open between the job's hosts"
+    )
+    wanted = (
+        4 * processes**2
+    )  # both planes connect each process to each other one, and some linger when a run has ended
     if last - first < wanted:
         return Finding(WARNING, f"{between}: a range of {wanted} is safe (sysctl net.ipv4.ip_local_port_range)")
     return Finding(OK, between)
@@ -224,12 +234,16 @@ def round_trip(interface: Interface) -> Finding:
             sent = torch.arange(1000.0)
             received = _group(store, 0, lambda: _there_and_back(sent))
         except RuntimeError as error:
-            return Finding(FAILED, f"gloo between two processes on {interface.name}: {' '.join(str(error).split())[:200]}")
+            return Finding(
+                FAILED, f"gloo between two processes on {interface.name}: {' '.join(str(error).split())[:200]}"
+            )
         finally:
             other.kill()
             other.join()
     if not torch.equal(sent, received):
-        return Finding(FAILED, f"gloo between two processes on {interface.name}: other numbers came back than were sent")
+        return Finding(
+            FAILED, f"gloo between two processes on {interface.name}: other numbers came back than were sent"
+        )
     return Finding(OK, "two processes exchanged a tensor over gloo")
 
 
@@ -274,7 +288,9 @@ def run_folder(path: Path) -> Finding:
         return Finding(FAILED, f"{where} cannot be written: {error.strerror}; another run_dir=")
     shown = f"{where} can be written; {free / 1e9:.1f} GB free"
     if free < CHECKPOINT_BYTES:
-        return Finding(WARNING, f"{shown}: checkpoints of ResNet-18 at width 1 take up to {CHECKPOINT_BYTES / 1e9:g} GB")
+        return Finding(
+            WARNING, f"{shown}: checkpoints of ResNet-18 at width 1 take up to {CHECKPOINT_BYTES / 1e9:g} GB"
+        )
     return Finding(OK, shown)
 
 

@@ -52,7 +52,9 @@ def export(run: Path, file: Path) -> Manifest:
     except CheckpointError as error:
         raise UserError(f"{run}: no complete checkpoint is left: {error}") from error
     if manifest is None:
-        raise UserError(f"{run}: allowed: the folder of a run with a complete checkpoint in it (checkpoint.every_steps=N)")
+        raise UserError(
+            f"{run}: allowed: the folder of a run with a complete checkpoint in it (checkpoint.every_steps=N)"
+        )
     blocks, folder = manifest.config["model"]["blocks"], checkpoints.folder(manifest.step)
     tensors = {}
     for block in range(blocks):

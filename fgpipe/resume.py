@@ -36,7 +36,9 @@ def check_run_dir(config: Config) -> dict[str, Any] | None:
         hint = "; resume=auto goes on with an unfinished run" if (path / "config.yaml").exists() else ""
         raise bad_value("run_dir", path, f"a folder that does not exist yet or is empty{hint}")
     if not (path / "config.yaml").exists():
-        raise bad_value("run_dir", path, "with resume=auto: an unfinished run's folder, or one that does not exist yet or is empty")
+        raise bad_value(
+            "run_dir", path, "with resume=auto: an unfinished run's folder, or one that does not exist yet or is empty"
+        )
     try:
         summary: dict[str, Any] = json.loads((path / "summary.json").read_text())
     except FileNotFoundError:
@@ -69,7 +71,9 @@ def choose(config: Config, train_batches: int) -> Manifest | None:
         return None
     shown = f"resume={config.resume}"
     try:
-        manifest = Checkpoints(run).newest(lambda line: print(f"fgpipe: passed over: {line}", file=sys.stderr, flush=True))
+        manifest = Checkpoints(run).newest(
+            lambda line: print(f"fgpipe: passed over: {line}", file=sys.stderr, flush=True)
+        )
     except CheckpointError as error:
         raise UserError(f"{shown}: no complete checkpoint is left: {error}") from error
     if manifest is None:
@@ -82,7 +86,11 @@ def choose(config: Config, train_batches: int) -> Manifest | None:
     if differing:
         raise UserError(f"{shown}: its run has {', '.join(differing)}; allowed to differ: {', '.join(sorted(free))}")
     if manifest.step > config.epochs * train_batches:
-        raise bad_value("epochs", config.epochs, f"at least {manifest.epoch + (manifest.batch > 0)}, which {manifest.step} steps of {run} reach")
+        raise bad_value(
+            "epochs",
+            config.epochs,
+            f"at least {manifest.epoch + (manifest.batch > 0)}, which {manifest.step} steps of {run} reach",
+        )
     if manifest.step != manifest.epoch * train_batches + manifest.batch:
         raise UserError(f"{shown}: its epochs have another number of batches than the {train_batches} of these data")
     return manifest

@@ -82,7 +82,9 @@ def run(config: Config, net: Net | None = None) -> dict[str, Any]:
     with _said(place), interface.confines_gloo():
         cluster.connect(plan.topology, place.wire_device(device), alone=pipelined)
         replicas = Replicas.connect(plan.topology, place.wire_device(device), config.deadline, pipelined)
-    if place.rank == plan.topology.reporter and (wide := placement.wide_boundary(plan.topology, cluster.hosts, plan.link_bytes)):
+    if place.rank == plan.topology.reporter and (
+        wide := placement.wide_boundary(plan.topology, cluster.hosts, plan.link_bytes)
+    ):
         print(f"fgpipe: warning: {wide}", file=sys.stderr, flush=True)
     return _Run(plan, cluster, replicas, device, batches, Path(folder), resumed).execute()
 
@@ -150,7 +152,9 @@ class _Run:
         self._folder.summary(figures)
         print(closing_table(self._table["train"], self._table["test"], self._plan.method.blocks))
         speed = figures["images_per_second"]
-        print(f"test accuracy {figures['test_accuracy']:.2%}, {speed:.0f} images/s; see {self._folder.path}", flush=True)
+        print(
+            f"test accuracy {figures['test_accuracy']:.2%}, {speed:.0f} images/s; see {self._folder.path}", flush=True
+        )
         return figures
 
     def _end_badly(self, error: Exception) -> None:
@@ -248,7 +252,9 @@ class _Run:
             "world_size": place.world_size,
             "blocks_per_process": list(plan.topology.sizes),
             "replicas": plan.topology.replicas,
-            "ranks": list(map(list, plan.topology.pipelines)) if plan.topology.replicas > 1 else list(plan.topology.pipeline),
+            "ranks": list(map(list, plan.topology.pipelines))
+            if plan.topology.replicas > 1
+            else list(plan.topology.pipeline),
             "threads_per_process": torch.get_num_threads(),
             "windows": list(plan.windows),
             "test_accuracy": self._table["test"][plan.method.last].accuracy,
@@ -342,4 +348,3 @@ def _prefix_warnings(topology: Topology) -> None:
         print(f"{prefix(topology)} warning: {message}", file=sys.stderr, flush=True)
 
     warnings.showwarning = show
-

@@ -146,7 +146,9 @@ class Saver:
             config = json.loads(json.dumps(asdict(self._plan.config)))
             hashed = config_hash(config)
             self._checkpoints.publish(
-                Manifest(step, epoch, batch, test_accuracy, config, hashed, epochs, train_seconds, self.extra_drains, files)
+                Manifest(
+                    step, epoch, batch, test_accuracy, config, hashed, epochs, train_seconds, self.extra_drains, files
+                )
             )
             self._checkpoints.prune(self._config.keep)
         self._saved_at = time.monotonic()

@@ -67,11 +67,15 @@ def main(arguments: list[str]) -> int:
 
 def usage() -> str:
     """What `--help` prints."""
-    groups = sorted(path for path in CONFIGS.iterdir() if path.is_dir() and path.name != "profile")  # that is fgpipe.grid's
+    groups = sorted(
+        path for path in CONFIGS.iterdir() if path.is_dir() and path.name != "profile"
+    )  # that is fgpipe.grid's
     choices = [f"  {group.name}=" + " | ".join(sorted(file.stem for file in group.glob("*.yaml"))) for group in groups]
     keys = "\n".join(f"  {key}" for key in known_keys())
     lead = "usage: [torchrun --nproc_per_node=N | python] -m fgpipe.train [--cfg] [key=value ...]"
-    return f"{lead}\n\n--cfg prints the resolved configuration.\n\ngroups:\n" + "\n".join(choices) + f"\n\nkeys:\n{keys}"
+    return (
+        f"{lead}\n\n--cfg prints the resolved configuration.\n\ngroups:\n" + "\n".join(choices) + f"\n\nkeys:\n{keys}"
+    )
 
 
 if __name__ == "__main__":

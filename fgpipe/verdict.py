@@ -67,7 +67,11 @@ def write(
         print(f"fgpipe: {run / NAME} cannot be written: {error.strerror}", file=sys.stderr, flush=True)
         return False
     if written:
-        print(f"fgpipe: {'' if said else f'{verdict.cause}; '}{run / NAME} says why, and how to go on", file=sys.stderr, flush=True)
+        print(
+            f"fgpipe: {'' if said else f'{verdict.cause}; '}{run / NAME} says why, and how to go on",
+            file=sys.stderr,
+            flush=True,
+        )
     return written
 
 
@@ -107,4 +111,9 @@ def _launcher(environment: Mapping[str, str]) -> list[str]:
     else:
         meet = [f"--nnodes={hosts}", "--rdzv_backend=c10d", f"--rdzv_endpoint={environment['MASTER_ADDR']}"]
     restarts = environment.get("TORCHELASTIC_MAX_RESTARTS", "0")
-    return ["torchrun", *meet, f"--nproc_per_node={local}", *([f"--max-restarts={restarts}"] if restarts != "0" else [])]
+    return [
+        "torchrun",
+        *meet,
+        f"--nproc_per_node={local}",
+        *([f"--max-restarts={restarts}"] if restarts != "0" else []),
+    ]

@@ -57,7 +57,9 @@ def test_shares_are_the_whole_batch(augmentation: str) -> None:
     dataset, config = random_dataset(), AUGMENTS[augmentation]
     whole = Batches(dataset, config, 12, 3)
     shares = [Batches(dataset, config, 12, 3, share=share, shares=3) for share in range(3)]
-    for parts, together in zip(zip(*(each.train(1, 2) for each in shares), strict=True), whole.train(1, 2), strict=True):
+    for parts, together in zip(
+        zip(*(each.train(1, 2) for each in shares), strict=True), whole.train(1, 2), strict=True
+    ):
         assert [len(part) for part in parts] == [4, 4, 4] and torch.equal(torch.cat(parts), together)
     assert {each.train_batches for each in shares} == {whole.train_batches} and shares[0].test_batches == 6
     tested = [[each.test(index) for index in range(2)] for each in shares]

@@ -143,9 +143,7 @@ def without_step(patch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("forget", [without_momentum, without_head, without_statistics, without_step])
-def test_what_is_saved_is_needed(
-    forget, reference: Reference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_saved_is_needed(forget, reference: Reference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The negative control: leave one thing out, and the equality above does not hold."""
     name = "oracle-ntk" if forget is without_step else "oracle"
     whole = reference.arrays(name)
@@ -187,7 +185,8 @@ def test_export(reference: Reference, tmp_path: Path) -> None:
     batches = Batches(dataset, config.data, config.batch_size, config.seed)
     with torch.no_grad():
         right = sum(
-            (net(images).argmax(1) == labels).sum().item() for images, labels in map(batches.test, range(batches.test_batches))
+            (net(images).argmax(1) == labels).sum().item()
+            for images, labels in map(batches.test, range(batches.test_batches))
         )
     assert right / len(dataset.test_labels) == json.loads((run / "summary.json").read_text())["test_accuracy"]
 
@@ -208,14 +207,26 @@ def not_ours(run: Path) -> None:
 BAD = {
     "no such run": (nothing, ["resume=nowhere"], "resume=nowhere: allowed: auto, or a run's folder"),
     "auto without a folder": (nothing, ["resume=auto", "run_dir=null"], "resume=auto: allowed: with run_dir=FOLDER"),
-    "another learning rate": (nothing, ["resume=RUN", "optim.lr=0.5"], "its run has optim.lr=0.05 (here 0.5); allowed to differ"),
+    "another learning rate": (
+        nothing,
+        ["resume=RUN", "optim.lr=0.5"],
+        "its run has optim.lr=0.05 (here 0.5); allowed to differ",
+    ),
     "another length of one cycle": (nothing, ["resume=RUN", "epochs=5"], "its run has epochs=4 (here 5)"),
     "other data": (nothing, ["resume=RUN", "data.train_samples=96"], "data.train_samples=144 (here 96)"),
-    "finished, and another": (nothing, ["resume=auto", "run_dir=RUN", "seed=3"], "the run in it is finished, with seed=0 (here 3)"),
+    "finished, and another": (
+        nothing,
+        ["resume=auto", "run_dir=RUN", "seed=3"],
+        "the run in it is finished, with seed=0 (here 3)",
+    ),
     "in use": (nothing, ["run_dir=RUN"], "a folder that does not exist yet or is empty; resume=auto goes on"),
     "nothing of ours": (not_ours, ["resume=auto", "run_dir=RUN"], "an unfinished run's folder"),
     "all damaged": (damage_all, ["resume=RUN"], "no complete checkpoint is left"),
-    "every 0 steps": (nothing, ["checkpoint.every_steps=0"], "checkpoint.every_steps=0: allowed: a finite number of at least 1"),
+    "every 0 steps": (
+        nothing,
+        ["checkpoint.every_steps=0"],
+        "checkpoint.every_steps=0: allowed: a finite number of at least 1",
+    ),
     "keep none": (nothing, ["checkpoint.keep=0"], "checkpoint.keep=0: allowed"),
     "no minutes": (nothing, ["checkpoint.every_minutes=-1"], "checkpoint.every_minutes=-1: allowed"),
 }
@@ -339,7 +350,9 @@ def test_the_last_two_and_the_best_are_kept(accuracies: list[float | None], kept
         save(tmp_path, step, accuracy, blocks=1)
         Checkpoints(tmp_path).prune(keep=2)
     assert Checkpoints(tmp_path).steps() == kept
-    assert sorted(path.name for path in (tmp_path / "checkpoints").glob("step-*")) == sorted(f"step-{step}" for step in kept)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").glob("step-*")) == sorted(
+        f"step-{step}" for step in kept
+    )
     assert (tmp_path / "checkpoints" / "latest").read_text() == f"step-{kept[-1]}\n"
 
 

@@ -35,7 +35,9 @@ def test_command(tmp_path: Path) -> None:
     done = launch(1, "-m", "fgpipe.doctor", "nproc=2", f"run_dir={tmp_path / 'runs'}")
     found = findings(done.stdout)
     assert len(found) == 11 and set(found.values()) <= {OK, WARNING, FAILED}
-    assert {found[name] for name in ("interface", "gloo", "round trip", "run folder")} == {OK}, done.stdout + done.stderr
+    assert {found[name] for name in ("interface", "gloo", "round trip", "run folder")} == {OK}, (
+        done.stdout + done.stderr
+    )
     assert done.returncode == int(FAILED in found.values()) and len(done.stdout.splitlines()) <= 24
     assert not list(tmp_path.iterdir()) and "Traceback" not in done.stderr
 
@@ -75,7 +77,9 @@ def test_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     assert doctor.packages().status == OK
     versions = {"torch": "2.9.1", "pyzmq": "26.0"}
     monkeypatch.setattr(metadata, "version", versions.__getitem__)
-    assert doctor.packages() == doctor.Finding(FAILED, "torch is 2.9.1, wanted >=2.10: pip install --upgrade --editable .")
+    assert doctor.packages() == doctor.Finding(
+        FAILED, "torch is 2.9.1, wanted >=2.10: pip install --upgrade --editable ."
+    )
     versions["torch"] = "2.10.0+cpu"
     assert doctor.packages().status == OK
     monkeypatch.setattr(doctor.zmq, "has", lambda capability: capability != "curve")
@@ -127,7 +131,9 @@ def test_gloo_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_ports() -> None:
     assert doctor.ports(LOOPBACK, 8).status == OK
     assert doctor.ports(LOOPBACK, 1000).status == WARNING, "more than there are"
-    assert doctor.ports(Interface("nowhere", "203.0.113.1"), 8).status == FAILED, "an address for documentation (RFC 5737)"
+    assert doctor.ports(Interface("nowhere", "203.0.113.1"), 8).status == FAILED, (
+        "an address for documentation (RFC 5737)"
+    )
 
 
 def test_host_name(monkeypatch: pytest.MonkeyPatch) -> None:

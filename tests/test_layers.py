@@ -17,7 +17,15 @@ LAYERS = {
     "train": 10, "grid": 10, "report": 10, "doctor": 10, "bench": 10, "simulate": 10,
 }  # fmt: skip
 """A module imports from its own package, and from lower layers; the longest prefix of its name counts."""
-MATHEMATICS_FOR = {"stage.py", "reference.py", "schedule.py", "costs.py", "links/base.py", "links/memory.py", "links/distributed.py"}
+MATHEMATICS_FOR = {
+    "stage.py",
+    "reference.py",
+    "schedule.py",
+    "costs.py",
+    "links/base.py",
+    "links/memory.py",
+    "links/distributed.py",
+}
 """Files of `runtime` that may know gradients: the steps themselves, and what carries a tangent."""
 
 

@@ -28,7 +28,9 @@ def estimates(module: nn.Module, step: int, layout: torch.memory_format) -> list
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_steps_are_sgd(momentum: float, layout: torch.memory_format) -> None:
     """Whatever the layout of the estimates, and on from restored momentum, which a checkpoint holds contiguous."""
-    config = compose_config([f"optim.momentum={momentum}", "optim.weight_decay=0.01", "optim.lr=0.1", "optim.gamma=0.5"])
+    config = compose_config(
+        [f"optim.momentum={momentum}", "optim.weight_decay=0.01", "optim.lr=0.1", "optim.gamma=0.5"]
+    )
     ours, theirs = net(), net()
     rate = learning_rate(config.optim, batches=1, epochs=6)
     reference = torch.optim.SGD(theirs.parameters(), momentum=momentum, weight_decay=0.01, foreach=False)

@@ -111,7 +111,9 @@ class Snapshot:
         self.method, self.seed, self.batch = pipeline.plan.method, pipeline.config.seed, batch
         self.images, self.labels = images, labels
         modules = [(stage.block, stage.head, stage.guess_head) for stage in pipeline.stages]
-        self.blocks, self.heads, self.guess_heads = (list(column) for column in zip(*copy.deepcopy(modules), strict=True))
+        self.blocks, self.heads, self.guess_heads = (
+            list(column) for column in zip(*copy.deepcopy(modules), strict=True)
+        )
         for j, head in enumerate(self.guess_heads):
             if head is not None:
                 redraw(head, self.method.guess, self.seed, j, batch)
@@ -178,7 +180,9 @@ def record_replies(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> dict[
     for stage in pipeline.stages:
         apply = partial(type(stage).apply, stage)
         monkeypatch.setattr(
-            stage, "apply", lambda feedback, apply=apply: (replies.update({feedback.receiver: feedback.scalars}), apply(feedback))
+            stage,
+            "apply",
+            lambda feedback, apply=apply: (replies.update({feedback.receiver: feedback.scalars}), apply(feedback)),
         )
     return replies
 
@@ -225,7 +229,14 @@ def test_a_net_of_your_own_by_name(tmp_path) -> None:
     """Through the public entry, on real digits, with a window and activity graphs in flight."""
     blocks = [nn.Sequential(nn.Conv2d(1, 8, 3), nn.GELU()), Gated(8), nn.Sequential(nn.Conv2d(8, 8, 3), nn.ReLU())]
     heads = [Head(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 10)) for _ in blocks]
-    overrides = ["epochs=3", "data.train_samples=640", "space=activity", "window=auto", "observe.tensorboard=false", f"run_dir={tmp_path / 'run'}"]
+    overrides = [
+        "epochs=3",
+        "data.train_samples=640",
+        "space=activity",
+        "window=auto",
+        "observe.tensorboard=false",
+        f"run_dir={tmp_path / 'run'}",
+    ]
     figures = run(compose_config(overrides), Net(blocks, heads))
     assert figures["windows"] == [3, 2, 1]
     assert figures["test_accuracy"] > 0.2, "twice as good as chance"

@@ -46,7 +46,9 @@ def check(config: Config) -> None:
     if config.resume == "auto" and config.run_dir is None:
         raise bad_value("resume", "auto", "with run_dir=FOLDER, the folder to continue in; or a run's folder")
     if not isinstance(config.partition, str) and sum(config.partition) != config.model.blocks:
-        raise bad_value("partition", list(config.partition), f"numbers that add up to model.blocks={config.model.blocks}")
+        raise bad_value(
+            "partition", list(config.partition), f"numbers that add up to model.blocks={config.model.blocks}"
+        )
 
 
 def _check_data(data: DataConfig) -> None:
@@ -55,7 +57,9 @@ def _check_data(data: DataConfig) -> None:
     if data.augment == "resized_crop_flip" and data.stored_size < data.size:
         raise bad_value("data.stored_size", data.stored_size, f"at least data.size={data.size}")
     if data.augment != "resized_crop_flip" and data.stored_size != data.size:
-        raise bad_value("data.stored_size", data.stored_size, f"data.size={data.size} unless data.augment=resized_crop_flip")
+        raise bad_value(
+            "data.stored_size", data.stored_size, f"data.size={data.size} unless data.augment=resized_crop_flip"
+        )
 
 
 def _check_target(config: Config) -> None:
@@ -159,13 +163,17 @@ def _check_replay(config: Config) -> None:
                 raise bad_value(f"replay.{key}", value, f"{getattr(off, key)} unless replay.size is given")
         return
     if config.target.depth != 0:
-        raise bad_value("replay.size", replay.size, f"null with target={config.target.name}, whose scalars go by the batch")
+        raise bad_value(
+            "replay.size", replay.size, f"null with target={config.target.name}, whose scalars go by the batch"
+        )
     if config.tangents == "oracle":
         raise bad_value("replay.size", replay.size, "null with tangents=oracle, which has no pipeline")
     if config.replicas > 1:
         raise bad_value("replay.size", replay.size, f"null with replicas={config.replicas}, whose updates go together")
     if config.checkpoint.on or config.resume is not None:
-        raise bad_value("replay.size", replay.size, "null with checkpoint.* or resume; what is in a buffer is not saved")
+        raise bad_value(
+            "replay.size", replay.size, "null with checkpoint.* or resume; what is in a buffer is not saved"
+        )
 
 
 def check_world(config: Config, world_size: int) -> None:
@@ -183,12 +191,16 @@ def check_world(config: Config, world_size: int) -> None:
         raise bad_value("window", list(config.window), f"one number for each block ({blocks})")
     world_size //= replicas
     if world_size > blocks:
-        most = f"at most one process per block (model.blocks={blocks})" + (f" and replica ({replicas})" if replicas > 1 else "")
+        most = f"at most one process per block (model.blocks={blocks})" + (
+            f" and replica ({replicas})" if replicas > 1 else ""
+        )
         raise bad_value("nproc_per_node", world_size * replicas, most)
     if config.guess == "end_to_end" and config.schedule == "1f1b" and config.microbatches < world_size:
         raise bad_value("microbatches", config.microbatches, f"at least the {world_size} processes with schedule=1f1b")
     if config.guess == "end_to_end" and config.schedule == "zero_bubble" and config.microbatches % world_size:
-        raise bad_value("microbatches", config.microbatches, f"a multiple of the {world_size} processes with schedule=zero_bubble")
+        raise bad_value(
+            "microbatches", config.microbatches, f"a multiple of the {world_size} processes with schedule=zero_bubble"
+        )
     _check_boundaries(config.link, world_size)
     if config.replay.size is not None and world_size == 1:
         raise bad_value("replay.size", config.replay.size, "null in one process, whose blocks take turns")

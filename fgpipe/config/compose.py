@@ -87,7 +87,9 @@ def _merge(config: DictConfig, override: str, parsed: Override) -> None:
 def _explain(error: Exception, overrides: Sequence[str]) -> str:
     """One line from an error about the whole, naming the override at fault where it can be told."""
     text = _reason(error)
-    group = re.search(r"Could not find '([\w/]+)/([^']*)'.*Available options in '[^']*': (.*?)(?: Config search path|$)", text)
+    group = re.search(
+        r"Could not find '([\w/]+)/([^']*)'.*Available options in '[^']*': (.*?)(?: Config search path|$)", text
+    )
     if group:
         options = " | ".join(sorted(group[3].split()))
         return f"{group[1].split('/')[-1]}={group[2]}: allowed: {options}"

@@ -72,7 +72,9 @@ def estimate(
     for block in blocks:
         x = block(x)
         outputs.append(x)
-    evaluated = [head.losses(y, labels) if head is not None else (None, None) for head, y in zip(heads, outputs, strict=True)]
+    evaluated = [
+        head.losses(y, labels) if head is not None else (None, None) for head, y in zip(heads, outputs, strict=True)
+    ]
     losses = [loss for loss, _ in evaluated]
     result = Estimates([], [], [], losses, [logits for _, logits in evaluated])
     places = [
@@ -126,7 +128,9 @@ def alignment(gradient: Sequence[Tensor], guess: Sequence[Tensor], by_sample: bo
 
     In weight space of all tensors of the block together, in activity space (`by_sample`) the mean over the samples.
     """
-    parts = [[tensor.flatten(1) if by_sample else tensor.flatten()[None] for tensor in group] for group in (gradient, guess)]
+    parts = [
+        [tensor.flatten(1) if by_sample else tensor.flatten()[None] for tensor in group] for group in (gradient, guess)
+    ]
     return torch.nn.functional.cosine_similarity(*(torch.cat(group, dim=1) for group in parts)).mean()
 
 

@@ -101,7 +101,9 @@ def _affine_push(
 
 @rule(nn.BatchNorm1d, nn.BatchNorm2d)
 def _batch_norm(module: nn.BatchNorm2d, x: Tensor, prefix: str) -> tuple[Tensor, Push]:
-    return _by_batch_statistics(module, x, prefix) if _has_batch_statistics(module) else by_torch_func(module, x, prefix)
+    return (
+        _by_batch_statistics(module, x, prefix) if _has_batch_statistics(module) else by_torch_func(module, x, prefix)
+    )
 
 
 def _has_batch_statistics(module: nn.BatchNorm2d) -> bool:
@@ -120,9 +122,7 @@ def _by_batch_statistics(
     if module.num_batches_tracked is not None:
         module.num_batches_tracked.add_(1)
     weight, means, variances, eps = module.weight, module.running_mean, module.running_var, module.eps
-    y, mean, inverse_std = torch.native_batch_norm(
-        x, weight, module.bias, means, variances, True, module.momentum, eps
-    )
+    y, mean, inverse_std = torch.native_batch_norm(x, weight, module.bias, means, variances, True, module.momentum, eps)
     gate = y.relu_().detach() if then_relu else None
     x, mean, inverse_std = x.detach(), mean.detach(), inverse_std.detach()
     per_channel = (-1,) + (1,) * (x.dim() - 2)

@@ -98,7 +98,9 @@ def mlp_head(channels: int, classes: int, hidden: int) -> Head:
     return Head(*layers, nn.Linear(hidden, classes))
 
 
-def auxiliary_head(name: str, channels: int, classes: int, *, blocks: int, width: float = 1.0, hidden: int | None = None) -> Head | PredSim:
+def auxiliary_head(
+    name: str, channels: int, classes: int, *, blocks: int, width: float = 1.0, hidden: int | None = None
+) -> Head | PredSim:
     """The paper's head `name` (cnn, mlp, linear or predsim) for a block's output of `channels` channels.
 
     Args:

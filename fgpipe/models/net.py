@@ -25,7 +25,9 @@ class Net:
 
     def __post_init__(self) -> None:
         if len(self.blocks) < 2 or len(self.blocks) != len(self.heads):
-            raise ValueError(f"a net needs two blocks or more and a head for each; got {len(self.blocks)} and {len(self.heads)}")
+            raise ValueError(
+                f"a net needs two blocks or more and a head for each; got {len(self.blocks)} and {len(self.heads)}"
+            )
 
 
 def resnet(model: ModelConfig, head: HeadConfig, *, in_channels: int, classes: int) -> Net:
@@ -51,7 +53,9 @@ def channels(block: nn.Module) -> int:
     return [layer for layer in block.modules() if isinstance(layer, nn.BatchNorm2d)][-1].num_features
 
 
-def materialize(module: nn.Module, generator: torch.Generator, *, dtype: torch.dtype, device: torch.device) -> nn.Module:
+def materialize(
+    module: nn.Module, generator: torch.Generator, *, dtype: torch.dtype, device: torch.device
+) -> nn.Module:
     """The module on `device`, channels last; drawn from `generator` if it was on the meta device."""
     if any(parameter.is_meta for parameter in module.parameters()):
         to_empty(module)

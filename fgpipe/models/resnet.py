@@ -25,7 +25,9 @@ class Residual(nn.Module):
         return torch.relu(self.body(x) + self.shortcut(x))
 
 
-def resnet18(blocks: int, *, width: float = 1.0, stem: str = "cifar", in_channels: int = 3) -> tuple[list[nn.Module], int]:
+def resnet18(
+    blocks: int, *, width: float = 1.0, stem: str = "cifar", in_channels: int = 3
+) -> tuple[list[nn.Module], int]:
     """ResNet-18 in 8 residual or 16 plain blocks, without its classifier.
 
     Args:

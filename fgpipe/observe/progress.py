@@ -48,7 +48,9 @@ class Progress:
             self._shown = now
             left = (self._epochs * self._batches - self._done) * self._batch_size / speed
             batch = self._done - self._epoch * self._batches
-            self._line(f"{self._name()} batch {batch}/{self._batches}: {_text(score)}, {speed:.0f} images/s, {_clock(left)} left")
+            self._line(
+                f"{self._name()} batch {batch}/{self._batches}: {_text(score)}, {speed:.0f} images/s, {_clock(left)} left"
+            )
 
     def end_epoch(self, seconds: float, train: Score, test: Score) -> None:
         """The epoch is trained, in `seconds`, and tested; the scores are the last block's."""

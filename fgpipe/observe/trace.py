@@ -105,7 +105,8 @@ def chains(events: Mapping[int, Sequence[Event]]) -> Iterator[list[Placed]]:
             reply = repliers.get((block, batch))
             way = [
                 by_kind_and_place.get(("send", block, batch)),
-                by_kind_and_place.get((RECEIVE, block + 1, batch)) or by_kind_and_place.get(("forward", block + 1, batch)),
+                by_kind_and_place.get((RECEIVE, block + 1, batch))
+                or by_kind_and_place.get(("forward", block + 1, batch)),
                 reply,
                 reply and by_kind_and_place.get((SCALARS, block, batch)),
                 reply and by_kind_and_place.get(("update", block, batch)),

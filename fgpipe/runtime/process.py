@@ -149,7 +149,9 @@ class Cluster:
                 self.store.set("run", str(secrets.randbits(63)))
             self.run = int(self.store.get("run"))
         except RuntimeError as error:
-            raise LinkError(f"start: no process group within {self._deadline:g} s: {str(error).splitlines()[0]}") from error
+            raise LinkError(
+                f"start: no process group within {self._deadline:g} s: {str(error).splitlines()[0]}"
+            ) from error
         pids = torch.zeros(self.place.world_size, dtype=torch.int64)
         pids[rank] = os.getpid()
         hosts = torch.zeros_like(pids)
@@ -228,7 +230,9 @@ class Cluster:
             if len(table):
                 dist.send(table, rank)
             return []
-        tables = [table if other == rank else table.new_empty(count, table.shape[1]) for other, count in enumerate(rows)]
+        tables = [
+            table if other == rank else table.new_empty(count, table.shape[1]) for other, count in enumerate(rows)
+        ]
         for other, received in enumerate(tables):
             if other != rank and len(received):
                 dist.recv(received, other)

@@ -109,7 +109,9 @@ class Worker:
         self._inbox.begin(ids)
         for node in self._nodes:
             node.pending.extend(actions(ids, node.window, node.waits))
-        self._run(self._next_in_training, lambda batch: _from_source(source, batch, epoch, True, batch - start, drain=stop()))
+        self._run(
+            self._next_in_training, lambda batch: _from_source(source, batch, epoch, True, batch - start, drain=stop())
+        )
         return self._end - start
 
     def evaluate(self, epoch: int, batches: int, source: Source | None) -> None:

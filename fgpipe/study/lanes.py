@@ -181,7 +181,9 @@ def plot(rows: Sequence[Row], path: Path) -> None:
         at = {"xy": (milliseconds, accuracy), "xytext": (4, 3), "textcoords": "offset points"}
         axes.annotate(cell.ends or str(cell.lanes), **at, fontsize=7)
     best = frontier([(milliseconds, accuracy) for cell, milliseconds, accuracy in points if not cell.ends])
-    axes.plot(*zip(*best, strict=True), color="grey", linestyle="--", linewidth=1, zorder=0, label="frontier with feedback")
+    axes.plot(
+        *zip(*best, strict=True), color="grey", linestyle="--", linewidth=1, zorder=0, label="frontier with feedback"
+    )
     for index, group in enumerate(groups):
         axes.plot([], [], color=f"C{index}", label=group)
     for decode, marker in markers.items():

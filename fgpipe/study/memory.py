@@ -187,7 +187,9 @@ def main(arguments: list[str]) -> int:
     kept: dict[Way, Sequence[Storages]] = {way: kept_of_batch(study.config(way.overrides()), facts) for way in ways()}
     rows = [measure(study, each, facts) for each in wanted]
     text = f"Kept by each block of one batch in flight, MB:\n\n{kept_table(kept)}\n"
-    text += "In flight, kept for all of it by the blocks of a process together, and the peak of training above what was "
+    text += (
+        "In flight, kept for all of it by the blocks of a process together, and the peak of training above what was "
+    )
     text += f"held before it, MB:\n\n{peak_table(rows)}"
     print(text, end="")
     name = f"memory-{options.processes}"

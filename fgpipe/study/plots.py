@@ -125,9 +125,7 @@ def _scatter(ranks: Ranks) -> Plot:
                     if (key.guess, key.blocks) == (guess, blocks)
                 ]
                 if points:
-                    axes.scatter(
-                        *zip(*points), color=color, marker=marker, s=26, label=f"{spelled(guess)}, {blocks}"
-                    )
+                    axes.scatter(*zip(*points), color=color, marker=marker, s=26, label=f"{spelled(guess)}, {blocks}")
         axes.set(xlabel="published accuracy, %", ylabel="measured accuracy, %")
         axes.legend(fontsize=6.5, frameon=False)
 

@@ -39,7 +39,9 @@ def main(arguments: list[str]) -> int:
     """
     config = compose_config([*arguments, *UNIT_STEP])
     if config.guess in ("gaussian", "rademacher"):
-        raise bad_value("guess", config.guess, "local | local_subspace | ntk | fixed_ntk, which float64 and float32 agree on")
+        raise bad_value(
+            "guess", config.guess, "local | local_subspace | ntk | fixed_ntk, which float64 and float32 agree on"
+        )
     torch.set_num_threads(Place(0, 1, 0, 1).threads(config.threads))
     dataset = load(config.data)
     batches = Batches(dataset, config.data, config.batch_size, config.seed, DTYPES["float32"])

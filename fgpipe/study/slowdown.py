@@ -122,5 +122,7 @@ def main(arguments: list[str]) -> int:
     trainings.run_missing({way.name: way.overrides for way in wanted})
     text = table([Row.of(way, trainings.summaries(way.name)) for way in wanted])
     print(text, end="")
-    trainings.write("slowdown", f"Block {options.block} slowed: accuracy", arguments[1:], [way.name for way in wanted], text)
+    trainings.write(
+        "slowdown", f"Block {options.block} slowed: accuracy", arguments[1:], [way.name for way in wanted], text
+    )
     return 0

@@ -91,7 +91,9 @@ def _bar(axes: Axes, event: Event, start: int, chosen: bool) -> None:
     if event.kind in WAITS:
         axes.broken_barh(span, (event.block - 0.1, 0.2), color=WAIT_COLOR)
     elif event.kind in COLORS:
-        axes.broken_barh(span, (event.block - 0.3, 0.6), color=COLORS[event.kind], alpha=1.0 if chosen else 0.25, linewidth=0)
+        axes.broken_barh(
+            span, (event.block - 0.3, 0.6), color=COLORS[event.kind], alpha=1.0 if chosen else 0.25, linewidth=0
+        )
         if chosen and event.kind == "forward":
             axes.text(span[0][0], event.block + 0.33, str(event.batch), fontsize=7, color="#2b2f36")
 

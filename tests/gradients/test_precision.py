@@ -16,7 +16,9 @@ CASES = [  # no random guesses: their draws differ between formats
 
 def in_float64(before: Snapshot) -> list[torch.Tensor]:
     """The oracle's estimates of each block, one vector, from the same weights and images."""
-    modules = [[each and each.double() for each in column] for column in (before.blocks, before.heads, before.guess_heads)]
+    modules = [
+        [each and each.double() for each in column] for column in (before.blocks, before.heads, before.guess_heads)
+    ]
     found = estimate(before.method, *modules, before.images, before.labels, seed=before.seed, batch=before.batch)
     return [torch.cat([tensor.flatten() for tensor in block.values()]) for block in found.blocks]
 

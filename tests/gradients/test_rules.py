@@ -147,7 +147,10 @@ def test_rule(build, fresh: bool) -> None:
     dp = {name: torch.randn_like(p) for name, p in module.named_parameters()}
     reference = copy.deepcopy(module)
     y, push = linearize(module, x)
-    given, directions = dx.flatten(0, 1).clone(), {name: Direction(d.clone(), {5: -0.5, 9: 2.0}) for name, d in dp.items()}
+    given, directions = (
+        dx.flatten(0, 1).clone(),
+        {name: Direction(d.clone(), {5: -0.5, 9: 2.0}) for name, d in dp.items()},
+    )
     got = push(Tangent((3, 5), given, fresh), directions)
     assert fresh or torch.equal(given, dx.flatten(0, 1))
     assert all(torch.equal(directions[name].value, d) for name, d in dp.items())
@@ -374,7 +377,9 @@ def test_lanes_stay_channels_last(index: int, below: tuple[int, ...]) -> None:
     channels = next(module for module in block.modules() if isinstance(module, nn.Conv2d)).in_channels
     x = torch.randn(2, channels, 8, 8).to(memory_format=torch.channels_last)
     dx = torch.randn(2 * len(below), channels, 8, 8).to(memory_format=torch.channels_last)
-    directions = {name: Direction(torch.randn_like(p), {i: 1.0}) for i, (name, p) in enumerate(block.named_parameters())}
+    directions = {
+        name: Direction(torch.randn_like(p), {i: 1.0}) for i, (name, p) in enumerate(block.named_parameters())
+    }
     with Layouts() as layouts:
         y, push = linearize(block, x)
         dy = push(Tangent(below, dx) if below else None, directions)

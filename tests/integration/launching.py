@@ -148,7 +148,9 @@ def workers_with(marker: str) -> dict[int, int]:
             variables = Path(f"/proc/{pid}/environ").read_text().split("\0")
         except OSError:
             continue  # it has just ended
-        found.update({int(value): pid for name, _, value in (line.partition("=") for line in variables) if name == "RANK"})
+        found.update(
+            {int(value): pid for name, _, value in (line.partition("=") for line in variables) if name == "RANK"}
+        )
     return found
 
 

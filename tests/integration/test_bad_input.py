@@ -42,7 +42,11 @@ def test_several_processes(case: tuple[int, list[str], str], tmp_path: Path) -> 
 
 PLACED = {
     "the data": ("[1, 0]", ["data=image_folder", "data.root=nowhere-at-all"], "nowhere-at-all"),
-    "a rank twice": ("[1, 1]", [], "ranks=[1, 1]: allowed: each rank from 0 to 1 once, that with block 0 first; 1 is there twice"),
+    "a rank twice": (
+        "[1, 1]",
+        [],
+        "ranks=[1, 1]: allowed: each rank from 0 to 1 once, that with block 0 first; 1 is there twice",
+    ),
     "backpropagation": ("[1, 0]", ["guess=end_to_end"], "allowed: null with guess=end_to_end"),
 }
 
@@ -52,7 +56,9 @@ def test_placed_processes(case: tuple[str, list[str], str], tmp_path: Path) -> N
     """What the process of block 0 alone can see, it reports, whatever its rank."""
     ranks, overrides, expected = case
     (tmp_path / "placement.yaml").write_text(f"ranks: {ranks}")
-    done = fork(2, "-m", "fgpipe.train", f"run_dir={tmp_path / 'run'}", "placement=placement.yaml", *overrides, cwd=tmp_path)
+    done = fork(
+        2, "-m", "fgpipe.train", f"run_dir={tmp_path / 'run'}", "placement=placement.yaml", *overrides, cwd=tmp_path
+    )
     assert done.stderr.startswith("fgpipe: ") and done.stderr.count("\n") == 1, done.stderr
     assert expected in done.stderr
     assert done.returncode == 2
@@ -75,7 +81,10 @@ def not_empty(folder: Path) -> list[str]:
 IN_PROCESS = {
     "corrupt image": (corrupt_image, "0001.jpg"),
     "run folder in use": (not_empty, "a folder that does not exist yet or is empty"),
-    "scope of the other space": (lambda folder: ["space=activity", "scope=tensor"], "scope=tensor: allowed: sample | batch"),
+    "scope of the other space": (
+        lambda folder: ["space=activity", "scope=tensor"],
+        "scope=tensor: allowed: sample | batch",
+    ),
     "negative depth": (lambda folder: ["target=intermediate", "target.depth=-1"], "target.depth=-1: allowed"),
     "every interface": (lambda folder: ["interface=0.0.0.0"], "interface=0.0.0.0: allowed: lo (127.0.0.1)"),
     "lost scalars": (lambda folder: ["feedback.lost=maybe"], "feedback.lost=maybe: allowed: retry | skip | fail"),
@@ -112,8 +121,14 @@ IN_PROCESS = {
         lambda folder: ["lanes=2", "decode=smoothed", "guess=gaussian"],
         "decode=smoothed: allowed: plain with guess=gaussian",
     ),
-    "replicas of nothing": (lambda folder: ["replicas=2"], "replicas=2: allowed: a divisor of the number of processes (1)"),
-    "uneven shares": (lambda folder: ["replicas=2", "batch_size=33"], "batch_size=33: allowed: a multiple of replicas=2"),
+    "replicas of nothing": (
+        lambda folder: ["replicas=2"],
+        "replicas=2: allowed: a divisor of the number of processes (1)",
+    ),
+    "uneven shares": (
+        lambda folder: ["replicas=2", "batch_size=33"],
+        "batch_size=33: allowed: a multiple of replicas=2",
+    ),
     "shares of one": (
         lambda folder: ["replicas=4", "batch_size=4"],
         "batch_size=4: allowed: a multiple of replicas=4, with at least 2 samples for each",
@@ -145,7 +160,9 @@ IN_PROCESS = {
 
 
 @pytest.mark.parametrize("case", IN_PROCESS.values(), ids=IN_PROCESS.keys())
-def test_in_one_process(case, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_one_process(
+    case, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     prepare, expected = case
     monkeypatch.chdir(tmp_path)
     overrides = prepare(tmp_path)

@@ -72,7 +72,9 @@ def test_one_many_one(processes: int, ranks: list[int] | None, whole, tmp_path: 
         rewind(many / name, one / name, 12)
     check_equal(arrays, recorded(one, 1, "resume=auto"), 12)
     for name in METHODS:
-        staleness = [json.loads((each / name / "summary.json").read_text())["staleness"] for each in (folder, many, one)]
+        staleness = [
+            json.loads((each / name / "summary.json").read_text())["staleness"] for each in (folder, many, one)
+        ]
         assert staleness[0] == staleness[1] == staleness[2]
 
 
@@ -94,7 +96,9 @@ class Run(Job):
         return Checkpoints(self.run).newest(pytest.fail)
 
     def wait_for_step(self, step: int) -> None:
-        assert wait_until(lambda: (Checkpoints(self.run).steps() or [0])[-1] >= step or self.process.poll() is not None, 200)
+        assert wait_until(
+            lambda: (Checkpoints(self.run).steps() or [0])[-1] >= step or self.process.poll() is not None, 200
+        )
         assert self.process.poll() is None, self.text
 
 
@@ -151,7 +155,9 @@ def test_sigterm(whole, start) -> None:
     assert job.process.wait(timeout=60) == 75, job.text
     assert (newest := job.newest) is not None and 4 <= newest.step < 3 * BATCHES
     said = [line for line in job.text.splitlines() if line.startswith("fgpipe: ")]
-    assert len(said) == 1 and f"step-{newest.step} on SIGTERM" in said[0] and f"run_dir={job.run} resume=auto" in said[0]
+    assert (
+        len(said) == 1 and f"step-{newest.step} on SIGTERM" in said[0] and f"run_dir={job.run} resume=auto" in said[0]
+    )
     assert newest.extra_drains == (newest.step % BATCHES != 0 and newest.step % 4 != 0)
     job = start(1, "lock-step", *settings)
     assert job.process.wait(timeout=200) == 0, job.text

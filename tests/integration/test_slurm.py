@@ -34,7 +34,12 @@ class Slurm:
             (folder / name).chmod(0o755)
 
     def start(self, *overrides: str) -> subprocess.Popen[str]:
-        job = {"SLURM_JOB_ID": JOB, "SLURM_JOB_NUM_NODES": 1, "SLURM_JOB_NODELIST": "n", "SLURM_SUBMIT_DIR": self.folder}
+        job = {
+            "SLURM_JOB_ID": JOB,
+            "SLURM_JOB_NUM_NODES": 1,
+            "SLURM_JOB_NODELIST": "n",
+            "SLURM_SUBMIT_DIR": self.folder,
+        }
         variables = environment() | {key: str(value) for key, value in job.items()}
         variables |= {"NPROC": "2", "PATH": f"{self.folder}:{os.environ['PATH']}"}
         command = ["bash", str(ROOT / "launch" / "train.sbatch"), *OVERRIDES, *overrides]

@@ -51,7 +51,9 @@ def test_trace_is_whole(folder: Path, name: str) -> None:
     assert not list(faults(made))
     about = made["otherData"]
     assert about["dropped"]["events"] == [0] * PROCESSES
-    assert [(each["rank"], each["same_host_as"]) for each in about["offsets"]] == [(rank, 0) for rank in range(PROCESSES)]
+    assert [(each["rank"], each["same_host_as"]) for each in about["offsets"]] == [
+        (rank, 0) for rank in range(PROCESSES)
+    ]
     assert all(each[moment]["uncertainty"] == 0 for each in about["offsets"] for moment in ("before", "after"))
 
 
@@ -83,7 +85,9 @@ def test_backpropagation(folder: Path) -> None:
     found = Counter((event.kind, event.block, event.batch, event.other) for event in events_in(folder, "1f1b traced"))
     everything = [(batch, microbatch) for batch in range(EPOCHS * BATCHES) for microbatch in range(MICROBATCHES)]
     for kind, blocks in (("forward", range(8)), ("backward", (0, 3, 5, 7))):
-        assert {key: n for key, n in found.items() if key[0] == kind} == {(kind, j, *each): 1 for j in blocks for each in everything}
+        assert {key: n for key, n in found.items() if key[0] == kind} == {
+            (kind, j, *each): 1 for j in blocks for each in everything
+        }
     assert not any(kind in ("reply", "scalars") for kind, *_ in found)
 
 
@@ -93,7 +97,9 @@ def test_not_a_bit_changes(folder: Path, name: str) -> None:
     """Neither by being watched nor by being slow."""
 
     def arrays(name: str) -> dict[str, np.ndarray]:
-        return {key: array for rank in range(PROCESSES) for key, array in np.load(folder / f"{name}-{rank}.npz").items()}
+        return {
+            key: array for rank in range(PROCESSES) for key, array in np.load(folder / f"{name}-{rank}.npz").items()
+        }
 
     want, got = arrays(name.split()[0]), arrays(name)
     assert want.keys() == got.keys() and len(want) > 50
@@ -114,7 +120,16 @@ def test_the_slow_block_is_slow(folder: Path, name: str) -> None:
 
 
 def test_in_one_process_too(tmp_path: Path) -> None:
-    done = fork(1, "-m", "fgpipe.train", *COMMON[:-1], "trace=true", "slow.block=7", "slow.factor=2", f"run_dir={tmp_path / 'run'}")
+    done = fork(
+        1,
+        "-m",
+        "fgpipe.train",
+        *COMMON[:-1],
+        "trace=true",
+        "slow.block=7",
+        "slow.factor=2",
+        f"run_dir={tmp_path / 'run'}",
+    )
     assert done.returncode == 0, done.stderr
     assert not list(faults(json.loads((tmp_path / "run" / "trace.json").read_text())))
 

@@ -43,14 +43,26 @@ def test_two_hosts_are_one(rights, tmp_path: Path) -> None:
     one, two = recorded(tmp_path / "one", 1, RUNS), tmp_path / "two"
     two.mkdir()
     (two / "placement.yaml").write_text("ranks: [1, 0, 3, 2]")
-    placed = {"weight": ["partition=[1,1,3,3]", f"placement={two / 'placement.yaml'}"], "activity": ["partition=[2,2,2,2]"]}
+    placed = {
+        "weight": ["partition=[1,1,3,3]", f"placement={two / 'placement.yaml'}"],
+        "activity": ["partition=[2,2,2,2]"],
+    }
     runs = {name: [*run, "interface=link0", *placed[name]] for name, run in RUNS.items()}
     (two / "runs.json").write_text(json.dumps(runs))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=2", "--master_addr=host0"]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nnodes=2",
+        "--nproc_per_node=2",
+        "--master_addr=host0",
+    ]
     done = two_hosts("--", *torchrun, str(ROOT / "tests/integration/recording.py"), str(two))
     assert done.returncode == 0, done.stderr
     warnings = [line for line in done.stderr.splitlines() if line.startswith("fgpipe: warning")]
-    assert len(warnings) == 1 and "(ranks 0 and 3) meet at the widest link, blocks 1 and 2: 196608 bytes" in warnings[0], done.stderr
+    assert (
+        len(warnings) == 1 and "(ranks 0 and 3) meet at the widest link, blocks 1 and 2: 196608 bytes" in warnings[0]
+    ), done.stderr
     for name, arrays in results(two, RUNS).items():
         assert arrays.keys() == one[name].keys()
         differing = [key for key, value in one[name].items() if not np.array_equal(value, arrays[key])]
@@ -66,7 +78,9 @@ def test_two_hosts_are_one(rights, tmp_path: Path) -> None:
 def test_link(rate: str | None, rtt: str | None, rights, tmp_path: Path) -> None:
     """Never faster than asked; not much slower, though the machine is shared. Without options it is neither."""
     options = ["--rate", rate, f"--rtt={rtt}"] if rate and rtt else []
-    done = two_hosts(*options, "--", sys.executable, str(ROOT / "tests/integration/link.py"), str(tmp_path / "measured"))
+    done = two_hosts(
+        *options, "--", sys.executable, str(ROOT / "tests/integration/link.py"), str(tmp_path / "measured")
+    )
     assert done.returncode == 0, done.stderr
     measured = json.loads((tmp_path / "measured").read_text())
     if rate is None:
@@ -97,7 +111,9 @@ def test_signals(signum: signal.Signals, expected: int, rights, tmp_path: Path) 
             os.kill(pid, signal.SIGKILL)
 
 
-@pytest.mark.parametrize("script, expected", [("exit $NODE_RANK", 1), ("exit $((7 - 7 * NODE_RANK))", 7), ("kill -9 $$", 137), ("true", 0)])
+@pytest.mark.parametrize(
+    "script, expected", [("exit $NODE_RANK", 1), ("exit $((7 - 7 * NODE_RANK))", 7), ("kill -9 $$", 137), ("true", 0)]
+)
 def test_exit_codes(script: str, expected: int, rights) -> None:
     assert two_hosts("--", "sh", "-c", script).returncode == expected
 

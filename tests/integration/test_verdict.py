@@ -82,7 +82,10 @@ def test_mistake_of_ours(tmp_path: Path) -> None:
     run, failing = tmp_path / "run", str(ROOT / "tests" / "integration" / "failing.py")
     done = launch(2, failing, "6", "1", f"run_dir={run}", "epochs=1", "partition=[4,4]", *SMALL)
     assert done.returncode != 0
-    line, traceback = done.stderr.find("[blocks 4-7] error: KeyError: 'a mistake of ours'"), done.stderr.find("Traceback")
+    line, traceback = (
+        done.stderr.find("[blocks 4-7] error: KeyError: 'a mistake of ours'"),
+        done.stderr.find("Traceback"),
+    )
     assert -1 < line < traceback, done.stderr
     found = verdict(run)
     assert (found["cause"], found["rank"]) == ("KeyError: 'a mistake of ours'", 1)
@@ -104,7 +107,9 @@ def test_stopped_rank(tmp_path: Path) -> None:
         assert wait_until((run / "verdict.json").exists, 25), text()
         assert verdict(run)["cause"] == f"[blocks 0-3] rank 0 (pid {workers[0]}) is stopped"
         lost = r"lost block 3 \(rank 0\) on the forward plane; last came (test )?batch \d+, (\d+\.\d) s ago: "
-        stalled = r"nothing arrived for 8 s; waiting: .*block 4 for its input of batch \d+ from block 3 \(forward plane; "
+        stalled = (
+            r"nothing arrived for 8 s; waiting: .*block 4 for its input of batch \d+ from block 3 \(forward plane; "
+        )
         assert re.search(rf"\[blocks 4-7\] error: ({lost}|{stalled})", text()), text()
         assert job.wait(timeout=60) != 0
         assert wait_until(lambda: not processes_with(str(run)), 5)

@@ -45,7 +45,9 @@ def test_layers_and_shapes(blocks: int, layers: list[int]) -> None:
     kernels = [[m.kernel_size for m in block.modules() if isinstance(m, nn.Conv2d)] for block in net.blocks]
     assert [each.count((3, 3)) for each in kernels] == layers
     per_stage = blocks // 4
-    leaving = [shape for side, c in ((32, 64), (16, 128), (8, 256), (4, 512)) for shape in [(c, side, side)] * per_stage]
+    leaving = [
+        shape for side, c in ((32, 64), (16, 128), (8, 256), (4, 512)) for shape in [(c, side, side)] * per_stage
+    ]
     assert [tuple(shape) for shape in ForwardPass.of(net, (2, 3, 32, 32)).shapes] == [(3, 32, 32), *leaving]
 
 
@@ -97,7 +99,9 @@ def test_counting_leaves_a_net_alone() -> None:
 def test_hidden_sizes(head: str, layers: int) -> None:
     """32 channels or 1024 features for 8 blocks, 16 or 512 for 16, times the width (paper, A.2)."""
     for blocks, width, sizes in ((8, 1, {"cnn": 32, "mlp": 1024}), (16, 0.5, {"cnn": 8, "mlp": 256})):
-        weights = [m.weight for m in configured(blocks, head, width).heads[0].modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+        weights = [
+            m.weight for m in configured(blocks, head, width).heads[0].modules() if isinstance(m, nn.Conv2d | nn.Linear)
+        ]
         assert len(weights) == layers
         if head in sizes:
             assert weights[0].shape[0] == weights[-2].shape[0] == sizes[head]
@@ -136,7 +140,10 @@ def test_predsim_loss_by_loops() -> None:
 @pytest.mark.parametrize("size", [(1, 1), (4, 1), (1, 4), (5, 5)], ids=str)
 def test_strided_convolution(size: tuple[int, int], kernel: int, dtype: torch.dtype) -> None:
     """Output and gradients are as in float64, whatever memory that is not written to holds."""
-    ours, theirs = PaddedConv2d(5, 20, kernel, stride=2).to(dtype), nn.Conv2d(5, 20, kernel, 2, kernel // 2, bias=False).double()
+    ours, theirs = (
+        PaddedConv2d(5, 20, kernel, stride=2).to(dtype),
+        nn.Conv2d(5, 20, kernel, 2, kernel // 2, bias=False).double(),
+    )
     theirs.load_state_dict(ours.state_dict())
     results = []
     for module in (ours, theirs):

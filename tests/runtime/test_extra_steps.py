@@ -60,11 +60,20 @@ class Process:
     """Blocks LOWER and UPPER."""
 
     def __init__(self, *overrides: str) -> None:
-        keys = ["model.width=0.07", f"batch_size={SAMPLES}", f"seed={SEED}", "device=cpu", "head=linear", "target=local"]
+        keys = [
+            "model.width=0.07",
+            f"batch_size={SAMPLES}",
+            f"seed={SEED}",
+            "device=cpu",
+            "head=linear",
+            "target=local",
+        ]
         plan = Plan.make(compose_config([*keys, *overrides]), DataFacts(BATCHES, 1, 10, 3, 16, 16), None, 0, 1)
         self.metrics, self.timeline, self.wire = Metrics(8), Timeline(on=True), Wire()
         parts = (torch.device("cpu"), self.metrics, Ledger(8), self.timeline, Replicas())
-        self.stages: dict[int, Stage] = {j: each for j, each in build_stages(plan, *parts).items() if j in (LOWER, UPPER)}
+        self.stages: dict[int, Stage] = {
+            j: each for j, each in build_stages(plan, *parts).items() if j in (LOWER, UPPER)
+        }
         source = torch.Generator().manual_seed(0)
         shape = (SAMPLES, *plan.forward.shapes[LOWER])
         self.batches = [
@@ -73,7 +82,9 @@ class Process:
         ]
 
     def train(self) -> None:
-        replay = Replay(LOWER, compose_config(["target=local", "replay.size=2", "replay.reuse=3"]).replay, SEED, self.metrics, int)
+        replay = Replay(
+            LOWER, compose_config(["target=local", "replay.size=2", "replay.reuse=3"]).replay, SEED, self.metrics, int
+        )
         inbox = Starved([LOWER, UPPER], {}, self.timeline, {LOWER: replay})
         inbox.source = list(self.batches)
         between = MemoryLink(lambda batch: inbox.deliver_batch(UPPER, batch))

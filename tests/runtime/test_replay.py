@@ -75,7 +75,9 @@ def test_a_new_batch_is_a_step() -> None:
     buffer.put(1, 2)
     assert buffer.take(3) == [2, 1, 2] and buffer.steps == [0, 1, 2] and buffer.extras == [1, 2, 3, 4]
     buffer.put(3)
-    assert buffer.take(1) == [3] and buffer.steps == [0, 1, 2, 3] and len(buffer.replay) == 0, "the last one ends the epoch"
+    assert buffer.take(1) == [3] and buffer.steps == [0, 1, 2, 3] and len(buffer.replay) == 0, (
+        "the last one ends the epoch"
+    )
     assert buffer.counts == {"extra": 4, "reused": 0, "past_limit": 0, "unseen": 0}
 
 

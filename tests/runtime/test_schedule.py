@@ -28,7 +28,9 @@ def test_actions() -> None:
     assert text(3, 1, waits=False) == "f0 f1 f2"
 
 
-@pytest.mark.parametrize("blocks, depth, window", [(4, None, "auto"), (5, None, 2), (5, 2, "auto"), (4, 1, 3), (3, 0, 1)])
+@pytest.mark.parametrize(
+    "blocks, depth, window", [(4, None, "auto"), (5, None, 2), (5, 2, "auto"), (4, 1, 3), (3, 0, 1)]
+)
 def test_fixed_order(blocks: int, depth: int | None, window: int | str) -> None:
     """In the order of their turns no action of any block comes before one that it waits for."""
     one = method(depth=depth, blocks=blocks)

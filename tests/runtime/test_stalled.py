@@ -23,7 +23,11 @@ def waiting_worker(action: Forward | Apply) -> tuple[Worker, Inbox, Node]:
     node = Node(stage, 5, True, None, None)
     node.pending.append(action)
     feedback = SimpleNamespace(ask=lambda request: None)
-    return Worker([node], inbox, feedback, eager=False, fixed_order=False, deadline=0.5, timeline=Timeline()), inbox, node
+    return (
+        Worker([node], inbox, feedback, eager=False, fixed_order=False, deadline=0.5, timeline=Timeline()),
+        inbox,
+        node,
+    )
 
 
 @pytest.mark.parametrize(
@@ -44,7 +48,9 @@ def test_age_of_the_last_message() -> None:
     worker, inbox, node = waiting_worker(Apply(1))
     inbox.deliver_feedback(Feedback(9, 0, 7, 3, (0,), (1.0,)))
     inbox.take_feedback(3)
-    with pytest.raises(Stalled, match=r"of batch 1 from block 7 \(feedback plane; the last message came (?!0\.[0-4])\d+\.\d s ago\)"):
+    with pytest.raises(
+        Stalled, match=r"of batch 1 from block 7 \(feedback plane; the last message came (?!0\.[0-4])\d+\.\d s ago\)"
+    ):
         worker._next()
     node.pending[0] = Forward(5)
     with pytest.raises(Stalled, match=r"of batch 5 from block 2 \(forward plane; nothing came yet\)"):

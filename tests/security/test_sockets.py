@@ -45,7 +45,9 @@ def test_workers_listen_on_loopback(confined: bool, tmp_path: Path) -> None:
         assert len(addresses) >= 4, "each has a socket for scalars and one or more of gloo's"
         exposed = [address for address in addresses if not ipaddress.ip_address(address).is_loopback]
         assert (not exposed) == confined, addresses
-        unix = [each.laddr for pid in workers.values() for each in psutil.Process(pid).net_connections("unix") if each.laddr]
+        unix = [
+            each.laddr for pid in workers.values() for each in psutil.Process(pid).net_connections("unix") if each.laddr
+        ]
         assert not unix, "no socket file either"
     finally:
         job.send_signal(signal.SIGTERM)

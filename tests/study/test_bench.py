@@ -43,7 +43,13 @@ def test_end_to_end(tmp_path: Path) -> None:
     lines = [line.strip("| ").split(" | ") for line in printed.splitlines() if line.startswith("|")][2:]
     sections = [cells[0] for cells in lines]
     widths, lanes = len(QUICK.widths), len(QUICK.lanes)
-    expected = {"tangents": 4 * widths * lanes + 1, "pipeline": 2 * widths, "recording": 2, "cells": 3 * widths, "start": 2}
+    expected = {
+        "tangents": 4 * widths * lanes + 1,
+        "pipeline": 2 * widths,
+        "recording": 2,
+        "cells": 3 * widths,
+        "start": 2,
+    }
     assert {name: sections.count(name) for name in command.SECTIONS} == expected | {"profile": 3 * widths}
     assert all(float(cells[3]) > 0 for cells in lines)
     assert f"torch {torch.__version__}" in printed

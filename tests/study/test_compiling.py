@@ -10,7 +10,9 @@ from fgpipe.study import compiling
 TINY = ["widths=[0.0625]", "lanes=[2]", "blocks=[7]", "batch=4", "pixels=8", "seconds=0"]
 
 
-def test_compiled_computes_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_compiled_computes_the_same(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Whatever is timed is compared, compiled beside not; without PyTorch's last step, code in C++, which takes long."""
     compared = []
 
@@ -28,7 +30,10 @@ def test_compiled_computes_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     printed = capsys.readouterr().out
     assert printed in out.read_text()
     for what in ("step of block and head", "forward", "primal and 2 lanes"):
-        assert f"| compiling | {what}, width 0.0625 |  | 1.5 | 1.5 to 1.5 |  |  | together 1.50; compiled in 1 s |" in printed
+        assert (
+            f"| compiling | {what}, width 0.0625 |  | 1.5 | 1.5 to 1.5 |  |  | together 1.50; compiled in 1 s |"
+            in printed
+        )
 
 
 def test_both_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,7 +73,9 @@ def test_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
         main(command)
     assert [settings["seed"] for settings in ran] == ["0"] * 5 + ["1"]
     assert main(command) == 0
-    assert len(ran) == 5 * 2 + 1 + 5 * 2, "five cells of two seeds, the one that was interrupted, and two rounds of times"
+    assert len(ran) == 5 * 2 + 1 + 5 * 2, (
+        "five cells of two seeds, the one that was interrupted, and two rounds of times"
+    )
     assert main(command) == 0 and len(ran) == 21
     assert {(settings["head"], settings["model.width"]) for settings in ran} == {("linear", "0.25")}, "the times' too"
     text = (folder / "lanes.md").read_text()
@@ -81,7 +83,9 @@ def test_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     row = "| weight | block | local | 1 | plain | projection | 55.0% | 50.0% to 60.0% | 4.00 | 4.00 to 4.00 |"
     assert row in text and row in capsys.readouterr().out
     assert "| weight | tensor | local | 4 | plain | normalised | 2 diverged |  | 4.00 | 4.00 to 4.00 |" in text
-    assert "Standard deviation over seeds, pooled over 4 cells: 7.1%." in text, "50 and 60 %, in every cell that did not diverge"
+    assert "Standard deviation over seeds, pooled over 4 cells: 7.1%." in text, (
+        "50 and 60 %, in every cell that did not diverge"
+    )
     assert (folder / "lanes.png").stat().st_size > 1000
     assert main([*command[:2], "epochs=2"]) == 2 and "allowed: a new folder" in capsys.readouterr().err
 
@@ -115,4 +119,6 @@ def test_real_runs(tmp_path: Path) -> None:
     assert main(["lanes", str(tmp_path), "seeds=1", "jobs=2", "batches=2", "repeats=1", only, *small]) == 0
     lines = (tmp_path / "lanes.md").read_text().splitlines()
     for family in ("weight | block", "activity | sample"):
-        assert any(line.startswith(f"| {family} | local | 1 | plain | projection | 1 diverged |") for line in lines), lines
+        assert any(line.startswith(f"| {family} | local | 1 | plain | projection | 1 diverged |") for line in lines), (
+            lines
+        )

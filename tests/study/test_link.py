@@ -57,7 +57,9 @@ def test_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Cap
     tried = subprocess.run([sys.executable, str(TWO_HOSTS), "--", "true"], check=False, capture_output=True, text=True)
     if tried.returncode == 77:
         pytest.skip(tried.stderr.strip())
-    chosen = {kind: [each for each in of if re.match("local target|1F1B", each.name)] for kind, of in contestants(2).items()}
+    chosen = {
+        kind: [each for each in of if re.match("local target|1F1B", each.name)] for kind, of in contestants(2).items()
+    }
     monkeypatch.setattr(link, "contestants", lambda processes: chosen)
     wanted = [each for of in chosen.values() for each in of]
     small = ["model.width=0.07", "batch_size=32", "batches=4", "repeats=1", "head=linear", "split=[4,4]", "rate=8Mbit"]

@@ -120,7 +120,9 @@ def test_what_the_allocator_says(overrides: list[str], keeps: bool, tmp_path: Pa
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("split", [[3, 5], [2, 3, 3]])
-def test_what_the_allocator_says_of_processes(overrides: list[str], shares: bool, split: list[int], tmp_path: Path) -> None:
+def test_what_the_allocator_says_of_processes(
+    overrides: list[str], shares: bool, split: list[int], tmp_path: Path
+) -> None:
     """As above, of all blocks of a process in a row: each more batch takes what they keep together. Graphs of neighbours
     share what one sends to the other, so that in activity space it is less than what each block keeps by itself."""
     made, batch = plan(*overrides), images()
@@ -158,7 +160,9 @@ def test_together_by_hand() -> None:
 
 def test_by_hand() -> None:
     """In weight space a local guess is the gradient, as large as the parameters; it is the same with every head."""
-    found = {head: bytes_of(kept_by_blocks(plan(f"head={head}", "lanes=1"))) for head in ("cnn", "mlp", "linear", "predsim")}
+    found = {
+        head: bytes_of(kept_by_blocks(plan(f"head={head}", "lanes=1"))) for head in ("cnn", "mlp", "linear", "predsim")
+    }
     sizes = [sum(each.nbytes for each in stage.block.parameters()) for stage in stages(plan("lanes=1"))]
     assert set(map(tuple, found.values())) == {(*sizes[:-1], 0)}
 
@@ -192,7 +196,9 @@ def test_in_flight(overrides: list[str], split: list[int], expected: list[int]) 
 def test_tables() -> None:
     summary = {"memory_before_training_bytes": [10, 20], "peak_memory_bytes": [15, 120]}
     assert peaks(summary) == [5, 100]
-    lines = kept_table({Way("local", "weight", "global"): [{1: 12_000_000, 2: 500}, {2: 500, 3: 1_000_000}, {}]}).splitlines()
+    lines = kept_table(
+        {Way("local", "weight", "global"): [{1: 12_000_000, 2: 500}, {2: 500, 3: 1_000_000}, {}]}
+    ).splitlines()
     assert lines[0] == "| guess | space | target | block 0 | block 1 | block 2 | all, in one process |"
     assert lines[2] == "| local | weight | global | 12.0 | 1.0 | 0 | 13.0 |"
     row = Row("ours", "32 images", [[3, 2], [0]], [1_234_560_000, 0], [2_000_000_000, 40_000])

@@ -32,7 +32,9 @@ def small_net() -> Net:
         nn.Sequential(nn.Conv2d(6, 8, 3, stride=2), nn.BatchNorm2d(8), nn.Tanh()),
         nn.Sequential(nn.Flatten(), nn.Linear(392, 12), nn.ReLU()),
     ]
-    return Net(blocks, [Head(nn.Flatten(), nn.LazyLinear(10)), Head(nn.Flatten(), nn.LazyLinear(10)), Head(nn.Linear(12, 10))])
+    return Net(
+        blocks, [Head(nn.Flatten(), nn.LazyLinear(10)), Head(nn.Flatten(), nn.LazyLinear(10)), Head(nn.Linear(12, 10))]
+    )
 
 
 @pytest.mark.parametrize("schedule", ["gpipe", "1f1b", "zero_bubble"])
@@ -95,6 +97,8 @@ def test_too_few_microbatches(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("microbatches", [2, 6, 9])
 def test_zero_bubble_wants_whole_rounds(microbatches: int) -> None:
-    config = compose_config(["guess=end_to_end", "schedule=zero_bubble", "batch_size=36", f"microbatches={microbatches}"])
+    config = compose_config(
+        ["guess=end_to_end", "schedule=zero_bubble", "batch_size=36", f"microbatches={microbatches}"]
+    )
     with pytest.raises(UserError, match=f"microbatches={microbatches}: allowed: a multiple of the 4 processes"):
         check_world(config, 4)

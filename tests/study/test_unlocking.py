@@ -106,12 +106,19 @@ def test_the_papers_table() -> None:
 
 def by_hand(events: Sequence[Event], slow: int) -> list[Event]:
     """Of blocks 0 and 1 above: the first as all blocks below the slow one, the second as the slow one and those above."""
-    return [each._replace(block=block) for each in events for block in (range(slow) if each.block == 0 else range(slow, 8))]
+    return [
+        each._replace(block=block) for each in events for block in (range(slow) if each.block == 0 else range(slow, 8))
+    ]
 
 
 def test_verdict() -> None:
     """A run for each slow block; every one must have its order, and all pairs of a block and the one above are looked at."""
-    for events, unlocked, checked in ((LOCAL, "update", 7), (GLOBAL, "backward", 7 + 6), (LOCKED, "none", 7 * 7), ([], "?", 0)):
+    for events, unlocked, checked in (
+        (LOCAL, "update", 7),
+        (GLOBAL, "backward", 7 + 6),
+        (LOCKED, "none", 7 * 7),
+        ([], "?", 0),
+    ):
         found = {slow: by_hand(events, slow) for slow in range(1, 8)}
         name, together = verdict({slow: spans(of_run) for slow, of_run in found.items()})
         assert (name, together.batches) == (unlocked, checked)
@@ -148,7 +155,9 @@ def fake(runs: Sequence[Sequence[str]], processes: int, file: Path) -> None:
         events = LOCKED if keys["guess"] == "end_to_end" else {"local": LOCAL, "global": GLOBAL}[keys["target"]]
         found = by_hand(events, int(keys.get("slow.block", LAST)))
         if processes == 1:
-            at = sorted((block, kind, batch) for block in range(8) for kind in ("forward", "update") for batch in (2, 3))
+            at = sorted(
+                (block, kind, batch) for block in range(8) for kind in ("forward", "update") for batch in (2, 3)
+            )
             found = [Event(kind, block, batch, -1, place, place + 1) for place, (block, kind, batch) in enumerate(at)]
         path = Path(json.loads(keys["run_dir"]))
         path.mkdir(parents=True)
@@ -277,7 +286,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs = {f"local-{block}": ["target=local", f"slow.block={block}"] for block in range(1, 8)}
     runs |= {f"global-{block}": ["lanes=1", f"slow.block={block}"] for block in range(1, 8)}
     runs["backpropagation"] = ["guess=end_to_end", "schedule=1f1b", "microbatches=8", "slow.block=4"]
-    (folder / "runs.json").write_text(json.dumps([[*common, *run, f"run_dir={folder / name}"] for name, run in runs.items()]))
+    (folder / "runs.json").write_text(
+        json.dumps([[*common, *run, f"run_dir={folder / name}"] for name, run in runs.items()])
+    )
     done = fork(8, "-m", "fgpipe.study.series", str(folder / "runs.json"))
     assert done.returncode == 0, done.stderr
     return folder

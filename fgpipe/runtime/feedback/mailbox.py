@@ -64,7 +64,9 @@ class Mailbox:
             self._metrics.count(self._block, "duplicates")
             return None
         if isinstance(message, Lost) and self._lost != "skip":
-            raise FeedbackError(f"feedback for batch {batch}: block {self.sender} sent it once, and does not have it any more")
+            raise FeedbackError(
+                f"feedback for batch {batch}: block {self.sender} sent it once, and does not have it any more"
+            )
         if batch >= self._to_take + self._window:
             raise FeedbackError(f"feedback for batch {batch} came before block {self._block} can have sent it on")
         self._ahead[batch] = message

@@ -90,7 +90,15 @@ class DistributedLink(Link):
         stacked = torch.cat([x, wire(batch.tangent.value)]) if batch.tangent else x.contiguous()
         payload = _on_wire(stacked, self._device)
         lanes = len(batch.tangent.lanes) if batch.tangent else 0
-        fields = [MAGIC, batch.id, batch.epoch, TRAINING * batch.training | DRAIN * batch.drain, lanes, batch.x.dim(), *batch.x.shape]
+        fields = [
+            MAGIC,
+            batch.id,
+            batch.epoch,
+            TRAINING * batch.training | DRAIN * batch.drain,
+            lanes,
+            batch.x.dim(),
+            *batch.x.shape,
+        ]
         header = torch.zeros(FIELDS + self._samples, dtype=torch.int64)
         header[: len(fields)] = torch.tensor(fields)
         header[FIELDS : FIELDS + len(batch.labels)] = batch.labels
@@ -314,11 +322,17 @@ class Receiver:
             work.wait()
         except RuntimeError as error:
             raise self._lost(error) from error
-        if tensor is not None and tensor.is_cuda:  # NCCL's wait orders streams, not the host; another thread's stream uses it
+        if (
+            tensor is not None and tensor.is_cuda
+        ):  # NCCL's wait orders streams, not the host; another thread's stream uses it
             torch.cuda.current_stream().synchronize()
 
     def _lost(self, error: Exception) -> LinkError:
-        last = f"last came {self._latest}, {time.monotonic() - self._arrived:.1f} s ago" if self._latest else "nothing came yet"
+        last = (
+            f"last came {self._latest}, {time.monotonic() - self._arrived:.1f} s ago"
+            if self._latest
+            else "nothing came yet"
+        )
         what = f"lost block {self._block - 1} (rank {self._peer}) on the forward plane; {last}: {_first_line(error)}"
         return LinkError(what, self._peer)
 

@@ -251,7 +251,13 @@ class PipelinedBackpropagation:
         return {j: parts(*column) for j, column in zip(self._topology.local, columns, strict=True)}
 
     def _next(
-        self, batch: int, epoch: int, index: int, training: bool, source: Source | None, stop: Callable[[], bool] = never
+        self,
+        batch: int,
+        epoch: int,
+        index: int,
+        training: bool,
+        source: Source | None,
+        stop: Callable[[], bool] = never,
     ) -> Batch:
         """The batch: from the data, or its labels from the process below, already on their way to the one above.
 
@@ -279,7 +285,9 @@ class PipelinedBackpropagation:
         labels = labels.to(self._device)
         outputs = [torch.cat(parts) for parts in zip(*self._part.outputs, strict=True)]
         self._part.outputs.clear()
-        for j, y, head, optimizer in zip(self._topology.local, outputs, self._observers, self._observer_optimizers, strict=True):
+        for j, y, head, optimizer in zip(
+            self._topology.local, outputs, self._observers, self._observer_optimizers, strict=True
+        ):
             if head is not None:
                 losses, logits = head.losses(y, labels)
                 optimizer.step(torch.autograd.grad(losses.mean(), optimizer.parameters), batch)

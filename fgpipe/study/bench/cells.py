@@ -56,7 +56,9 @@ def _of_width(width: float, sizes: Sizes) -> Iterator[Row]:
     both = {"end to end": whole, "plain loop": partial(plain.step, images, labels)}
     seconds = interleaved(both, 2 * sizes.steps, sizes.step_seconds)
     what = f"time of end to end over the plain loop's, channels last, width {width:g}"
-    yield Row("cells", what, ratios(*(seconds[name] for name in both)), AGAINST_PLAIN, _speeds(seconds, tuple(both), sizes))
+    yield Row(
+        "cells", what, ratios(*(seconds[name] for name in both)), AGAINST_PLAIN, _speeds(seconds, tuple(both), sizes)
+    )
 
 
 def random_batch(sizes: Sizes) -> tuple[Tensor, Tensor]:

@@ -65,10 +65,7 @@ def processor_seconds(processes: int, sizes: Sizes) -> dict[float, dict[str, lis
         ]
         launch(runs, processes, Path(folder) / "runs.json")
         summaries = {width: [read_summary(path) or {} for path in each[1:]] for width, each in paths.items()}
-    return {
-        width: {key: [sum(each[key]) for each in found] for key in WHOSE}
-        for width, found in summaries.items()
-    }
+    return {width: {key: [sum(each[key]) for each in found] for key in WHOSE} for width, found in summaries.items()}
 
 
 def share_of_overhead(step: Callable[[], object]) -> float:

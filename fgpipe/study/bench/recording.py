@@ -42,7 +42,9 @@ def rows(sizes: Sizes) -> Iterator[Row]:
         one = slice_seconds(sizes)
         shares = [share(path, one) for path in paths["true"][1:]]
     what = f"time with trace=true over time without, local target, width {min(sizes.widths):g}"
-    yield Row("recording", what, ratios(speeds["false"], speeds["true"]), COST, f"{PROCESSES} processes, one thread each")
+    yield Row(
+        "recording", what, ratios(speeds["false"], speeds["true"]), COST, f"{PROCESSES} processes, one thread each"
+    )
     what = f"share of the time that slices take, local target, width {min(sizes.widths):g}"
     yield Row("recording", what, shares, SHARE, f"a slice takes {1e6 * one:.1f} us more than none")
 

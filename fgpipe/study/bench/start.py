@@ -22,7 +22,10 @@ def rows(sizes: Sizes) -> Iterator[Row]:
     """The quickstart's net, every block of which has updated; a start that is not timed warms the file system's cache."""
     short = [f"data.train_samples={sizes.batch}", f"data.test_samples={sizes.batch}", f"batch_size={sizes.batch}"]
     processes, overrides = sizes.processes, [*COMMON, *short]
-    calls = {"run": partial(seconds_to_first_batch, processes, overrides), "imports": partial(seconds_to_import, processes)}
+    calls = {
+        "run": partial(seconds_to_first_batch, processes, overrides),
+        "imports": partial(seconds_to_import, processes),
+    }
     figures: dict[str, list[float]] = {name: [] for name in calls}
     calls["imports"]()
     for _ in range(sizes.runs):
