@@ -1,6 +1,5 @@
 """Puts a run together: the only file, with `run.py`, that chooses concrete classes."""
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -11,13 +10,15 @@ from torch import nn
 
 from fgpipe.config import Config
 from fgpipe.data import Batches, Dataset
+from fgpipe.gradients.check import check_net
 from fgpipe.gradients.method import Method
 from fgpipe.gradients.probes import Lanes, plan_lanes
-from fgpipe.models.net import Net, materialize, resnet
+from fgpipe.models.init import materialize
+from fgpipe.models.net import Net, deep_copy, resnet
 from fgpipe.observe.ledger import Ledger
 from fgpipe.observe.metrics import Metrics
 from fgpipe.observe.timeline import Timeline
-from fgpipe.optim import Optimizer, Trained, learning_rate
+from fgpipe.optim import Optimizer, Trained, learning_rate, trainable
 from fgpipe.rng import generator
 from fgpipe.runtime.costs import ForwardPass, block_costs
 from fgpipe.runtime.feedback.base import FeedbackPlane
@@ -110,10 +111,15 @@ class Plan:
         placement: tuple[tuple[int, ...], ...] = (),
     ) -> "Plan":
         """Args: placement: of each replica, the ranks along the pipeline; if empty, there is one, in order."""
-        net = net or resnet(config.model, config.head, in_channels=facts.channels, classes=facts.classes)
-        method = Method.of(config)
-        tensors = [len(list(block.parameters())) for block in net.blocks]
+        theirs, net = (
+            net is not None,
+            net or resnet(config.model, config.head, in_channels=facts.channels, classes=facts.classes),
+        )
+        tensors = [len(trainable(block)) for block in net.blocks]
+        method = Method.of(config, idle=frozenset(j for j, count in enumerate(tensors) if not count))
         lanes = plan_lanes(method, tensors, config.lanes, config.code, config.seed)
+        if theirs:
+            check_net(net, method, lanes, (facts.channels, facts.height, facts.width), facts.classes)
         forward = ForwardPass.of(net, (2, facts.channels, facts.height, facts.width))
         if config.partition == "counted":
             sizes = balanced(block_costs(forward.flops, method, lanes), world_size // config.replicas)
@@ -241,7 +247,7 @@ def _modules(plan: Plan, j: int, device: torch.device) -> Modules:
         return materialize(module, generator(config.seed, purpose, j), dtype=DTYPES[config.dtype], device=device)
 
     untrained = method.has_untrained_guess and not j == method.last
-    guess_head = make(copy.deepcopy(net.heads[j]), "guess_head") if untrained else None
+    guess_head = make(deep_copy(net.heads[j]), "guess_head") if untrained else None
     head = make(net.heads[j], "head") if method.trains_head(j) or config.observe.heads else None
     return Modules(make(net.blocks[j], "block"), head, guess_head)
 

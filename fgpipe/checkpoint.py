@@ -11,7 +11,8 @@ run can be resumed on another number of them. No generator is saved: every draw 
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,24 @@ import safetensors.torch
 from torch import Tensor
 
 from fgpipe import durable
-from fgpipe.optim import Trained
+from fgpipe.errors import one_line, reason
+from fgpipe.models.net import Net
+from fgpipe.optim import Trained, trainable
+from fgpipe.outputs import unwritten
 
 MANIFEST = "manifest.json"
+LONGEST = 200
+"""Characters of the reason for damage; PyTorch's lists every tensor of a net."""
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be written, or is not what its manifest says; one line that names the file."""
+    """A checkpoint that cannot be written, or is not what its manifest says; one line that names the file.
+
+    Attributes:
+        elsewhere: another process has met it, and says so.
+    """
+
+    elsewhere = False
 
 
 @dataclass(frozen=True)
@@ -89,11 +101,18 @@ class Checkpoints:
         return self._path / f"step-{step}"
 
     def steps(self) -> list[int]:
-        """Steps whose checkpoints were completed, in order."""
+        """Steps whose checkpoints were completed, in order.
+
+        Raises:
+            CheckpointError: the folder cannot be read.
+        """
         return sorted(step for step in self._begun() if (self.folder(step) / MANIFEST).exists())
 
     def _begun(self) -> list[int]:
-        names = (path.name.partition("step-")[2] for path in self._path.glob("step-*"))
+        try:
+            names = [path.name.partition("step-")[2] for path in self._path.glob("step-*")]
+        except OSError as error:
+            raise CheckpointError(f"{self._path} cannot be read: {reason(error)}") from error
         return [int(name) for name in names if name.isdecimal()]
 
     def manifest(self, step: int) -> Manifest:
@@ -106,7 +125,7 @@ class Checkpoints:
         try:
             return Manifest.parse(path.read_text())
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{path} is damaged: {_first_line(error)}") from error
+            raise CheckpointError(f"{path} is damaged: {one_line(error)[:LONGEST]}") from error
 
     def verified(self, step: int) -> Manifest:
         """The manifest of a step, after reading every file that it lists.
@@ -120,7 +139,7 @@ class Checkpoints:
             try:
                 found = _stored(path.read_bytes())
             except OSError as error:
-                raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+                raise CheckpointError(f"{path} cannot be read: {reason(error)}") from error
             if found != stored:
                 raise CheckpointError(
                     f"{path} is damaged: {found.bytes} bytes, not the {stored.bytes} that were written"
@@ -151,7 +170,8 @@ class Checkpoints:
         """Complete the checkpoint whose files are all written, and point to it."""
         folder = self.folder(manifest.step)
         _write(folder / MANIFEST, json.dumps(asdict(manifest)).encode())
-        durable.sync(self._path)
+        with _writing(folder):
+            durable.sync(self._path)
         self._point_to(manifest.step)
 
     def _point_to(self, step: int) -> None:
@@ -182,9 +202,10 @@ class Checkpoints:
 
     def _remove(self, step: int) -> None:
         folder = self.folder(step)
-        (folder / MANIFEST).unlink(missing_ok=True)  # first: half a checkpoint must not look like one
-        durable.sync(folder)
-        shutil.rmtree(folder)
+        with _writing(folder):
+            (folder / MANIFEST).unlink(missing_ok=True)  # first: half a checkpoint must not look like one
+            durable.sync(folder)
+            shutil.rmtree(folder)
 
 
 def write_block(
@@ -198,7 +219,7 @@ def write_block(
     Returns:
         The two files by name.
     """
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _state(trained)}
+    tensors = _apart(_state(trained))
     contents = zip(names_of(block), (safetensors.torch.save(tensors), json.dumps(counters).encode()), strict=True)
     return {name: _write(folder / name, content) for name, content in contents}
 
@@ -209,19 +230,39 @@ def read_block(folder: Path, block: int, trained: Mapping[str, Trained]) -> dict
     Raises:
         CheckpointError: the files cannot be read, or are of another net.
     """
-    try:
+    with _fitting(folder, block):
         tensors = read_tensors(folder, block)
         counters: dict[str, Any] = json.loads((folder / names_of(block)[1]).read_text())
         for part, (module, optimizer) in trained.items():
             module.load_state_dict(_under(f"{part}.module.", tensors))
             momentum = _under(f"{part}.momentum.", tensors)
             if optimizer is not None:
-                optimizer.restore([momentum.get(name) for name, _ in module.named_parameters()])
-    except (OSError, RuntimeError, ValueError, KeyError, safetensors.SafetensorError) as error:
-        raise CheckpointError(
-            f"{folder / names_of(block)[0]} does not fit block {block}: {_first_line(error)}"
-        ) from error
+                optimizer.restore([momentum.get(name) for name in trainable(module)])
     return counters
+
+
+def read_net(folder: Path, net: Net) -> None:
+    """Give all blocks of a net, and the heads that are trained, their saved weights and statistics, in place.
+
+    Raises:
+        CheckpointError: the files cannot be read, or are of another net.
+    """
+    for block, parts in enumerate(zip(net.blocks, net.heads, strict=True)):
+        with _fitting(folder, block):
+            tensors = read_tensors(folder, block)
+            for part, module in zip(("block", "head"), parts, strict=True):
+                if state := _under(f"{part}.module.", tensors):
+                    module.load_state_dict(state)
+
+
+@contextmanager
+def _fitting(folder: Path, block: int) -> Iterator[None]:
+    """Around reading a block's files into its modules."""
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError, KeyError, safetensors.SafetensorError) as error:
+        why = one_line(error)[:LONGEST]
+        raise CheckpointError(f"{folder / names_of(block)[0]} does not fit block {block}: {why}") from error
 
 
 def read_tensors(folder: Path, block: int) -> dict[str, Tensor]:
@@ -234,9 +275,21 @@ def _state(trained: Mapping[str, Trained]) -> Iterator[tuple[str, Tensor]]:
         for name, tensor in module.state_dict().items():
             yield f"{part}.module.{name}", tensor
         buffers = optimizer.momentum() if optimizer is not None else []
-        for (name, _), momentum in zip(module.named_parameters(), buffers, strict=True):
+        for name, momentum in zip(trainable(module), buffers, strict=True):
             if momentum is not None:
                 yield f"{part}.momentum.{name}", momentum
+
+
+def _apart(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """On the CPU, each with memory of its own, as safetensors wants it: tied weights have several names."""
+    found: dict[str, Tensor] = {}
+    taken = set()
+    for name, tensor in tensors:
+        tensor = tensor.detach().cpu().contiguous()
+        memory = tensor.untyped_storage().data_ptr()
+        found[name] = tensor.clone() if memory in taken else tensor
+        taken.add(memory)
+    return found
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -249,17 +302,19 @@ def names_of(block: int) -> tuple[str, str]:
 
 
 def _write(path: Path, content: bytes) -> Stored:
-    try:
+    with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         durable.write(path, content)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be written: {error.strerror}") from error
     return _stored(content)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(unwritten(path, error)) from error
 
 
 def _stored(content: bytes) -> Stored:
     return Stored(len(content), hashlib.sha256(content).hexdigest())
-
-
-def _first_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

@@ -1,10 +1,10 @@
-"""The one exception that users see as a line instead of a traceback."""
+"""The exceptions that users see as a line instead of a traceback, and errors' messages as a part of a line."""
 
 
 class UserError(Exception):
     """Bad input: one line that names the key or the file, the value, and what is allowed.
 
-    `fgpipe.train` prints the line and exits with code 2.
+    Commands print the line and exit with code 2.
 
     Attributes:
         alone: only this process can have met it, so that no other reports it.
@@ -13,7 +13,31 @@ class UserError(Exception):
     alone = False
 
 
+class OutputError(Exception):
+    """Output of work that is done cannot be written: one line that names the file and the reason.
+
+    Commands print the line and exit with code 1.
+    """
+
+
 def bad_value(key: str, value: object, allowed: str) -> UserError:
     """The error for a configuration key: `key=value: allowed: ...`."""
     shown = f"{value:g}" if isinstance(value, float) else value
     return UserError(f"{key}={shown}: allowed: {allowed}")
+
+
+def one_line(error: BaseException) -> str:
+    """An error's message on one line; the name of its type if there is none."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return " ".join(filter(None, lines)) or type(error).__name__
+
+
+def typed_line(error: BaseException) -> str:
+    """`Type: message` on one line; the name of the type alone if there is no message."""
+    name, line = type(error).__name__, one_line(error)
+    return line if line == name else f"{name}: {line}"
+
+
+def reason(error: OSError) -> str:
+    """Why, for a line that names the file: without the error's number and path."""
+    return error.strerror or one_line(error)

@@ -50,13 +50,15 @@ class Optimizer:
         average: Callable[[Iterable[Tensor]], Iterable[Tensor]] = _own,
     ) -> None:
         """Args: average: from the estimates of this replica to their mean over all."""
-        self.parameters = [parameter for module in modules for parameter in module.parameters()]
+        self.parameters = [parameter for module in modules for parameter in trainable(module).values()]
         self._config, self._rate, self._average = config, rate, average
         self._momentum: list[Tensor | None] = [None] * len(self.parameters)
 
     @torch.no_grad()
     def step(self, estimates: Iterable[Tensor], batch: int) -> None:
         """Update with one estimate per parameter, in the order of `parameters`, at the learning rate of `batch`."""
+        if not self.parameters:
+            return
         pairs = zip(self.parameters, self._average(estimates), strict=True)
         sgd(
             self.parameters,
@@ -81,6 +83,11 @@ class Optimizer:
         self._momentum = [
             None if value is None else _laid_out_as(parameter, value.to(parameter.device)) for parameter, value in pairs
         ]
+
+
+def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters of a module that are not frozen (`requires_grad=False`), by name; one with two names once."""
+    return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
 
 
 def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
@@ -112,5 +119,5 @@ def parts(
 
 
 def in_order(module: nn.Module, estimates: Mapping[str, Tensor]) -> list[Tensor]:
-    """Estimates by parameter name, in the order of the module's parameters."""
-    return [estimates[name] for name, _ in module.named_parameters()]
+    """Estimates by parameter name, in the order of the module's trainable parameters."""
+    return [estimates[name] for name in trainable(module)]

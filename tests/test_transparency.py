@@ -9,7 +9,6 @@ A failure in weight space only points to the parameters' tangents, in activity s
 pass, for one head to its rule, at one depth to the lanes' plan, for random guesses to the redrawing of noise.
 """
 
-import copy
 import itertools
 from functools import partial
 
@@ -22,13 +21,14 @@ from fgpipe.config import Config, compose_config
 from fgpipe.gradients.guess import redraw
 from fgpipe.gradients.oracle import Estimates, estimate
 from fgpipe.models.heads import Head
-from fgpipe.models.net import Net
+from fgpipe.models.net import Net, deep_copy
 from fgpipe.observe.ledger import Ledger
 from fgpipe.observe.metrics import Metrics
 from fgpipe.optim import Optimizer
 from fgpipe.run import run
 from fgpipe.runtime.process import Cluster, Place
 from fgpipe.runtime.stage import Stage
+from tests.nets import KINDS
 
 BATCH, STEPS, TOLERANCE = 8, 2, 1e-9
 SPACES = [("weight", "tensor"), ("weight", "block"), ("activity", "batch"), ("activity", "sample")]
@@ -112,7 +112,7 @@ class Snapshot:
         self.images, self.labels = images, labels
         modules = [(stage.block, stage.head, stage.guess_head) for stage in pipeline.stages]
         self.blocks, self.heads, self.guess_heads = (
-            list(column) for column in zip(*copy.deepcopy(modules), strict=True)
+            [None if part is None else deep_copy(part) for part in column] for column in zip(*modules, strict=True)
         )
         for j, head in enumerate(self.guess_heads):
             if head is not None:
@@ -142,7 +142,9 @@ def assert_agrees(pipeline: Pipeline, wanted: Estimates, before: Snapshot, skip_
     """Every parameter tensor of every block and head."""
     method = pipeline.plan.method
     for j, stage in enumerate(pipeline.stages):
-        if not (skip_samples and not method.is_plain(j)):
+        if j in method.idle:
+            assert not wanted.blocks[j]
+        elif not (skip_samples and not method.is_plain(j)):
             for got, (name, want) in zip(stage._optimizer.last, wanted.blocks[j].items(), strict=True):
                 assert_close(got, want, f"block {j} {name} at batch {before.batch}")
         if stage.head is not None:
@@ -223,6 +225,24 @@ def test_a_net_of_your_own(space: str, scope: str, target: str, monkeypatch: pyt
     pipeline = Pipeline(config, monkeypatch, net)
     for batch in range(STEPS):
         assert_agrees(pipeline, *pipeline.step(batch), skip_samples=False)
+
+
+@pytest.mark.parametrize("guess, space, scope", [
+    ("local", "weight", "tensor"), ("local", "activity", "batch"), ("ntk", "weight", "block"), ("gaussian", "weight", "tensor"),
+])  # fmt: skip
+@pytest.mark.parametrize("kind", KINDS)
+def test_nets_of_all_kinds(kind: str, guess: str, space: str, scope: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under a global target, whose lanes pass every block; frozen parameters stay as they are."""
+    torch.manual_seed(3)
+    net = KINDS[kind]()
+    config = configuration(guess, "linear", space, scope, "global", 8)
+    config.model.blocks = len(net.blocks)
+    pipeline = Pipeline(config, monkeypatch, net)
+    parts = nn.ModuleList([*net.blocks, *net.heads])
+    still = {name: value.clone() for name, value in parts.named_parameters() if not value.requires_grad}
+    for batch in range(STEPS):
+        assert_agrees(pipeline, *pipeline.step(batch), skip_samples=False)
+    assert all(torch.equal(dict(parts.named_parameters())[name], value) for name, value in still.items())
 
 
 def test_a_net_of_your_own_by_name(tmp_path) -> None:

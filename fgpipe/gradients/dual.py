@@ -10,14 +10,17 @@ which is linear in its input treats lanes as more samples.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parametrize
+from torch.overrides import TorchFunctionMode
 
 
 @dataclass(eq=False)
@@ -138,50 +141,20 @@ def linearize_losses(head: Any, x: Tensor, labels: Tensor) -> tuple[Tensor, Tens
 
 
 def by_torch_func(module: nn.Module, x: Tensor, prefix: str) -> tuple[Tensor, Push]:
-    """The rule of any module: `torch.func.jvp` of a second run, under `vmap` over the lanes."""
+    """The rule of any module: `torch.func.jvp` of a second run, under `vmap` over the lanes.
+
+    Both runs get a copy of `x`, which a module may write over, and the buffers as the first one found them.
+
+    Raises:
+        NotRepeatable: by the push, when the second run gives another output.
+    """
+    buffers = _copied(module.named_buffers())
+    y = module(x.clone())
+    parameters = {name: parameter.detach() for name, parameter in module.named_parameters()}
+    x, found = x.detach(), y.detach()
 
     def run(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
-        return _call(module, parameters | _copied_buffers(module), x)
-
-    return module(x), _push_by_torch_func(run, dict(module.named_parameters()), x.detach(), prefix)
-
-
-def losses_by_torch_func(head: Any, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, PushLosses]:
-    """The rule of any head, as `by_torch_func`."""
-
-    class Losses(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.head = head
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.head.losses(x, labels)[0]
-
-    wrapped = Losses()
-
-    def run(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
-        return _call(wrapped, _copied_buffers(wrapped), x)
-
-    push = _push_by_torch_func(run, {}, x.detach(), "")
-    losses, logits = head.losses(x, labels)
-    return losses, logits, lambda dx: push(dx, {}).per_lane()
-
-
-def _call(module: nn.Module, tensors: dict[str, Tensor], x: Tensor) -> Tensor:
-    """The module with other tensors; of a layer that stands in two places, PyTorch would not put its own ones back."""
-    layers, places = (sum(1 for _ in module.named_modules(remove_duplicate=each)) for each in (True, False))
-    return functional_call(module, tensors, (x,), tie_weights=layers == places)
-
-
-def _copied_buffers(module: nn.Module) -> dict[str, Tensor]:
-    """Running statistics that a second run may write to."""
-    return {name: buffer.clone() for name, buffer in module.named_buffers()}
-
-
-def _push_by_torch_func(
-    run: Callable[[dict[str, Tensor], Tensor], Tensor], parameters: dict[str, Tensor], x: Tensor, prefix: str
-) -> Push:
-    parameters = {name: parameter.detach() for name, parameter in parameters.items()}
+        return _call(module, parameters | _copied(buffers.items()), x.clone())
 
     def push(dx: Tangent | None, directions: Directions) -> Tangent | None:
         own = {name: directions[prefix + name] for name in parameters if prefix + name in directions}
@@ -198,13 +171,83 @@ def _push_by_torch_func(
             moved[name] = factors.reshape(-1, *[1] * each.value.dim()) * each.value
         still = {name: parameter for name, parameter in parameters.items() if name not in moved}
 
-        def tangent(dx: Tensor, dp: dict[str, Tensor]) -> Tensor:
+        def derivative(dx: Tensor, dp: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
             at = ({name: parameters[name] for name in moved}, x)
-            return jvp(lambda p, x: run({**still, **p}, x), at, (dp, dx))[1]
+            return jvp(lambda p, x: run({**still, **p}, x), at, (dp, dx))
 
-        return Tangent(lanes, vmap(tangent)(dxs, moved).flatten(0, 1))  # perhaps an expanded view, not to be written
+        with sdpa_kernel(SDPBackend.MATH), _ForwardMode(), _attributes_kept(module):
+            again, dy = vmap(derivative, out_dims=(None, 0))(dxs, moved)
+        if (again - found).norm() > torch.finfo(found.dtype).eps ** 0.5 * found.norm():
+            raise NotRepeatable(module)
+        return Tangent(lanes, dy.flatten(0, 1))  # perhaps an expanded view, not to be written
 
-    return push
+    return y, push
+
+
+def losses_by_torch_func(head: Any, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, PushLosses]:
+    """The rule of any head, as `by_torch_func`."""
+    wrapped = _Losses(head, labels)
+    losses, push = by_torch_func(wrapped, x, "")
+    return losses, wrapped.logits.pop(), lambda dx: push(dx, {}).per_lane()
+
+
+class _Losses(nn.Module):
+    """A head's losses as a module of their own; what its runs have as logits is left in `logits`."""
+
+    def __init__(self, head: Any, labels: Tensor) -> None:
+        super().__init__()
+        self.head, self._labels = head, labels
+        self.logits: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        losses, logits = self.head.losses(x, self._labels)
+        self.logits.append(logits)
+        return losses
+
+    def _get_name(self) -> str:
+        return type(self.head).__name__
+
+
+class NotRepeatable(RuntimeError):
+    """A module gave another output when it was run again on the same input."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__(f"{module._get_name()} gives another output when it is run again on the same input")
+
+
+@contextmanager
+def _attributes_kept(module: nn.Module) -> Iterator[None]:
+    """What a run assigns to its layers, such as a tensor of `torch.func` that is dead when it ends, is undone."""
+    before = [(vars(layer), dict(vars(layer))) for layer in module.modules()]
+    try:
+        yield
+    finally:
+        for attributes, kept in before:
+            attributes.clear()
+            attributes.update(kept)
+
+
+class _ForwardMode(TorchFunctionMode):
+    """Equivalents of what PyTorch fuses into a kernel without forward mode."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return (_weight_norm if function is torch._weight_norm else function)(*args, **(kwargs or {}))
+
+
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    """`g v / |v|`, the norm over all dimensions but `dim`."""
+    return v * (g / torch.norm_except_dim(v, 2, dim))
+
+
+def _call(module: nn.Module, tensors: dict[str, Tensor], x: Tensor) -> Tensor:
+    """The module with other tensors; of a layer that stands in two places, PyTorch would not put its own ones back."""
+    layers, places = (sum(1 for _ in module.named_modules(remove_duplicate=each)) for each in (True, False))
+    return functional_call(module, tensors, (x,), tie_weights=layers == places)
+
+
+def _copied(buffers: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """Running statistics and the like, which a run may write to."""
+    return {name: buffer.clone() for name, buffer in buffers}
 
 
 def empty(lanes: tuple[int, ...], like: Tensor) -> Tangent:

@@ -32,7 +32,8 @@ def _draw(kind: str, like: Tensor, source: torch.Generator) -> Tensor:
 
 def redraw(head: nn.Module, guess: str, seed: int, block: int, batch: int) -> None:
     """Give an untrained head its weights: new ones for every batch (`ntk`), or always the same (`fixed_ntk`)."""
-    initialize(head, generator(seed, guess, block, batch if guess == "ntk" else 0))
+    device = next(head.parameters(), torch.empty(0)).device
+    initialize(head, generator(seed, guess, block, batch if guess == "ntk" else 0, device=device))
 
 
 def principal_directions(guesses: Tensor, count: int) -> Tensor:

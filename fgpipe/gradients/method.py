@@ -24,13 +24,15 @@ class Method:
     step: str = "projection"
     directions: int = 0
     """Probes of a block with a subspace guess."""
+    idle: frozenset[int] = frozenset()
+    """Blocks without trainable parameters: they pass activations and tangents on, and learn nothing."""
 
     @classmethod
-    def of(cls, config: Config) -> "Method":
+    def of(cls, config: Config, idle: frozenset[int] = frozenset()) -> "Method":
         assert config.scope is not None
         shape = config.model.blocks, config.guess, config.space, config.scope, config.target.depth
         directions = (config.directions or config.share) if config.guess == "local_subspace" else 0
-        return cls(*shape, config.decode, config.step, directions)
+        return cls(*shape, config.decode, config.step, directions, idle)
 
     @property
     def last(self) -> int:
@@ -71,9 +73,13 @@ class Method:
         own = self.guess == "end_to_end" or (self.guess == "local" and self.target(block) == block)
         return own or block == self.last
 
+    def projects(self, block: int) -> bool:
+        """The block's estimate is a projection on guesses of its own."""
+        return not self.is_plain(block) and block not in self.idle
+
     def waits(self, block: int) -> bool:
         """The block needs scalars from a higher one before it can update."""
-        return not self.is_plain(block) and self.target(block) != block
+        return self.projects(block) and self.target(block) != block
 
     def trains_head(self, block: int) -> bool:
         """The guess or a target uses the trained head of `block`."""

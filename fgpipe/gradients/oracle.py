@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from fgpipe.gradients.estimator import EPSILON
 from fgpipe.gradients.guess import noise_like, principal_directions
 from fgpipe.gradients.method import Method
+from fgpipe.gradients.reverse import gradients as gradients_of
+from fgpipe.models.net import input_for
+from fgpipe.optim import trainable
 
 
 @dataclass
@@ -70,15 +73,20 @@ def estimate(
     """
     outputs: list[Tensor] = []
     for block in blocks:
-        x = block(x)
+        x = block(input_for(block, x))
         outputs.append(x)
     evaluated = [
-        head.losses(y, labels) if head is not None else (None, None) for head, y in zip(heads, outputs, strict=True)
+        head.losses(input_for(head, y), labels) if head is not None else (None, None)
+        for head, y in zip(heads, outputs, strict=True)
     ]
     losses = [loss for loss, _ in evaluated]
     result = Estimates([], [], [], losses, [logits for _, logits in evaluated])
     places = [
-        tuple(block.parameters()) if method.is_plain(j) or method.space == "weight" else (y,)
+        ()
+        if j in method.idle
+        else tuple(trainable(block).values())
+        if method.is_plain(j) or method.space == "weight"
+        else (y,)
         for j, (block, y) in enumerate(zip(blocks, outputs, strict=True))
     ]
     gradients: dict[int, Sequence[Tensor]] = {}
@@ -88,18 +96,19 @@ def estimate(
             result.heads.append({})
             continue
         asking = [j for j in range(method.blocks) if method.target(j) == t]
-        guessing = [t] if method.has_local_guess and not method.is_plain(t) else []
-        wanted = [*(places[j] for j in (*asking, *guessing)), tuple(head.parameters())]
+        guessing = [t] if method.has_local_guess and method.projects(t) else []
+        wanted = [*(places[j] for j in (*asking, *guessing)), tuple(trainable(head).values())]
         *found, of_head = _backward(loss, wanted)
         gradients.update(zip(asking, found))
         guesses.update(zip(guessing, found[len(asking) :]))
         result.heads.append(_named(head, of_head))
-    projecting = [j for j in range(method.blocks) if not method.is_plain(j)]
+    projecting = [j for j in range(method.blocks) if method.projects(j)]
     for j in projecting:
         if method.is_random:
             guesses[j] = noise_like(method.guess, places[j], seed, j, batch)
         elif method.has_untrained_guess:
-            (guesses[j],) = _backward(guess_heads[j].losses(outputs[j], labels)[0], [places[j]])
+            head = guess_heads[j]
+            (guesses[j],) = _backward(head.losses(input_for(head, outputs[j]), labels)[0], [places[j]])
     probes = guesses
     if method.is_subspace:
         probes = {j: (principal_directions(guesses[j][0], method.directions),) for j in projecting}
@@ -114,7 +123,8 @@ def estimate(
                 coefficients = coefficients / (_inner(method, probes[j], probes[j]) + EPSILON)
             estimates = _times(method, step_size(j, coefficients), probes[j])
             if method.space == "activity":
-                estimates = torch.autograd.grad(outputs[j], tuple(block.parameters()), estimates[0], retain_graph=True)
+                parameters = tuple(trainable(block).values())
+                estimates = gradients_of(outputs[j], parameters, estimates[0], retain_graph=True)
         result.blocks.append(_named(block, estimates))
     if cosine:
         true: Sequence[Sequence[Tensor]] = _backward(losses[method.last], places[: method.last])
@@ -136,12 +146,12 @@ def alignment(gradient: Sequence[Tensor], guess: Sequence[Tensor], by_sample: bo
 
 def _backward(losses: Tensor, places: Sequence[tuple[Tensor, ...]]) -> list[tuple[Tensor, ...]]:
     """The gradients of the mean loss with respect to groups of tensors, in one pass."""
-    found = iter(torch.autograd.grad(losses.mean(), list(chain(*places)), retain_graph=True))
+    found = iter(gradients_of(losses.mean(), list(chain(*places)), retain_graph=True))
     return [tuple(islice(found, len(group))) for group in places]
 
 
 def _named(module: nn.Module, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
-    return {name: tensor for (name, _), tensor in zip(module.named_parameters(), tensors, strict=True)}
+    return dict(zip(trainable(module), tensors, strict=True))
 
 
 def _inner(method: Method, a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:

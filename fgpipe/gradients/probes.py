@@ -67,7 +67,7 @@ def plan_lanes(method: Method, tensors: Sequence[int], lanes: int | str, code: s
     """The lanes of a run.
 
     Args:
-        tensors: the number of parameter tensors of each block.
+        tensors: the number of trainable parameter tensors of each block.
         lanes: `exact`, or how many the probes of one target share.
 
     Raises:
@@ -75,7 +75,7 @@ def plan_lanes(method: Method, tensors: Sequence[int], lanes: int | str, code: s
     """
     per_tensor = method.space == "weight" and method.scope == "tensor"
     per_block = method.directions if method.is_subspace else 1
-    counts = tuple(0 if method.is_plain(j) else tensors[j] if per_tensor else per_block for j in range(method.blocks))
+    counts = tuple((tensors[j] if per_tensor else per_block) * method.projects(j) for j in range(method.blocks))
     if lanes == "exact":
         return ExactLanes(method, counts)
     coded = CodedLanes(method, counts, code, int(lanes), seed)

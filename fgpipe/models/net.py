@@ -1,14 +1,19 @@
 """A net as the runtime sees it: a list of blocks, each with a head."""
 
+import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fgpipe.config import HeadConfig, ModelConfig
-from fgpipe.models.heads import auxiliary_head, classifier
-from fgpipe.models.init import initialize
+from fgpipe.models.heads import Head, PredSim, auxiliary_head, classifier
 from fgpipe.models.resnet import resnet18
+
+VIEWS = (nn.Identity, nn.Flatten, nn.Unflatten, nn.modules.dropout._DropoutNd)
+"""Layers that may return their input itself, or a view of it."""
 
 
 @dataclass
@@ -16,8 +21,8 @@ class Net:
     """`blocks[j]` maps `[B, ...]` to the next block's input; `heads[j]` judges its output, the last is the classifier.
 
     A head has `losses(x, labels)`, as `fgpipe.models.heads.Head` has; `Head(*layers)` makes one from any layers.
-    Modules on the meta device get the paper's initialisation where they are used; others keep their weights. Every
-    process must build the same net, and a block must give the same output when it is run twice on the same input.
+    Tensors on the meta device get the paper's initialisation where they are used; others keep their numbers. Every
+    process must build the same net. `fgpipe.models.check` says what a block and a head must be like.
     """
 
     blocks: list[nn.Module]
@@ -53,19 +58,35 @@ def channels(block: nn.Module) -> int:
     return [layer for layer in block.modules() if isinstance(layer, nn.BatchNorm2d)][-1].num_features
 
 
-def materialize(
-    module: nn.Module, generator: torch.Generator, *, dtype: torch.dtype, device: torch.device
-) -> nn.Module:
-    """The module on `device`, channels last; drawn from `generator` if it was on the meta device."""
-    if any(parameter.is_meta for parameter in module.parameters()):
-        to_empty(module)
-        initialize(module, generator)
-    return module.to(device=device, dtype=dtype).to(memory_format=torch.channels_last)
+def deep_copy(module: nn.Module) -> nn.Module:
+    """A deep copy, also of a module that has put a tensor with a graph into an attribute, as weight norm's hook does."""
+    attributes = (value for layer in module.modules() for value in vars(layer).values() if isinstance(value, Tensor))
+    return copy.deepcopy(
+        module, {id(value): value.detach().clone() for value in attributes if value.grad_fn is not None}
+    )
 
 
-def to_empty(module: nn.Module) -> None:
-    """Move a module from the meta device to the CPU, with any numbers.
+def input_for(module: Any, x: Tensor) -> Tensor:
+    """What a block or a head is given: `x`, or a copy if the module may write over it (`inplace=True`, `x.mul_()`)."""
+    return x.clone() if _may_write(module) else x
 
-    As `nn.Module.to_empty` does, without its `empty_like`: from meta to CPU that imports a symbolic algebra.
-    """
-    module._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
+
+def _may_write(module: Any) -> bool:
+    """Unless all layers up to the first that makes a tensor of its own are known not to."""
+    if getattr(type(module), "losses", Head.losses) not in (Head.losses, PredSim.losses):
+        return True
+    for layer in _in_order(module):
+        known = type(layer).forward.__module__.startswith(("torch.nn.modules.", "fgpipe.models."))
+        if not known or layer._forward_pre_hooks or getattr(layer, "inplace", False):
+            return True
+        if not isinstance(layer, VIEWS):
+            break
+    return False
+
+
+def _in_order(module: nn.Module) -> Iterator[nn.Module]:
+    if type(module).forward is not nn.Sequential.forward or module._forward_pre_hooks:
+        yield module
+        return
+    for layer in module:
+        yield from _in_order(layer)

@@ -1,6 +1,5 @@
 """What each block costs per batch, counted, so that processes get runs of blocks of about the same cost."""
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +10,8 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from fgpipe.gradients.method import Method
 from fgpipe.gradients.probes import Lanes
-from fgpipe.models.net import Net, to_empty
+from fgpipe.models.init import allocate
+from fgpipe.models.net import Net, deep_copy
 
 COUNTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
@@ -73,10 +73,9 @@ def _count(run: Any, *inputs: Tensor) -> tuple[Any, int]:
 
 def _on_cpu(module: nn.Module) -> Any:
     """A copy to try shapes with; on the meta device it has no weights, and any will do."""
-    copied = copy.deepcopy(module).eval()
-    if any(parameter.is_meta for parameter in copied.parameters()):
-        to_empty(copied)
-    return copied.to(device="cpu", dtype=torch.float32)
+    tried = deep_copy(module).eval()
+    allocate(tried)
+    return tried.to(device="cpu", dtype=torch.float32)
 
 
 def block_costs(forward: Sequence[int], method: Method, lanes: Lanes) -> list[int]:

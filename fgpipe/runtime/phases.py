@@ -29,13 +29,8 @@ class Phases(AbstractContextManager[None]):
         share: float = 1.0,
         device: torch.device = torch.device("cpu"),
     ) -> None:
-        self._block, self._timeline, self._straggler, self._share, self._device = (
-            block,
-            timeline,
-            straggler,
-            share,
-            device,
-        )
+        self._block, self._timeline, self._straggler, self._share = block, timeline, straggler, share
+        self.device = device
         self._on = timeline.on or straggler is not None
 
     def __call__(self, kind: str, batch: int, other: int = NOBODY) -> AbstractContextManager[None]:
@@ -58,5 +53,5 @@ class Phases(AbstractContextManager[None]):
             self._timeline.add(self._kind, self._block, self._batch, self._began, self._other)
 
     def _synchronize(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)

@@ -17,6 +17,7 @@ from fgpipe.gradients.guess import redraw
 from fgpipe.gradients.method import Method
 from fgpipe.gradients.oracle import estimate
 from fgpipe.gradients.probes import Decoder, Lanes
+from fgpipe.models.net import input_for
 from fgpipe.observe.metrics import Metrics
 from fgpipe.optim import Optimizer, Trained, in_order, parts
 from fgpipe.runtime.finite import check_finite
@@ -44,7 +45,7 @@ class OracleTrainer:
         self._method, self._metrics, self._seed, self._cosine = method, metrics, seed, cosine
         self._optimizers = [make_optimizer([block]) for block in blocks]
         self._head_optimizers = [make_optimizer([head]) if head is not None else None for head in heads]
-        like = next(blocks[0].parameters())
+        like = next(parameter for block in blocks for parameter in block.parameters())
         self._device = like.device
         self.decoders = [Decoder.of(lanes, j, like) for j in range(method.blocks)]
         self.step_rules = [StepRule.of(method, probes, like) for probes in lanes.counts]
@@ -106,9 +107,9 @@ class OracleTrainer:
         for index in range(batches):
             x, labels = (tensor.to(self._device) for tensor in source(epoch, index))
             for j, (block, head) in enumerate(zip(self.blocks, self.heads, strict=True)):
-                x = block(x)
+                x = block(input_for(block, x))
                 if head is not None:
-                    self._metrics.record(j, False, *head.losses(x, labels), labels)
+                    self._metrics.record(j, False, *head.losses(input_for(head, x), labels), labels)
 
     def trained(self) -> dict[int, dict[str, Trained]]:
         """As `Worker.trained`."""

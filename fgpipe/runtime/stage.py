@@ -4,7 +4,6 @@ Where the formulas are: the guess (section 3.1) in `gradients.guess`, the estima
 `gradients.estimator`, tangents in `gradients.dual`, lanes in `gradients.probes`.
 """
 
-import copy
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -26,8 +25,10 @@ from fgpipe.gradients.estimator import (
 from fgpipe.gradients.guess import noise_like, principal_directions, redraw, squared_norms
 from fgpipe.gradients.method import Method
 from fgpipe.gradients.probes import Decoder, Lanes, along, arrange, read, restrict, widen
+from fgpipe.gradients.reverse import gradients
+from fgpipe.models.net import deep_copy, input_for
 from fgpipe.observe.metrics import Metrics
-from fgpipe.optim import Optimizer, Trained, parts
+from fgpipe.optim import Optimizer, Trained, parts, trainable
 from fgpipe.runtime.feedback.messages import Feedback
 from fgpipe.runtime.finite import check_finite
 from fgpipe.runtime.links.base import Batch
@@ -93,13 +94,14 @@ class Stage:
         self.index, self.block, self.head, self.guess_head = index, block, head, guess_head
         self._method, self._lanes, self._metrics, self._seed, self._run = method, lanes, metrics, seed, run
         self._replica, self._replicas = replica, replicas
-        self._plain, self._last = method.is_plain(index), index == method.last
+        self._plain, self._projects, self._last = method.is_plain(index), method.projects(index), index == method.last
         self._phase, self._precision = phases, precision
         self._optimizer = make_optimizer([block])
         self._head_optimizer = make_optimizer([head]) if head is not None else None
-        self._device = self._optimizer.parameters[0].device
-        self.decoder = Decoder.of(lanes, index, self._optimizer.parameters[0])
-        self.step_rule = StepRule.of(method, lanes.counts[index], self._optimizer.parameters[0])
+        self._device = phases.device
+        like = torch.empty(0, dtype=precision.dtype, device=self._device)
+        self.decoder = Decoder.of(lanes, index, like)
+        self.step_rule = StepRule.of(method, lanes.counts[index], like)
         self._in_flight: deque[InFlight] = deque()
         self._version = 0
         stashed = method.keeps_graph(index) and window > 1
@@ -145,7 +147,7 @@ class Stage:
             with self._phase("send", batch.id, self.index + 1):
                 send(self._outgoing(batch, y, None))
         losses, push_losses = self._own_loss(y, batch)
-        guess, head_gradients = (None, None) if self._plain else self._guess(y, losses, weights, batch)
+        guess, head_gradients = self._guess(y, losses, weights, batch) if self._projects else (None, None)
         dy = self._push(push, batch, y, guess)
         if above:  # all lanes of the plan, in its order: the receiver counts on it
             tangent = widen(restrict(dy, above), above, y.detach())
@@ -157,8 +159,10 @@ class Stage:
             return
         if self._head_optimizer is not None:
             with self._phase("head", batch.id):
-                gradients = head_gradients or torch.autograd.grad(losses.mean(), self._head_optimizer.parameters)
-                self._head_optimizer.step(gradients, batch.id)
+                found = head_gradients or gradients(losses.mean(), self._head_optimizer.parameters)
+                self._head_optimizer.step(found, batch.id)
+        if not self._projects:
+            return
         entry = InFlight(
             batch.id,
             self._draw(batch),
@@ -178,11 +182,6 @@ class Stage:
         x = y.detach().clone() if same else y.detach()
         return replace(batch, x=x, tangent=tangent).to(self._device, self._precision.wire)
 
-    def _check_unwritten(self, y: Tensor, version: int) -> None:
-        """Raises: RuntimeError: the head has written over the block's output, which is on its way up."""
-        if y._version != version:
-            raise RuntimeError(f"the head of block {self.index} writes over the block's output, which is on its way up")
-
     def _weights_for(self, batch: int) -> nn.Module:
         """The module that runs the batch: the block, or a copy that keeps this batch's weights for its graph."""
         weights = self._stash[batch % len(self._stash)]
@@ -192,10 +191,10 @@ class Stage:
         return weights
 
     def _primal(self, weights: nn.Module, batch: Batch) -> tuple[Tensor, Push | None]:
-        needs_graph = self._plain or self._method.space == "activity" or not self._method.is_random
-        with torch.set_grad_enabled(needs_graph):
-            if batch.tangent is None and self._plain:
-                return weights(batch.x), None
+        guessing = self._projects and (self._method.space == "activity" or not self._method.is_random)
+        with torch.set_grad_enabled(self._plain or guessing):
+            if batch.tangent is None and not self._projects:
+                return weights(input_for(weights, batch.x)), None
             return linearize(weights, batch.x)
 
     def _own_loss(self, y: Tensor, batch: Batch) -> tuple[Tensor | None, PushLosses | None]:
@@ -203,11 +202,9 @@ class Stage:
         gradient or guess comes from them."""
         if self.head is None:
             return None, None
-        attached = self._plain or self._method.has_local_guess
-        version = y._version
+        attached = self._plain or (self._projects and self._method.has_local_guess)
         with self._phase("loss", batch.id), torch.enable_grad():
             losses, logits, push = linearize_losses(self.head, y if attached else y.detach(), batch.labels)
-            self._check_unwritten(y, version)
             check_finite(losses, self.index, f"loss of {batch.name}")
         if not batch.extra:
             self._metrics.record(self.index, True, losses, logits, batch.labels)
@@ -224,17 +221,17 @@ class Stage:
         self, y: Tensor, losses: Tensor | None, weights: nn.Module, batch: Batch
     ) -> tuple[Guess, tuple[Tensor, ...] | None]:
         in_weights = self._method.space == "weight"
-        places = list(weights.parameters()) if in_weights else [y]
+        places = list(trainable(weights).values()) if in_weights else [y]
         if self._method.is_random:
             found, head_gradients = self._noise(places, self._draw(batch)), None
         elif self._method.has_untrained_guess:
             redraw(self.guess_head, self._method.guess, self._seed, self.index, batch.draw)
             with torch.enable_grad():
-                guess_losses, _ = self.guess_head.losses(y, batch.labels)
-            found, head_gradients = torch.autograd.grad(guess_losses.mean(), places), None
+                guess_losses, _ = self.guess_head.losses(input_for(self.guess_head, y), batch.labels)
+            found, head_gradients = gradients(guess_losses.mean(), places), None
         else:
-            gradients = torch.autograd.grad(losses.mean(), [*places, *self._head_optimizer.parameters])
-            found, head_gradients = gradients[: len(places)], gradients[len(places) :]
+            both = gradients(losses.mean(), [*places, *self._head_optimizer.parameters])
+            found, head_gradients = both[: len(places)], both[len(places) :]
             if self._method.is_subspace:
                 found = [principal_directions(found[0], self._method.directions)]
         return self._named(found) if in_weights else found[0], head_gradients
@@ -286,10 +283,10 @@ class Stage:
     def _descend(self, losses: Tensor, weights: nn.Module, batch: Batch) -> None:
         """Plain gradient descent of block and head on their own loss."""
         with self._phase("update", batch.id):
-            gradients = torch.autograd.grad(losses.mean(), [*weights.parameters(), *self._head_optimizer.parameters])
+            found = gradients(losses.mean(), [*trainable(weights).values(), *self._head_optimizer.parameters])
             split = len(self._optimizer.parameters)
-            self._optimizer.step(gradients[:split], batch.id)
-            self._head_optimizer.step(gradients[split:], batch.id)
+            self._optimizer.step(found[:split], batch.id)
+            self._head_optimizer.step(found[split:], batch.id)
 
     def apply(self, feedback: Feedback) -> None:
         """Update with the scalars of the oldest batch in flight."""
@@ -302,7 +299,8 @@ class Stage:
 
     def skip(self, batch: int) -> None:
         """Forget the oldest batch in flight without an update: its scalars are lost."""
-        assert self._in_flight.popleft().batch == batch, "the mailbox keeps the order of the batches"
+        entry = self._in_flight.popleft()
+        assert entry.batch == batch, "the mailbox keeps the order of the batches"
         self._metrics.count(self.index, "skipped")
 
     def _update(self, entry: InFlight, scalars: Tensor) -> None:
@@ -322,7 +320,7 @@ class Stage:
         norms = activity_squared_norms(guess, method.scope).unsqueeze(0) if method.divides_by_norm else None
         factors = self.step_rule.factors(coefficients(scalars, norms))
         signal = subspace_estimate(guess, factors) if method.is_subspace else activity_estimate(guess, factors[0])
-        return torch.autograd.grad(entry.output, list(entry.weights.parameters()), signal)
+        return gradients(entry.output, list(trainable(entry.weights).values()), signal)
 
     def _noise(self, like: list[Tensor], draw: int) -> list[Tensor]:
         return noise_like(self._method.guess, like, self._seed, self.index, draw)
@@ -333,7 +331,7 @@ class Stage:
         return batch.draw * self._replicas + self._replica if self._method.space == "activity" else batch.draw
 
     def _named(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
-        return {name: tensor for (name, _), tensor in zip(self.block.named_parameters(), tensors, strict=True)}
+        return dict(zip(trainable(self.block), tensors, strict=True))
 
     @torch.no_grad()
     def evaluate(self, batch: Batch, send: Callable[[Batch], None]) -> None:
@@ -343,14 +341,12 @@ class Stage:
             self._evaluate(batch.to(self._device, self._precision.dtype), send)
 
     def _evaluate(self, batch: Batch, send: Callable[[Batch], None]) -> None:
-        y = self.block(batch.x).to(self._precision.dtype)
+        y = self.block(input_for(self.block, batch.x)).to(self._precision.dtype)
         check_finite(y, self.index, f"activation of {batch.name}")
         if not self._last:
             send(self._outgoing(batch, y, None))
         if self.head is not None:
-            version = y._version
-            losses, logits = self.head.losses(y, batch.labels)
-            self._check_unwritten(y, version)
+            losses, logits = self.head.losses(input_for(self.head, y), batch.labels)
             check_finite(losses, self.index, f"loss of {batch.name}")
             self._metrics.record(self.index, False, losses, logits, batch.labels)
 
@@ -362,7 +358,7 @@ class Stage:
 
 def _sharing_buffers(block: nn.Module) -> nn.Module:
     """A copy with parameters of its own that writes the same running statistics."""
-    twin = copy.deepcopy(block)
+    twin = deep_copy(block)
     for own, shared in zip(twin.modules(), block.modules(), strict=True):
         own._buffers = shared._buffers
     return twin

@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from fgpipe.config import compose_config
 from fgpipe.errors import UserError, bad_value
 from fgpipe.gradients import Tangent, linearize
-from fgpipe.models.net import materialize, resnet
+from fgpipe.models.init import materialize
+from fgpipe.models.net import resnet
 from fgpipe.runtime.allocator import keep_pages
 from fgpipe.study.arguments import own_keys
 from fgpipe.study.bench.command import surroundings, write_results

@@ -1,9 +1,9 @@
 """Runs fgpipe.train with several configurations in one set of processes, and writes what no summary holds.
 
-Usage: [torchrun ... | python] recording.py FOLDER, where FOLDER/runs.json maps a name to a list of overrides. For each
-run and process: NAME-RANK.npz with every loss and the final weights, and NAME-RANK.json with the process's TCP
-connections and their bytes as the kernel counts them, taken when training is over; NAME-RANK-listening.json with the
-addresses on which it listened at an epoch's end.
+Usage: [torchrun ... | python] recording.py FOLDER, where FOLDER/runs.json maps a name to a list of overrides, among
+which `net=KIND` takes a net of `tests.nets`. For each run and process: NAME-RANK.npz with every loss and the final
+weights, and NAME-RANK.json with the process's TCP connections and their bytes as the kernel counts them, taken when
+training is over; NAME-RANK-listening.json with the addresses on which it listened at an epoch's end.
 """
 
 import gc
@@ -24,6 +24,7 @@ import fgpipe.run
 from fgpipe.config import compose_config
 from fgpipe.observe.metrics import Metrics
 from tests.integration.launching import listening
+from tests.nets import KINDS
 
 RANK = os.environ.get("RANK", "0")
 BYTES_ACKED, BYTES_RECEIVED = 120, 128
@@ -83,8 +84,11 @@ def record(folder: Path, name: str, overrides: list[str]) -> None:
         return figures(self, seconds)
 
     fgpipe.assembly._modules, fgpipe.run._Run._figures = remember, count
+    torch.manual_seed(0)
+    own = [KINDS[each.removeprefix("net=")]() for each in overrides if each.startswith("net=")]
+    overrides = [each for each in overrides if not each.startswith("net=")]
     try:
-        fgpipe.run.run(compose_config([*overrides, f"run_dir={folder / name}"]))
+        fgpipe.run.run(compose_config([*overrides, f"run_dir={folder / name}"]), *own)
     finally:
         fgpipe.assembly._modules, fgpipe.run._Run._figures = make, figures
     arrays = {key: np.array(values) for key, values in Recorded.last.losses.items()}

@@ -1,36 +1,67 @@
-"""What a block sends up is nobody else's to write to."""
+"""What a block is given and what it sends up is nobody else's to write to."""
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from fgpipe.runtime.links.base import Batch
+from fgpipe.runtime.stage import Stage
+from tests.nets import Doubled
 from tests.test_transparency import BATCH, Pipeline, configuration
 
 
-def batch(x: Tensor) -> Batch:
-    return Batch(0, 0, False, x, torch.zeros(len(x), dtype=torch.int64))
+def a_stage(monkeypatch: pytest.MonkeyPatch, target: str = "global") -> Stage:
+    return Pipeline(configuration("local", "mlp", "weight", "tensor", target, 8), monkeypatch).stages[1]
 
 
+def images() -> Tensor:
+    return torch.randn(BATCH, 5, 16, 16, dtype=torch.float64)
+
+
+def batch(x: Tensor, training: bool) -> Batch:
+    return Batch(0, 0, training, x, torch.zeros(len(x), dtype=torch.int64))
+
+
+def sent_by(stage: Stage, x: Tensor, training: bool) -> Tensor:
+    sent: list[Batch] = []
+    if training:
+        stage.train(batch(x, True), sent.append, lambda feedback: None)
+    else:
+        stage.evaluate(batch(x, False), sent.append)
+    return sent[0].x
+
+
+@pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("target", ["local", "global"])
-def test_a_head_that_writes_over_the_output_is_refused(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In training and in evaluation."""
-    pipeline = Pipeline(configuration("local", "mlp", "weight", "tensor", target, 8), monkeypatch)
-    pipeline.stages[2].head.insert(0, nn.SiLU(inplace=True))
-    wanted = "^the head of block 2 writes over the block's output"
-    with pytest.raises(RuntimeError, match=wanted):
-        pipeline.step(0)
-    x = torch.randn(BATCH, 5, 16, 16, dtype=torch.float64)
-    with pytest.raises(RuntimeError, match=wanted):
-        pipeline.stages[2].evaluate(batch(x), lambda sent: None)
+def test_a_head_that_writes_over_its_input_gets_a_copy(
+    target: str, training: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The output is on its way up by then."""
+    stage, x = a_stage(monkeypatch, target), images()
+    wanted = sent_by(a_stage(monkeypatch, target), x, training)
+    stage.head.insert(0, nn.SiLU(inplace=True))
+    assert torch.equal(sent_by(stage, x, training), wanted)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("target", ["local", "global"])
+def test_a_block_that_writes_over_its_input_gets_a_copy(
+    target: str, training: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The input is a receive buffer, or the output of the block below."""
+    stage, x = a_stage(monkeypatch, target), images()
+    came = x.clone()
+    wanted = sent_by(a_stage(monkeypatch, target), 2 * x, training)
+    stage.block = nn.Sequential(Doubled(), stage.block)
+    assert torch.allclose(sent_by(stage, x, training), wanted)
+    assert torch.equal(x, came)
 
 
 def test_an_input_that_is_passed_on_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     """The buffer that it came in is used again."""
-    stage = Pipeline(configuration("local", "mlp", "weight", "tensor", "global", 8), monkeypatch).stages[1]
+    stage, x = a_stage(monkeypatch), images()
     monkeypatch.setattr(stage.block, "forward", lambda x: x)
-    x = torch.randn(BATCH, 5, 16, 16, dtype=torch.float64)
-    came, sent = x.clone(), []
-    stage.evaluate(batch(x), sent.append)
+    came = x.clone()
+    sent = sent_by(stage, x, training=False)
     x.zero_()
-    assert torch.equal(sent[0].x, came)
+    assert torch.equal(sent, came)

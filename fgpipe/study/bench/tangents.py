@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, jvp, vmap
 
 from fgpipe.gradients import Tangent, linearize
-from fgpipe.models.net import materialize
+from fgpipe.models.init import materialize
 from fgpipe.models.resnet import resnet18
 from fgpipe.study.bench.measure import interleaved, peak_bytes, ratios
 from fgpipe.study.bench.table import Row, Sizes, at_least, at_most

@@ -1,0 +1,188 @@
+"""What a net of a user's own must be like, tried before training on copies and a few random images.
+
+Blocks and heads must have tensors of their own and the shapes that `models.net.Net` says; give the same output when
+they are run again, since a layer without a tangent rule is run twice; and have a forward mode, where tangents pass, that
+agrees with their reverse mode: <dy, J dx> = <J^T dy, dx> for a random dx and dy = J dx.
+"""
+
+import copy
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+
+from fgpipe.errors import UserError, typed_line
+from fgpipe.gradients.dual import Direction, Tangent, linearize, linearize_losses
+from fgpipe.gradients.method import Method
+from fgpipe.gradients.probes import Lanes
+from fgpipe.gradients.reverse import gradients
+from fgpipe.models.init import NotInitialized, materialize
+from fgpipe.models.net import Net, deep_copy, input_for
+from fgpipe.optim import trainable
+from fgpipe.rng import generator
+
+SAMPLES = 3
+TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-3}
+"""Of forward mode against reverse mode, relative; the types are tried in turn, as not every net runs in the first."""
+
+
+def check_net(net: Net, method: Method, lanes: Lanes, shape: Sequence[int], classes: int) -> None:
+    """Refuse a net that cannot be trained, or whose tangents would be wrong.
+
+    Args:
+        shape: of an image, `[C, H, W]`.
+
+    Raises:
+        UserError: names the block or head, the layer or tensor, and what is allowed.
+    """
+    _check_apart(net)
+    if not any(map(trainable, (*net.blocks, *net.heads))):
+        raise UserError("the net: no trainable parameters: allowed: at least one with requires_grad=True")
+    for dtype in TOLERANCES:
+        try:
+            return _check_runs(
+                net, method, lanes, torch.randn(SAMPLES, *shape, dtype=dtype, generator=_source()), classes
+            )
+        except _Failed as error:
+            failure = error
+    raise UserError(str(failure)) from failure.__cause__
+
+
+class _Failed(Exception):
+    """An error inside a block or head."""
+
+
+def _source() -> torch.Generator:
+    return generator(0, "check")
+
+
+def _check_apart(net: Net) -> None:
+    owners: dict[int, str] = {}
+    for j, parts in enumerate(zip(net.blocks, net.heads, strict=True)):
+        for name, module in zip((f"block {j}", f"the head of block {j}"), parts, strict=True):
+            for tensor_name, tensor in (*module.named_parameters(), *module.named_buffers()):
+                owner = owners.setdefault(tensor.untyped_storage().data_ptr() or id(tensor), name)
+                if owner != name:
+                    raise UserError(f"{name}: {tensor_name} is {owner}'s too: allowed: tensors of its own")
+
+
+def _check_runs(net: Net, method: Method, lanes: Lanes, x: Tensor, classes: int) -> None:
+    labels = torch.arange(SAMPLES) % classes
+    for j, (block, head) in enumerate(zip(net.blocks, net.heads, strict=True)):
+        with _naming(f"block {j}"):
+            block = _copy(block, x.dtype)
+            y = _repeated(block, lambda block=block, x=x: block(input_for(block, x)))
+            if not isinstance(y, Tensor) or y.shape[:1] != x.shape[:1]:
+                found = list(y.shape) if isinstance(y, Tensor) else type(y).__name__
+                raise UserError(
+                    f"gives {found} for an input of {list(x.shape)}: allowed: a tensor with a row per sample"
+                )
+            guessed = trainable(block) if lanes.of(j) and method.space == "weight" else {}
+            if guessed or (j and lanes.on_link(j - 1)):
+                _check_block_tangents(block, x, guessed)
+        x = y.detach()
+        with _naming(f"the head of block {j}"):
+            _check_head(head, x, labels, classes, pushed=bool(lanes.read_at(j)), redrawn=method.has_untrained_guess)
+
+
+def _check_head(head: Any, x: Tensor, labels: Tensor, classes: int, *, pushed: bool, redrawn: bool) -> None:
+    if not hasattr(head, "losses"):
+        raise UserError(f"{type(head).__name__} has no losses(x, labels): allowed: Head(*layers), or a module with it")
+    head = _copy(head, x.dtype)
+    losses, logits = _repeated(head, lambda: head.losses(input_for(head, x), labels))
+    if losses.shape != labels.shape:
+        raise UserError(f"losses of {list(losses.shape)} for {SAMPLES} samples: allowed: one for each")
+    if logits.dim() != 2 or logits.shape[1] < classes:
+        raise UserError(f"logits of {list(logits.shape)}: allowed: {SAMPLES} rows of at least {classes}, the classes")
+    if redrawn:
+        _copy(head.to("meta"), x.dtype)
+    elif pushed:
+        dx, x = _random(x), x.requires_grad_()
+        losses, _, push = linearize_losses(head, x, labels)
+        dlosses = push(Tangent((0,), dx)).squeeze(0)
+        _compare(dlosses, losses, [x], [dx])
+
+
+def _check_block_tangents(block: nn.Module, x: Tensor, guessed: dict[str, nn.Parameter]) -> None:
+    dx, directions = _random(x), {name: _random(parameter) for name, parameter in guessed.items()}
+    x = x.requires_grad_()
+    y, push = linearize(block, x)
+    dy = push(Tangent((0,), dx.clone()), {name: Direction(each, {0: 1.0}) for name, each in directions.items()})
+    assert dy is not None
+    _compare(dy.value, y, [x, *guessed.values()], [dx, *directions.values()])
+
+
+def _compare(dy: Tensor, y: Tensor, inputs: Sequence[Tensor], directions: Sequence[Tensor]) -> None:
+    found = gradients(y, inputs, dy)
+    forward = dy.square().sum().item()
+    reverse = sum((gradient * direction).sum() for gradient, direction in zip(found, directions, strict=True)).item()
+    if abs(forward - reverse) > TOLERANCES[dy.dtype] * forward:
+        raise UserError(
+            f"the derivative is {reverse:.6g} in reverse mode and {forward:.6g} in forward mode: allowed: a forward pass "
+            "that both differentiate alike (x.detach() instead of torch.no_grad(), no torch.autograd.Function without jvp)"
+        )
+
+
+def _random(like: Tensor) -> Tensor:
+    return torch.randn(like.shape, dtype=like.dtype, generator=_source())
+
+
+def _copy(module: Any, dtype: torch.dtype) -> Any:
+    return materialize(deep_copy(module).train(), _source(), dtype=dtype, device=torch.device("cpu"))
+
+
+def _repeated(module: nn.Module, run: Any) -> Any:
+    """What `run` returns, the same each time.
+
+    Raises:
+        UserError: a layer draws random numbers, or the output differs.
+    """
+    state, before, entered, drawing = copy.deepcopy(module.state_dict()), _states(), [], []
+    handles = [
+        register_module_forward_pre_hook(lambda *_: entered.append(_states())),
+        register_module_forward_hook(lambda layer, *_: drawing.append(layer) if entered.pop() != _states() else None),
+    ]
+    try:
+        first = run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    if _states() != before:
+        layer = next(iter(drawing), module)  # the innermost, as it returns first
+        name = next((name for name, each in module.named_modules() if each is layer and name), "it")
+        what = f"{name} ({type(layer).__name__}) draws random numbers"
+        raise UserError(f"{what}: allowed: layers that give the same output when they are run again")
+    module.load_state_dict(state)
+    again = run()
+    for one, other in zip(_tensors(first), _tensors(again), strict=True):
+        if (one - other).norm() > TOLERANCES[one.dtype] * one.norm():
+            raise UserError("gives another output when it is run again: allowed: the same for the same input and state")
+    return first
+
+
+def _tensors(values: Any) -> Iterator[Tensor]:
+    for value in values if isinstance(values, tuple) else (values,):
+        if isinstance(value, Tensor):
+            yield value
+
+
+def _states() -> tuple[Any, ...]:
+    """Of the global random generators."""
+    _, numbers, position, *_ = np.random.get_state()
+    return random.getstate(), numbers.tobytes(), position, torch.get_rng_state().numpy().tobytes()
+
+
+@contextmanager
+def _naming(part: str) -> Iterator[None]:
+    """Errors of a part of the net begin with its name."""
+    try:
+        yield
+    except (UserError, NotInitialized) as error:
+        raise UserError(f"{part}: {error}") from error
+    except Exception as error:  # a user's module may raise anything
+        raise _Failed(f"{part}: {typed_line(error)}") from error

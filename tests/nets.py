@@ -1,0 +1,145 @@
+"""Nets of the kinds that users bring, for images of 3x16x16 and 5 classes, in blocks of one size."""
+
+import warnings
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, weight_norm
+
+from fgpipe.models.heads import Head
+from fgpipe.models.net import Net
+
+CHANNELS = 6
+
+
+class Doubled(nn.Module):
+    """Writes over its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mul_(2)
+
+
+class Tied(nn.Module):
+    """Two layers with one parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = (nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1) for _ in range(2))
+        self.two.weight = self.one.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.two(torch.tanh(self.one(x)))
+
+
+class Attention(nn.Module):
+    """Pixels as tokens; PyTorch's fused kernel, which has no forward mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.project = nn.Linear(CHANNELS, 3 * CHANNELS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.flatten(2).mT
+        y = F.scaled_dot_product_attention(*self.project(tokens).chunk(3, dim=-1))
+        return (tokens + y).mT.unflatten(2, x.shape[2:])
+
+
+class MultiHead(nn.Module):
+    """The same by PyTorch's layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(CHANNELS, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.flatten(2).mT
+        y, _ = self.attention(tokens, tokens, tokens, need_weights=False)
+        return (tokens + y).mT.unflatten(2, x.shape[2:])
+
+
+class RunningScale(nn.Module):
+    """Divides by a running mean, which it updates first."""
+
+    scale: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1)
+        self.register_buffer("scale", torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.tanh(self.conv(x))
+        self.scale = 0.5 * self.scale + 0.5 * x.detach().abs().mean()
+        return y / self.scale
+
+
+class Spare(nn.Module):
+    """Has a parameter that it does not use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.spare = nn.Conv2d(CHANNELS, CHANNELS, 1), nn.Parameter(torch.ones(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.conv(x))
+
+
+def conv(channels: int = CHANNELS) -> nn.Conv2d:
+    return nn.Conv2d(channels, CHANNELS, 3, padding=1)
+
+
+def frozen(module: nn.Module) -> nn.Module:
+    return module.requires_grad_(False)
+
+
+def half_frozen(module: nn.Sequential) -> nn.Module:
+    module[0].requires_grad_(False)
+    return module
+
+
+def hooked_weight_norm() -> nn.Module:
+    """As it was before parametrizations: a hook that computes the weight."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return weight_norm(conv())
+
+
+def head(*layers: nn.Module) -> Head:
+    return Head(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * CHANNELS, 5))
+
+
+def net(*blocks: nn.Module, heads: dict[int, nn.Module] | None = None) -> Net:
+    """A net whose first block is a convolution; `heads` replaces some."""
+    every = [nn.Sequential(conv(3), nn.Tanh()), *blocks, nn.Sequential(conv(), nn.BatchNorm2d(CHANNELS), nn.ReLU())]
+    return Net(every, [(heads or {}).get(j, head()) for j in range(len(every))])
+
+
+KINDS: dict[str, Callable[[], Net]] = {
+    "in-place layers": lambda: net(
+        nn.Sequential(conv(), nn.SiLU(inplace=True), nn.BatchNorm2d(CHANNELS), conv(), nn.Hardswish(inplace=True)),
+        nn.Sequential(conv(), nn.ELU(inplace=True), conv(), nn.LeakyReLU(0.1, inplace=True), conv(), Doubled()),
+    ),
+    "blocks that begin in place": lambda: net(
+        nn.Sequential(nn.SiLU(inplace=True), conv()),
+        nn.Sequential(nn.Identity(), nn.Sequential(Doubled()), conv(), nn.ReLU(inplace=True)),
+        nn.Sequential(nn.Threshold(0.1, 0.0, inplace=True), conv()),
+    ),
+    "heads that begin in place": lambda: net(
+        nn.Sequential(conv(), nn.Tanh()),
+        heads={0: head(nn.ReLU(inplace=True)), 1: head(Doubled(), nn.SELU(inplace=True))},
+    ),
+    "tied weights": lambda: net(Tied(), nn.Sequential(conv(), Tied())),
+    "frozen parameters": lambda: net(half_frozen(nn.Sequential(conv(), nn.Tanh(), conv()))),
+    "frozen blocks and heads": lambda: net(frozen(conv()), conv(), heads={1: frozen(head()), 2: frozen(head())}),
+    "blocks without parameters": lambda: net(nn.MaxPool2d(2), conv(), nn.AvgPool2d(2)),
+    "a head without parameters": lambda: net(
+        conv(), heads={1: Head(nn.AdaptiveAvgPool2d(1), nn.Flatten()), 2: Head(nn.AdaptiveAvgPool2d(1), nn.Flatten())}
+    ),
+    "a parameter without use": lambda: net(Spare()),
+    "attention": lambda: net(Attention(), MultiHead()),
+    "weight norm": lambda: net(parametrizations.weight_norm(conv()), nn.Sequential(conv(), hooked_weight_norm())),
+    "buffers that a forward pass changes": lambda: net(RunningScale(), conv()),
+}
+"""By what is special about them."""
