@@ -3,6 +3,7 @@
 import gzip
 import pickle
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -107,3 +108,36 @@ def write_folders(root: Path, test: str = "test", size: tuple[int, int] = (32, 3
         write_image(root / "train" / name / "1.png", value, size)
         write_image(root / "train" / name / "2.JPG", value, size)
         write_image(root / test / name / "1.png", value, size)
+
+
+def png_bytes(pixels: bytes, width: int, height: int, bits: int, colour: int, **chunks: bytes) -> bytes:
+    """A PNG file by its specification; `colour` is 0 (grey), 2 (RGB) or 3 (palette), `chunks` precede the pixels."""
+    row = len(pixels) // height
+    rows = b"".join(b"\0" + pixels[start : start + row] for start in range(0, len(pixels), row))
+    parts = {b"IHDR": struct.pack(">2I5B", width, height, bits, colour, 0, 0, 0)}
+    parts |= {name.encode(): content for name, content in chunks.items()} | {b"IDAT": zlib.compress(rows), b"IEND": b""}
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+        for name, content in parts.items()
+    )
+
+
+def tiff_bytes(pixels: bytes, width: int, height: int, bits: list[int], **tags: int) -> bytes:
+    """An uncompressed little-endian TIFF file, of unsigned values with 0 for black unless `tags` say otherwise."""
+    tags = {"photometric": 1, "sample_format": 1} | tags
+    numbers = {"photometric": 262, "extra_samples": 338, "sample_format": 339}
+    entries = {256: width, 257: height, 259: 1, 277: len(bits), 278: height, 279: len(pixels)}
+    entries |= {numbers[name]: value for name, value in tags.items()}
+    start = 8 + 2 + 12 * (len(entries) + 2) + 4
+    entries[273] = start + 2 * len(bits)
+    fields = {tag: struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries.items()}
+    depth = struct.pack("<I", start) if len(bits) > 2 else struct.pack(f"<{len(bits)}H", *bits).ljust(4, b"\0")
+    fields[258] = struct.pack("<HHI", 258, 3, len(bits)) + depth
+    directory = struct.pack("<H", len(fields)) + b"".join(fields[tag] for tag in sorted(fields)) + bytes(4)
+    return b"II*\0\x08\0\0\0" + directory + struct.pack(f"<{len(bits)}H", *bits) + pixels
+
+
+def exif_bytes(orientation: int, *more: bytes) -> bytes:
+    """EXIF with an orientation, and further entries of 12 bytes each in the order of their tags."""
+    entries = [struct.pack("<HHIHH", 274, 3, 1, orientation, 0), *more]
+    return b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4)

@@ -1,5 +1,7 @@
 """Batches: shapes, order, subsets of a replica, normalisation, and augmentation against torchvision."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torchvision.transforms import functional
@@ -150,3 +152,14 @@ def test_batches_that_do_not_exist(index: int) -> None:
     for draw in (lambda: batches.train(0, index), lambda: batches.test(index)):
         with pytest.raises(IndexError, match=f"batch {index}"):
             draw()
+
+
+def test_notes_are_written_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """By the first of the shares, and not where a line says why there are no batches."""
+    dataset, config = replace(random_dataset(), notes=("one", "warning: two")), configured("cifar10")
+    for share in range(3):
+        Batches(dataset, config, 12, 0, share=share, shares=3)
+    with pytest.raises(UserError):
+        Batches(dataset, config, 51, 0)
+    written = capsys.readouterr()
+    assert (written.out, written.err) == ("", "fgpipe: one\nfgpipe: warning: two\n")

@@ -4,6 +4,7 @@ No test uses the network: `offline` stands in for the download.
 """
 
 import gzip
+import os
 import pickle
 import struct
 from pathlib import Path
@@ -103,6 +104,44 @@ def test_image_folder_crops_the_centre(tmp_path: Path) -> None:
     image.save(tmp_path / "test" / "ant" / "1.png")
     dataset = load(configured("image_folder", tmp_path, stored_size=8, size=8, mean=[0.5], std=[0.5]))
     assert dataset.test_images.shape == (3, 1, 8, 8) and dataset.test_images[0].float().mean() == 255
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".gif", ".ppm", ".pnm",
+                                    ".tif", ".tiff", ".webp"])  # fmt: skip
+def test_names_of_images(tmp_path: Path, suffix: str) -> None:
+    """All that are usual for a format count, in capitals too; the content decides which format a file has."""
+    write_folders(tmp_path)
+    for name in (f"3{suffix}", f"4{suffix.upper()}"):
+        (tmp_path / "train" / "bee" / name).write_bytes((tmp_path / "train" / "bee" / "1.png").read_bytes())
+    assert load(configured("image_folder", tmp_path)).train_labels.tolist() == [0, 0, 1, 1, 1, 1, 2, 2]
+
+
+def test_links_count_as_what_they_lead_to(tmp_path: Path) -> None:
+    """A class folder, and images; a folder with the name of an image is none."""
+    write_folders(tmp_path / "elsewhere")
+    for split in ("train", "test"):
+        (tmp_path / split).mkdir()
+        for name in ("ant", "bee"):
+            (tmp_path / split / name).symlink_to(tmp_path / "elsewhere" / split / name)
+    (tmp_path / "train" / "cat" / "folder.png").mkdir(parents=True)
+    (tmp_path / "train" / "cat" / "link.png").symlink_to(tmp_path / "elsewhere" / "train" / "cat" / "1.png")
+    dataset = load(configured("image_folder", tmp_path))
+    assert dataset.train_labels.tolist() == [0, 0, 1, 1, 2]
+    assert dataset.train_images[:, 0, 16, 16].tolist()[::2] == [50, 150, 250]
+
+
+def test_transparent_and_turned_images_are_counted(tmp_path: Path) -> None:
+    """Of both splits, and of what is decoded alone; an alpha channel that is opaque everywhere changes nothing."""
+    write_folders(tmp_path)
+    assert load(configured("image_folder", tmp_path)).notes == ()
+    for split, name, alpha in (("train", "ant", 0), ("train", "bee", 255), ("test", "cat", 254)):
+        Image.new("RGBA", (32, 32), (0, 0, 0, alpha)).save(tmp_path / split / name / "1.png")
+    exif = Image.Exif()
+    exif[274] = 3
+    Image.new("RGB", (32, 32)).save(tmp_path / "train" / "cat" / "2.JPG", exif=exif)
+    dataset = load(configured("image_folder", tmp_path))
+    assert dataset.notes == ("2 images were put on white where they are transparent, 1 image was turned as EXIF says",)
+    assert dataset.train_images[0].min() == 255 and dataset.train_images[2].max() == 0
 
 
 def test_imagenette_layout(tmp_path: Path) -> None:
@@ -236,6 +275,64 @@ def test_folders_that_are_missing_empty_or_without_a_class(tmp_path: Path) -> No
     assert str(tmp_path / "test" / "dog") in refusal(configured("image_folder", tmp_path))
 
 
+LACKING = {
+    "empty": (lambda folder: None, "empty"),
+    "one folder deeper": (
+        lambda folder: write_image(folder / "photos" / "1.png", 1),
+        "images at another depth, as photos/1.png",
+    ),
+    "two folders deeper": (
+        lambda folder: write_image(folder / "a" / "b" / "1.png", 1),
+        "images at another depth, as a/b/1.png",
+    ),
+    "another suffix": (lambda folder: (folder / "1.heic").write_text(""), "only other names, as 1.heic"),
+    "a dot in front": (lambda folder: write_image(folder / "._1.png", 1), "only other names, as ._1.png"),
+    "a folder with the name of an image": (lambda folder: (folder / "1.png").mkdir(), "only other names, as 1.png"),
+}
+"""What a folder holds that has no image, and what is said of it."""
+
+
+@pytest.mark.parametrize("case", LACKING)
+@pytest.mark.parametrize("name", ["bee", "__MACOSX", "lost+found"])
+def test_class_without_training_images_is_named(tmp_path: Path, name: str, case: str) -> None:
+    """The classifier would have an output that nothing trains."""
+    fill, found = LACKING[case]
+    write_folders(tmp_path)
+    folder = tmp_path / "train" / name
+    folder.mkdir(exist_ok=True)
+    for path in folder.iterdir():
+        path.unlink()
+    fill(folder)
+    message = refusal(configured("image_folder", tmp_path))
+    assert message.startswith(f"{folder}: class without training images: {found}: allowed: <class>/<file> with .jpg, ")
+
+
+def test_class_without_test_images_is_allowed(tmp_path: Path) -> None:
+    """As long as another has some; none at all is refused, with what is there."""
+    write_folders(tmp_path)
+    (tmp_path / "test" / "bee" / "1.png").unlink()
+    assert load(configured("image_folder", tmp_path)).test_labels.tolist() == [0, 2]
+    for name in ("ant", "cat"):
+        (tmp_path / "test" / name / "more").mkdir()
+        (tmp_path / "test" / name / "1.png").rename(tmp_path / "test" / name / "more" / "1.png")
+    message = refusal(configured("image_folder", tmp_path))
+    assert message.startswith(f"{tmp_path / 'test'}: no images: images at another depth, as ant/more/1.png: allowed: ")
+
+
+def test_links_to_nothing_and_pipes_are_named(tmp_path: Path) -> None:
+    """A class that is a broken link would vanish, a pipe would be waited for."""
+    write_folders(tmp_path)
+    pipe = tmp_path / "train" / "cat" / "3.png"
+    os.mkfifo(pipe)
+    assert refusal(configured("image_folder", tmp_path)).startswith(f"{pipe}: not a readable image: allowed: a file")
+    pipe.unlink()
+    pipe.symlink_to(tmp_path / "nothing")
+    assert refusal(configured("image_folder", tmp_path)).startswith(f"{pipe}: not a readable image: allowed: a file")
+    for split in ("test", "train"):
+        (tmp_path / split / "dog").symlink_to(tmp_path / "nothing")
+        assert refusal(configured("image_folder", tmp_path)).startswith(f"{tmp_path / split / 'dog'}: link to nothing")
+
+
 def test_missing_imagenet32(tmp_path: Path) -> None:
     message = refusal(configured("imagenet32", tmp_path))
     assert "train_data_batch_1 to train_data_batch_10 and val_data" in message and str(tmp_path) in message
@@ -272,6 +369,17 @@ def test_more_samples_than_there_are(split: str, available: int) -> None:
     message = refusal(configured("digits", **{f"{split}_samples": available + 1}))
     assert message.startswith(f"data.{split}_samples={available + 1}: allowed: 1 to {available}")
     assert len(getattr(load(configured("digits", **{f"{split}_samples": available})), f"{split}_labels")) == available
+
+
+@pytest.mark.parametrize(("name", "classes"), [("image_folder", 3), ("digits", 10)])
+@pytest.mark.parametrize("samples", [1, 2, 6, None])
+def test_subset_without_a_class_is_noted(tmp_path: Path, name: str, classes: int, samples: int | None) -> None:
+    """Of any data set; the number of classes stays that of the whole."""
+    write_folders(tmp_path)
+    dataset = load(configured(name, tmp_path, train_samples=samples))
+    absent = classes - len(set(dataset.train_labels.tolist()))
+    warning = f"warning: data.train_samples={samples} has no image of {absent} of {classes} classes"
+    assert dataset.notes == ((warning,) if absent else ()) and dataset.classes == classes
 
 
 def test_image_folder_decodes_the_subset_alone(tmp_path: Path) -> None:

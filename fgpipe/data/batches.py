@@ -1,5 +1,7 @@
 """Seeded batches: any process can draw any batch of any epoch, in any order."""
 
+import sys
+
 import torch
 from torch import Tensor
 
@@ -12,6 +14,8 @@ from fgpipe.rng import generator
 
 class Batches:
     """Turns a data set into normalised, augmented batches that depend on (seed, epoch, index) alone.
+
+    The data set's notes are written to stderr, with the first share alone, so that a run says them once.
 
     Args:
         seed: of the order of samples and of the augmentation.
@@ -50,6 +54,9 @@ class Batches:
         self._std = torch.tensor(config.std, dtype=dtype)[:, None, None]
         self._epoch: int | None = None
         self._order = torch.empty(0)
+        if share == 0:
+            for note in dataset.notes:
+                print(f"fgpipe: {note}", file=sys.stderr, flush=True)
 
     def train(self, epoch: int, index: int) -> tuple[Tensor, Tensor]:
         """Batch `index` of an epoch: images [B, C, size, size] (channels last), labels int64 [B].

@@ -27,6 +27,8 @@ class Dataset:
     test_labels: Tensor
     """int64 [M], from 0 to classes - 1."""
     classes: int
+    notes: tuple[str, ...] = ()
+    """What a user should know of the images that were read: lines for stderr, which `Batches` writes."""
 
 
 def subset(split: str, wanted: int | None, available: int) -> Tensor | slice:

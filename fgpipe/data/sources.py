@@ -7,7 +7,7 @@ import gzip
 import struct
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
@@ -41,7 +41,9 @@ class Source:
 def load(config: DataConfig) -> Dataset:
     """Read a data set into memory; downloads it into `data.root` if it is absent and can be had.
 
-    Subsets (`train_samples`, `test_samples`) and the split of the digits do not depend on the run's seed.
+    Subsets (`train_samples`, `test_samples`) and the split of the digits do not depend on the run's seed. A class
+    that `train_samples` leaves without a training image is noted and not refused: subsets are for trials of speed or
+    set-up, where the net has to have its real number of outputs, and a smaller one must be the beginning of a larger.
 
     Raises:
         UserError: one line that names the key or the file: absent or corrupt files, more samples than there
@@ -54,9 +56,16 @@ def load(config: DataConfig) -> Dataset:
     if source.side not in (None, config.stored_size):
         raise bad_value("data.stored_size", config.stored_size, f"{source.side} with data={config.name}")
     try:
-        return source.read(Path(config.root).expanduser(), config)
+        dataset = source.read(Path(config.root).expanduser(), config)
     except OSError as error:
         raise UserError(f"data.root={config.root}: {reason(error)}") from error
+    untrained = dataset.classes - len(dataset.train_labels.unique())
+    if config.train_samples is None or not untrained:
+        return dataset
+    note = (
+        f"warning: data.train_samples={config.train_samples} has no image of {untrained} of {dataset.classes} classes"
+    )
+    return replace(dataset, notes=(*dataset.notes, note))
 
 
 def _dataset(train: Arrays, test: Arrays, classes: int, config: DataConfig) -> Dataset:
