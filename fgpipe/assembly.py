@@ -10,6 +10,7 @@ from torch import nn
 
 from fgpipe.config import Config
 from fgpipe.data import Batches, Dataset
+from fgpipe.errors import bad_value
 from fgpipe.gradients.check import check_net
 from fgpipe.gradients.method import Method
 from fgpipe.gradients.probes import Lanes, plan_lanes
@@ -20,7 +21,7 @@ from fgpipe.observe.metrics import Metrics
 from fgpipe.observe.timeline import Timeline
 from fgpipe.optim import Optimizer, Trained, learning_rate, trainable
 from fgpipe.rng import generator
-from fgpipe.runtime.costs import ForwardPass, block_costs
+from fgpipe.runtime.costs import ForwardPass, block_costs, lone_values
 from fgpipe.runtime.feedback.base import FeedbackPlane
 from fgpipe.runtime.feedback.mailbox import Mailbox
 from fgpipe.runtime.feedback.memory import MemoryFeedback
@@ -119,8 +120,17 @@ class Plan:
         method = Method.of(config, idle=frozenset(j for j, count in enumerate(tensors) if not count))
         lanes = plan_lanes(method, tensors, config.lanes, config.code, config.seed)
         if theirs:
-            check_net(net, method, lanes, (facts.channels, facts.height, facts.width), facts.classes)
+            used = [head if _uses_head(config, method, j) else None for j, head in enumerate(net.heads)]
+            check_net(net.blocks, used, method, lanes, (facts.channels, facts.height, facts.width), facts.classes)
         forward = ForwardPass.of(net, (2, facts.channels, facts.height, facts.width))
+        lone_samples = (
+            config.guess == "end_to_end" and config.tangents == "forward" and config.share == config.microbatches
+        )
+        if lone_samples and (where := lone_values(net, (facts.channels, facts.height, facts.width))):
+            allowed = (
+                f"at most {config.share // 2} here, as batch norm in {where} has one value per channel of a sample"
+            )
+            raise bad_value("microbatches", config.microbatches, allowed)
         if config.partition == "counted":
             sizes = balanced(block_costs(forward.flops, method, lanes), world_size // config.replicas)
         else:
@@ -246,10 +256,18 @@ def _modules(plan: Plan, j: int, device: torch.device) -> Modules:
     def make(module: nn.Module, purpose: str) -> nn.Module:
         return materialize(module, generator(config.seed, purpose, j), dtype=DTYPES[config.dtype], device=device)
 
-    untrained = method.has_untrained_guess and not j == method.last
+    untrained = method.has_untrained_guess and j != method.last
     guess_head = make(deep_copy(net.heads[j]), "guess_head") if untrained else None
-    head = make(net.heads[j], "head") if method.trains_head(j) or config.observe.heads else None
+    head = make(net.heads[j], "head") if _trains_head(config, method, j) else None
     return Modules(make(net.blocks[j], "block"), head, guess_head)
+
+
+def _trains_head(config: Config, method: Method, j: int) -> bool:
+    return method.trains_head(j) or config.observe.heads
+
+
+def _uses_head(config: Config, method: Method, j: int) -> bool:
+    return _trains_head(config, method, j) or (method.has_untrained_guess and j != method.last)
 
 
 def _connect(

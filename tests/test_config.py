@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from fgpipe.config import CONFIGS, RULES, compose_config, known_keys
+from fgpipe.config import CONFIGS, RULES, check_world, compose_config, known_keys
 from fgpipe.errors import UserError
 
 WRONG = {
@@ -47,7 +47,7 @@ WRONG = {
     "seed": ["-1", "x"],
     "threads": ["0", "all"],
     "replicas": ["0", "two", "3"],
-    "partition": ["[0,8]", "even", "[3,3]"],
+    "partition": ["[0,8]", "even"],
     "deadline": ["0", "-5", "soon"],
     "trace": ["maybe"],
     "autocast": ["maybe"],
@@ -135,3 +135,16 @@ def test_values_of_one_composition_are_not_in_the_next() -> None:
     second = compose_config(["optim.lr=0.5", "epochs=3", "epochs=2"])
     assert (first.data.mean, first.optim.lr) == ([0.5], 0.25)
     assert (second.data.mean, second.data.std, second.optim.lr, second.epochs) == ([0.305], [0.3188], 0.5, 2)
+
+
+@pytest.mark.parametrize("blocks, allowed, refused", [(8, "[4,4]", "[2,2]"), (4, "[2,2]", "[4,4]")])
+def test_a_partition_is_of_the_nets_blocks(blocks: int, allowed: str, refused: str) -> None:
+    """Of a net of one's own too, whose blocks no configuration knows."""
+    for partition in (allowed, refused):
+        config = compose_config([f"partition={partition}"])
+        config.model.blocks = blocks
+        if partition == allowed:
+            check_world(config, 2)
+        else:
+            with pytest.raises(UserError, match=rf"^partition=.*: allowed: numbers that add up to {blocks}, the net's"):
+                check_world(config, 2)

@@ -45,10 +45,6 @@ def check(config: Config) -> None:
         raise bad_value("placement", config.placement, "null with guess=end_to_end, whose pipeline goes by rank")
     if config.resume == "auto" and config.run_dir is None:
         raise bad_value("resume", "auto", "with run_dir=FOLDER, the folder to continue in; or a run's folder")
-    if not isinstance(config.partition, str) and sum(config.partition) != config.model.blocks:
-        raise bad_value(
-            "partition", list(config.partition), f"numbers that add up to model.blocks={config.model.blocks}"
-        )
 
 
 def _check_data(data: DataConfig) -> None:
@@ -206,8 +202,11 @@ def check_world(config: Config, world_size: int) -> None:
         raise bad_value("replay.size", config.replay.size, "null in one process, whose blocks take turns")
     if config.slow.block is not None and config.slow.block >= blocks:
         raise bad_value("slow.block", config.slow.block, f"0 to {blocks - 1} with {blocks} blocks")
-    if not isinstance(config.partition, str) and len(config.partition) != world_size:
-        raise bad_value("partition", list(config.partition), f"one number per process of a pipeline ({world_size})")
+    if not isinstance(config.partition, str):
+        if len(config.partition) != world_size:
+            raise bad_value("partition", list(config.partition), f"one number per process of a pipeline ({world_size})")
+        if sum(config.partition) != blocks:
+            raise bad_value("partition", list(config.partition), f"numbers that add up to {blocks}, the net's blocks")
 
 
 def _check_boundaries(link: LinkConfig, world_size: int) -> None:

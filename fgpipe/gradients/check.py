@@ -22,7 +22,7 @@ from fgpipe.gradients.method import Method
 from fgpipe.gradients.probes import Lanes
 from fgpipe.gradients.reverse import gradients
 from fgpipe.models.init import NotInitialized, materialize
-from fgpipe.models.net import Net, deep_copy, input_for
+from fgpipe.models.net import deep_copy, input_for
 from fgpipe.optim import trainable
 from fgpipe.rng import generator
 
@@ -31,23 +31,30 @@ TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-3}
 """Of forward mode against reverse mode, relative; the types are tried in turn, as not every net runs in the first."""
 
 
-def check_net(net: Net, method: Method, lanes: Lanes, shape: Sequence[int], classes: int) -> None:
+def check_net(
+    blocks: Sequence[nn.Module],
+    heads: Sequence[nn.Module | None],
+    method: Method,
+    lanes: Lanes,
+    shape: Sequence[int],
+    classes: int,
+) -> None:
     """Refuse a net that cannot be trained, or whose tangents would be wrong.
 
     Args:
+        heads: of each block the one that the run uses, or None.
         shape: of an image, `[C, H, W]`.
 
     Raises:
         UserError: names the block or head, the layer or tensor, and what is allowed.
     """
-    _check_apart(net)
-    if not any(map(trainable, (*net.blocks, *net.heads))):
+    _check_apart(blocks, heads)
+    if not any(trainable(module) for module in (*blocks, *heads) if module is not None):
         raise UserError("the net: no trainable parameters: allowed: at least one with requires_grad=True")
     for dtype in TOLERANCES:
         try:
-            return _check_runs(
-                net, method, lanes, torch.randn(SAMPLES, *shape, dtype=dtype, generator=_source()), classes
-            )
+            x = torch.randn(SAMPLES, *shape, dtype=dtype, generator=_source())
+            return _check_runs(blocks, heads, method, lanes, x, classes)
         except _Failed as error:
             failure = error
     raise UserError(str(failure)) from failure.__cause__
@@ -61,19 +68,31 @@ def _source() -> torch.Generator:
     return generator(0, "check")
 
 
-def _check_apart(net: Net) -> None:
+def _check_apart(blocks: Sequence[nn.Module], heads: Sequence[nn.Module | None]) -> None:
     owners: dict[int, str] = {}
-    for j, parts in enumerate(zip(net.blocks, net.heads, strict=True)):
-        for name, module in zip((f"block {j}", f"the head of block {j}"), parts, strict=True):
-            for tensor_name, tensor in (*module.named_parameters(), *module.named_buffers()):
-                owner = owners.setdefault(tensor.untyped_storage().data_ptr() or id(tensor), name)
-                if owner != name:
-                    raise UserError(f"{name}: {tensor_name} is {owner}'s too: allowed: tensors of its own")
+    parts = [(f"block {j}", block) for j, block in enumerate(blocks)]
+    parts += [(f"the head of block {j}", head) for j, head in enumerate(heads) if head is not None]
+    for part, module in parts:
+        for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+            if nn.parameter.is_lazy(tensor):
+                raise UserError(
+                    f"{part}: {name} has no shape yet: allowed: layers that are told their sizes, not lazy ones"
+                )
+            owner = owners.setdefault(tensor.untyped_storage().data_ptr() or id(tensor), part)
+            if owner != part:
+                raise UserError(f"{part}: {name} is {owner}'s too: allowed: tensors of its own")
 
 
-def _check_runs(net: Net, method: Method, lanes: Lanes, x: Tensor, classes: int) -> None:
+def _check_runs(
+    blocks: Sequence[nn.Module],
+    heads: Sequence[nn.Module | None],
+    method: Method,
+    lanes: Lanes,
+    x: Tensor,
+    classes: int,
+) -> None:
     labels = torch.arange(SAMPLES) % classes
-    for j, (block, head) in enumerate(zip(net.blocks, net.heads, strict=True)):
+    for j, (block, head) in enumerate(zip(blocks, heads, strict=True)):
         with _naming(f"block {j}"):
             block = _copy(block, x.dtype)
             y = _repeated(block, lambda block=block, x=x: block(input_for(block, x)))
@@ -86,8 +105,9 @@ def _check_runs(net: Net, method: Method, lanes: Lanes, x: Tensor, classes: int)
             if guessed or (j and lanes.on_link(j - 1)):
                 _check_block_tangents(block, x, guessed)
         x = y.detach()
-        with _naming(f"the head of block {j}"):
-            _check_head(head, x, labels, classes, pushed=bool(lanes.read_at(j)), redrawn=method.has_untrained_guess)
+        if head is not None:
+            with _naming(f"the head of block {j}"):
+                _check_head(head, x, labels, classes, pushed=bool(lanes.read_at(j)), redrawn=method.has_untrained_guess)
 
 
 def _check_head(head: Any, x: Tensor, labels: Tensor, classes: int, *, pushed: bool, redrawn: bool) -> None:

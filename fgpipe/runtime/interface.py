@@ -21,8 +21,10 @@ class Interface:
     """IPv4."""
 
     @classmethod
-    def find(cls, wanted: str, several_hosts: bool) -> "Interface":
+    def find(cls, wanted: str, several_hosts: bool, alone: bool = False) -> "Interface":
         """The interface whose name or address is `wanted`.
+
+        Args: alone: this is the only process, which does without one on a host that has none.
 
         Raises:
             UserError: this host has none, or it is the loopback interface and the job has several hosts.
@@ -38,7 +40,10 @@ class Interface:
                 if several_hosts and interface.is_loopback:
                     raise bad_value("interface", wanted, "one that the job's other hosts can reach")
                 return interface
-        raise bad_value("interface", wanted, " | ".join(f"{each.name} ({each.address})" for each in found))
+        if not found and alone:
+            return cls("lo", "127.0.0.1")
+        names = " | ".join(f"{each.name} ({each.address})" for each in found)
+        raise bad_value("interface", wanted, names or "one with an IPv4 address, which this host has not (ip address)")
 
     @property
     def is_loopback(self) -> bool:

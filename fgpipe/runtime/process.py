@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fgpipe.errors import bad_value
+from fgpipe.errors import UserError, bad_value, one_line
 from fgpipe.runtime.links.distributed import LinkError
 from fgpipe.runtime.start import Start
 from fgpipe.runtime.topology import Topology
@@ -28,6 +28,8 @@ from fgpipe.runtime.topology import Topology
 Facts = tuple[int | str, ...]
 _runs = itertools.count()
 """Runs that this process has begun; every process begins the same ones."""
+NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+"""Of torchrun's environment variables."""
 PR_SET_PDEATHSIG = 1
 """Of Linux's prctl: the signal that a process gets when its parent dies."""
 
@@ -47,9 +49,30 @@ class Place:
 
     @classmethod
     def from_environment(cls) -> "Place":
-        names = {"rank": ("RANK", 0), "world_size": ("WORLD_SIZE", 1)}
-        names |= {"local_rank": ("LOCAL_RANK", 0), "local_world_size": ("LOCAL_WORLD_SIZE", 1)}
-        return cls(**{field: int(os.environ.get(name, default)) for field, (name, default) in names.items()})
+        """Of torchrun's variables all are there, or none.
+
+        Raises:
+            UserError: names the first that is missing, empty or out of range, as one that was left over may be.
+        """
+        if not any(name in os.environ for name in NUMBERS):
+            return cls(rank=0, world_size=1, local_rank=0, local_world_size=1)
+        numbers = {name: os.environ.get(name, "") for name in NUMBERS}
+        for name, value in numbers.items():
+            if not value.isdecimal():
+                raise _left_over(name, value, "a whole number")
+        rank, world_size, local_rank, local_world_size = map(int, numbers.values())
+        bounds = {"WORLD_SIZE": (1, None), "RANK": (0, world_size - 1)}
+        bounds |= {"LOCAL_WORLD_SIZE": (1, world_size), "LOCAL_RANK": (0, local_world_size - 1)}
+        for name, (least, most) in bounds.items():
+            if int(numbers[name]) < least or (most is not None and int(numbers[name]) > most):
+                raise _left_over(name, numbers[name], f"at least {least}" if most is None else f"{least} to {most}")
+        if world_size > 1:
+            port = os.environ.get("MASTER_PORT", "")
+            if not port.isdecimal() or not 1 <= int(port) <= 65535:
+                raise _left_over("MASTER_PORT", port, "1 to 65535")
+            if not (address := os.environ.get("MASTER_ADDR", "")):
+                raise _left_over("MASTER_ADDR", address, "a host")
+        return cls(rank, world_size, local_rank, local_world_size)
 
     def threads(self, wanted: int | str) -> int:
         """CPU threads of this process; `auto` shares the host's cores among its processes."""
@@ -71,6 +94,12 @@ class Place:
         """Where the forward plane's tensors live: on the GPU (NCCL) if every rank has its own, else on the host."""
         own_gpu = device.type == "cuda" and torch.cuda.device_count() >= self.local_world_size
         return device if own_gpu else torch.device("cpu")
+
+
+def _left_over(name: str, value: str, allowed: str) -> UserError:
+    error = bad_value(name, value, f"{allowed}, as torchrun sets it; without torchrun, unset {', '.join(NUMBERS)}")
+    error.alone = True
+    return error
 
 
 class Cluster:
@@ -149,9 +178,7 @@ class Cluster:
                 self.store.set("run", str(secrets.randbits(63)))
             self.run = int(self.store.get("run"))
         except RuntimeError as error:
-            raise LinkError(
-                f"start: no process group within {self._deadline:g} s: {str(error).splitlines()[0]}"
-            ) from error
+            raise LinkError(f"start: no process group within {self._deadline:g} s: {one_line(error)}") from error
         pids = torch.zeros(self.place.world_size, dtype=torch.int64)
         pids[rank] = os.getpid()
         hosts = torch.zeros_like(pids)

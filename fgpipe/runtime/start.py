@@ -8,6 +8,7 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
+from fgpipe.errors import one_line
 from fgpipe.runtime.links.distributed import LinkError
 
 BEAT, POLL = 1.0, 0.1
@@ -99,4 +100,4 @@ class Start:
         try:
             yield
         except dist.DistNetworkError as error:
-            raise LinkError(f"start: the rendezvous store is gone: {str(error).splitlines()[0]}") from error
+            raise LinkError(f"start: the rendezvous store is gone: {one_line(error)}") from error

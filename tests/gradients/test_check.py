@@ -96,7 +96,7 @@ REFUSED: dict[str, tuple[Callable[[], Net], str]] = {
     "a layer in two blocks": (shared_layer, "block 2: 1.weight is block 1's too: allowed: tensors of its own"),
     "a layer in a block and a head": (
         shared_with_a_head,
-        "block 1: weight is the head of block 0's too: allowed: tensors",
+        "the head of block 0: 0.weight is block 1's too: allowed: tensors",
     ),
     "memory of two parameters": (shared_memory, "block 2: weight is block 1's too: allowed: tensors of its own"),
     "dropout": (lambda: net(nn.Sequential(conv(), nn.Dropout(0.1))), r"block 1: 1 \(Dropout\) draws random numbers"),
@@ -115,6 +115,10 @@ REFUSED: dict[str, tuple[Callable[[], Net], str]] = {
     "too few outputs": (
         lambda: net(heads={1: Head(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * CHANNELS, 4))}),
         r"the head of block 1: logits of \[3, 4\]: allowed: 3 rows of at least 5, the classes",
+    ),
+    "lazy": (
+        lambda: net(nn.LazyConv2d(CHANNELS, 3)),
+        "block 1: weight has no shape yet: allowed: layers that are told",
     ),
     "no losses": (
         lambda: net(heads={0: nn.Flatten()}),

@@ -14,7 +14,7 @@ COMMON = [
     "model.stem=cifar", "optim=constant", "optim.lr=0.01", "window=auto", "threads=1", "device=cpu",
     "observe.tensorboard=false", "checkpoint.every_steps=5",
 ]  # fmt: skip
-WAYS = {"weight": ["scope=block"], "activity": ["space=activity"]}
+WAYS = {"weight": ["scope=block"], "activity": ["space=activity"], "end-to-end": ["guess=end_to_end"]}
 
 
 @pytest.fixture(scope="module")

@@ -129,3 +129,24 @@ def test_configuration_files_name_no_class() -> None:
 def test_users_can_name_none_either(key: str) -> None:
     with pytest.raises(UserError):
         compose_config([f"{key}=os.system"])
+
+
+MUTATING = re.compile(
+    "pop|popleft|popitem|append|appendleft|extend|add|remove|discard|update|clear|insert|setdefault|take|next|.*_"
+)
+
+
+def test_no_assert_does_any_work() -> None:
+    """`python -O` leaves them out; `tests/integration/test_optimised.py` compares runs."""
+    asserts = [
+        (path, node)
+        for path in SOURCES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Assert)
+    ]
+    assert len(asserts) > 10
+    for path, node in asserts:
+        for part in ast.walk(node.test):
+            name = dotted(part.func).rpartition(".")[2] if isinstance(part, ast.Call) else ""
+            works = isinstance(part, ast.NamedExpr | ast.Await | ast.Yield) or MUTATING.fullmatch(name)
+            assert not works, f"{path}:{node.lineno}"

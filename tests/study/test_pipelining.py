@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from fgpipe.assembly import DataFacts, Plan
 from fgpipe.config import check_world, compose_config
 from fgpipe.data import Batches
 from fgpipe.errors import UserError
@@ -102,3 +103,19 @@ def test_zero_bubble_wants_whole_rounds(microbatches: int) -> None:
     )
     with pytest.raises(UserError, match=f"microbatches={microbatches}: allowed: a multiple of the 4 processes"):
         check_world(config, 4)
+
+
+@pytest.mark.parametrize("size, refused", [(8, "block 6"), (16, None)])
+def test_microbatches_of_one_sample(size: int, refused: str | None) -> None:
+    """Batch norm has nothing to normalise where a sample has one value per channel: that is said before training."""
+    facts = DataFacts(train_batches=1, test_batches=1, classes=10, channels=1, height=size, width=size)
+    for microbatches in (4, 8):
+        config = compose_config(
+            ["guess=end_to_end", "batch_size=8", f"microbatches={microbatches}", "model.width=0.07"]
+        )
+        if refused and microbatches == 8:
+            line = f"microbatches=8: allowed: at most 4 here, as batch norm in {refused} has one value per channel"
+            with pytest.raises(UserError, match=f"^{line}"):
+                Plan.make(config, facts, None, rank=0, world_size=1)
+        else:
+            assert Plan.make(config, facts, None, rank=0, world_size=1).config.microbatches == microbatches

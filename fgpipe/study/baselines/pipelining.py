@@ -13,6 +13,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe, ScheduleInterleavedZeroBubble
 
+from fgpipe.gradients.reverse import gradients
+from fgpipe.models.net import input_for
 from fgpipe.observe.ledger import Ledger
 from fgpipe.observe.metrics import Metrics
 from fgpipe.optim import Optimizer, Trained, parts
@@ -74,7 +76,7 @@ class Part(nn.Module):
 
     def block(self, j: int, x: Tensor) -> tuple[Tensor, Tensor]:
         """The output of the j-th block here, and what the next one gets of it, or the classifier."""
-        y = self.blocks[j](x.to(self._precision.dtype))
+        y = self.blocks[j](input_for(self.blocks[j], x.to(self._precision.dtype)))
         ends = self.classifier is not None and j == len(self.blocks) - 1
         return y, y if ends else y.to(self._precision.wire)
 
@@ -208,7 +210,8 @@ class PipelinedBackpropagation:
 
     def _loss(self, y: Tensor, labels: Tensor) -> Tensor:
         with self._phases[-1]("loss", *self._part.at):
-            losses, logits = self._classifier.losses(unwire(y).to(self._device), labels.to(self._device))
+            x = input_for(self._classifier, unwire(y).to(self._device))
+            losses, logits = self._classifier.losses(x, labels.to(self._device))
         self._judged.append((losses.detach(), logits.detach()))
         return losses.mean()
 
@@ -232,7 +235,8 @@ class PipelinedBackpropagation:
             )
             for phase, optimizer in zip(self._optimizer_phases, self._optimizers, strict=True):
                 with phase("update", batch.id):
-                    optimizer.step([parameter.grad for parameter in optimizer.parameters], batch.id)
+                    found = ((parameter, parameter.grad) for parameter in optimizer.parameters)
+                    optimizer.step([torch.zeros_like(like) if grad is None else grad for like, grad in found], batch.id)
                 for parameter in optimizer.parameters:
                     parameter.grad = None
             self._record(batch.labels)
@@ -289,8 +293,8 @@ class PipelinedBackpropagation:
             self._topology.local, outputs, self._observers, self._observer_optimizers, strict=True
         ):
             if head is not None:
-                losses, logits = head.losses(y, labels)
-                optimizer.step(torch.autograd.grad(losses.mean(), optimizer.parameters), batch)
+                losses, logits = head.losses(input_for(head, y), labels)
+                optimizer.step(gradients(losses.mean(), optimizer.parameters), batch)
                 self._metrics.record(j, True, losses, logits, labels)
 
     @torch.no_grad()
@@ -303,7 +307,7 @@ class PipelinedBackpropagation:
             for position, (j, head) in enumerate(zip(self._topology.local, self._heads, strict=True)):
                 y, x = self._part.block(position, x)
                 if head is not None:
-                    self._metrics.record(j, False, *head.losses(y, labels), labels)
+                    self._metrics.record(j, False, *head.losses(input_for(head, y), labels), labels)
             if self._link is not None:
                 self._link.send(replace(batch, x=x))
 

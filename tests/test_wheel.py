@@ -1,0 +1,31 @@
+"""The package that a user installs: quietly, whole, and away from this checkout."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.integration.launching import ROOT
+
+PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input"]
+
+
+def test_the_wheel_runs_anywhere(tmp_path: Path) -> None:
+    """Built without a word, it has the configuration files and the digits, and trains on them."""
+    options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+    build = [*PIP, "wheel", *options, "--wheel-dir", str(tmp_path), str(ROOT)]
+    built = subprocess.run(build, capture_output=True, text=True, timeout=120)
+    assert (built.returncode, built.stdout, built.stderr) == (0, "", "")
+    (wheel,) = tmp_path.glob("fgpipe-*.whl")
+    target, elsewhere = tmp_path / "installed", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    install = [*PIP, "install", "--quiet", "--no-deps", "--no-index", "--target", str(target), str(wheel)]
+    subprocess.run(install, check=True, timeout=120)
+    small = ["epochs=1", "data.train_samples=64", "model.width=0.07", "run_dir=run", "observe.tensorboard=false"]
+    where = {**os.environ, "PYTHONPATH": str(target), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "fgpipe.train", *small]
+    done = subprocess.run(command, cwd=elsewhere, env=where, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "test accuracy" in done.stdout, done.stderr
+    assert (elsewhere / "run" / "summary.json").exists()
+    source = [sys.executable, "-c", "import fgpipe; print(fgpipe.__file__)"]
+    assert subprocess.check_output(source, cwd=elsewhere, env=where, text=True).startswith(str(target))
