@@ -1,8 +1,6 @@
 """The command `python -m fgpipe.bench`; see `fgpipe.study.bench.command`."""
 
-import sys
-
-from fgpipe.study.bench.command import main
+from fgpipe.command import start
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    start("fgpipe.study.bench.command")

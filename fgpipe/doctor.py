@@ -1,17 +1,22 @@
 """The command `python -m fgpipe.doctor`: what is wrong with this host before a long job, in one screen.
 
-Exit codes: 0, nothing failed (there may be warnings); 1, something did; 2, bad input.
+Exit codes: 0, nothing failed (there may be warnings); 1, something did; 2, bad input; 130, interrupted.
 """
+
+if __name__ == "__main__":
+    from fgpipe.command import start
+
+    start("fgpipe.doctor")
 
 import multiprocessing
 import os
 import platform
 import shutil
+import signal
 import socket
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib import metadata
@@ -25,7 +30,9 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from fgpipe import durable
-from fgpipe.errors import UserError, bad_value
+from fgpipe.command import command
+from fgpipe.errors import UserError, bad_value, one_line, reason
+from fgpipe.outputs import check_folder, nearest
 from fgpipe.runtime.interface import Interface
 
 OK, WARNING, FAILED = "ok", "warning", "FAILED"
@@ -56,18 +63,14 @@ class Finding:
     what: str
 
 
+@command
 def main(arguments: list[str]) -> int:
     """Run the command; returns the exit code."""
     if "--help" in arguments or "-h" in arguments:
         print("usage: python -m fgpipe.doctor [interface=127.0.0.1] [nproc=8] [run_dir=runs]")
         return 0
-    try:
-        options = parse(arguments)
-    except UserError as error:
-        print(f"fgpipe: {error}", file=sys.stderr)
-        return 2
     failed = 0
-    for name, finding in examine(options):
+    for name, finding in examine(parse(arguments)):
         failed += finding.status == FAILED
         print(f"{name:<14} {finding.status:<8} {finding.what}", flush=True)
     return int(failed > 0)
@@ -176,12 +179,16 @@ def host_name() -> Finding:
     try:
         socket.gethostbyname("localhost")
     except OSError as error:
-        return Finding(FAILED, f"localhost is unknown ({error}): add it to /etc/hosts; torchrun --standalone needs it")
+        return Finding(
+            FAILED, f"localhost is unknown ({one_line(error)}): add it to /etc/hosts; torchrun --standalone needs it"
+        )
     name = socket.gethostname()
     try:
         return Finding(OK, f"{name} is {socket.gethostbyname(name)}")
     except OSError as error:
-        return Finding(WARNING, f"{name} is unknown ({error}): add it to /etc/hosts; a job on several hosts needs it")
+        return Finding(
+            WARNING, f"{name} is unknown ({one_line(error)}): add it to /etc/hosts; a job on several hosts needs it"
+        )
 
 
 def is_up(interface: Interface) -> Finding:
@@ -208,7 +215,7 @@ def ports(interface: Interface, processes: int) -> Finding:
         with socket.create_server((interface.address, 0)):
             pass
     except OSError as error:
-        return Finding(FAILED, f"no port of {interface.address} can be bound: {error.strerror}")
+        return Finding(FAILED, f"no port of {interface.address} can be bound: {reason(error)}")
     try:
         first, last = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
     except OSError:
@@ -229,14 +236,13 @@ def round_trip(interface: Interface) -> Finding:
     with interface.confines_gloo(), tempfile.TemporaryDirectory() as folder:
         store = str(Path(folder) / "store")
         other = multiprocessing.get_context("spawn").Process(target=_echo, args=(store,), daemon=True)
-        other.start()
+        with _deaf_to_interrupts():
+            other.start()
         try:
             sent = torch.arange(1000.0)
             received = _group(store, 0, lambda: _there_and_back(sent))
         except RuntimeError as error:
-            return Finding(
-                FAILED, f"gloo between two processes on {interface.name}: {' '.join(str(error).split())[:200]}"
-            )
+            return Finding(FAILED, f"gloo between two processes on {interface.name}: {one_line(error)[:200]}")
         finally:
             other.kill()
             other.join()
@@ -245,6 +251,16 @@ def round_trip(interface: Interface) -> Finding:
             FAILED, f"gloo between two processes on {interface.name}: other numbers came back than were sent"
         )
     return Finding(OK, "two processes exchanged a tensor over gloo")
+
+
+@contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """Around the start of a process: what is ignored there is ignored in it, and Ctrl-C ends it with this one."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _group(store: str, rank: int, body: Callable[[], torch.Tensor]) -> torch.Tensor:
@@ -279,13 +295,14 @@ def _echo(store: str) -> None:
 
 def run_folder(path: Path) -> Finding:
     """Files can be written and fsynced where the run folder is or would be, and checkpoints fit."""
-    where = next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
     try:
+        check_folder("run_dir", path)
+        where = nearest(path)
         with tempfile.TemporaryDirectory(dir=where) as folder:
             durable.write(Path(folder) / "file", b"content")
         free = shutil.disk_usage(where).free
-    except OSError as error:
-        return Finding(FAILED, f"{where} cannot be written: {error.strerror}; another run_dir=")
+    except (UserError, OSError) as error:
+        return Finding(FAILED, f"{path} cannot be written: {one_line(error)}; another run_dir=")
     shown = f"{where} can be written; {free / 1e9:.1f} GB free"
     if free < CHECKPOINT_BYTES:
         return Finding(
@@ -304,7 +321,3 @@ def shared_memory() -> Finding:
     if free < SHARED_MEMORY_BYTES and torch.cuda.is_available():
         return Finding(WARNING, f"{shown}: NCCL wants 1 GB (docker run --shm-size=1g)")
     return Finding(OK, shown)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -5,33 +5,36 @@ The file loads into an ordinary module (docs/checkpoints.md):
     net = sequential(resnet(config.model, config.head, in_channels=3, classes=10)).to_empty(device="cpu")
     net.load_state_dict(safetensors.torch.load_file("FILE.safetensors"))
 
-Exit codes: 0, done; 2, bad input.
+Exit codes: 0, done; 2, bad input; 130, interrupted.
 """
 
+if __name__ == "__main__":
+    from fgpipe.command import start
+
+    start("fgpipe.export")
+
 import json
-import sys
 from pathlib import Path
 
 import safetensors.torch
 
 from fgpipe import durable
 from fgpipe.checkpoint import CheckpointError, Checkpoints, Manifest, read_tensors
-from fgpipe.errors import UserError
+from fgpipe.command import command, say
+from fgpipe.errors import UserError, one_line
+from fgpipe.outputs import check_file, written
 
 
+@command
 def main(arguments: list[str]) -> int:
     """Run the command; returns the exit code."""
     if "--help" in arguments or "-h" in arguments:
         print(__doc__)
         return 0
-    try:
-        if len(arguments) != 2:
-            raise UserError("usage: python -m fgpipe.export RUN_DIR FILE.safetensors")
-        run, file = map(Path, arguments)
-        manifest = export(run, file)
-    except UserError as error:
-        print(f"fgpipe: {error}", file=sys.stderr)
-        return 2
+    if len(arguments) != 2:
+        raise UserError("usage: python -m fgpipe.export RUN_DIR FILE.safetensors")
+    run, file = map(Path, arguments)
+    manifest = export(run, file)
     accuracy = "in mid-epoch" if manifest.test_accuracy is None else f"test accuracy {manifest.test_accuracy:.2%}"
     print(f"{file}: step {manifest.step} of {run}, {accuracy}")
     return 0
@@ -44,13 +47,15 @@ def export(run: Path, file: Path) -> Manifest:
         The manifest of the checkpoint.
 
     Raises:
-        UserError: the run has no complete checkpoint, or the file cannot be written.
+        UserError: the run has no complete checkpoint, or the file is none that can be written.
+        OutputError: the file cannot be written, as on a full disk.
     """
+    check_file("FILE", file)
     checkpoints = Checkpoints(run)
     try:
-        manifest = checkpoints.newest(lambda line: print(f"fgpipe: passed over: {line}", file=sys.stderr))
+        manifest = checkpoints.newest(lambda line: say(f"passed over: {line}"))
     except CheckpointError as error:
-        raise UserError(f"{run}: no complete checkpoint is left: {error}") from error
+        raise UserError(f"{run}: no complete checkpoint is left: {one_line(error)}") from error
     if manifest is None:
         raise UserError(
             f"{run}: allowed: the folder of a run with a complete checkpoint in it (checkpoint.every_steps=N)"
@@ -63,12 +68,6 @@ def export(run: Path, file: Path) -> Manifest:
             if kind == "module" and (part == "block" or block == blocks - 1):
                 tensors[f"{block if part == 'block' else blocks}.{rest}"] = tensor
     about = {"format": "pt", "model": json.dumps(manifest.config["model"]), "data": json.dumps(manifest.config["data"])}
-    try:
+    with written(file):
         durable.write(file, safetensors.torch.save(tensors, about))
-    except OSError as error:
-        raise UserError(f"{file}: cannot be written: {error.strerror}") from error
     return manifest
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

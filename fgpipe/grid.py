@@ -1,8 +1,6 @@
 """The command `python -m fgpipe.grid`; see `fgpipe.study.grid`."""
 
-import sys
-
-from fgpipe.study.grid import main
+from fgpipe.command import start
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    start("fgpipe.study.grid")

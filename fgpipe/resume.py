@@ -7,9 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from fgpipe import claim
 from fgpipe.checkpoint import CheckpointError, Checkpoints, Manifest
 from fgpipe.config import Config
-from fgpipe.errors import UserError, bad_value
+from fgpipe.errors import UserError, bad_value, one_line
+from fgpipe.outputs import needed
 
 FREE = {
     "run_dir", "resume", "device", "threads", "partition", "placement", "replicas", "interface", "deadline", "data.root", "observe.tensorboard",
@@ -30,8 +32,9 @@ def check_run_dir(config: Config) -> dict[str, Any] | None:
     if config.run_dir is None:
         return None
     path = Path(config.run_dir)
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
-        return None
+    with needed("run_dir", path):
+        if not path.exists() or (path.is_dir() and claim.is_free(path)):
+            return None
     if config.resume != "auto":
         hint = "; resume=auto goes on with an unfinished run" if (path / "config.yaml").exists() else ""
         raise bad_value("run_dir", path, f"a folder that does not exist yet or is empty{hint}")
@@ -43,9 +46,11 @@ def check_run_dir(config: Config) -> dict[str, Any] | None:
         summary: dict[str, Any] = json.loads((path / "summary.json").read_text())
     except FileNotFoundError:
         return None
-    except ValueError as error:
-        raise bad_value("run_dir", path, f"a folder whose summary.json can be read ({error})") from error
-    differing = list(differences(summary.get("config", {}), config, free=FREE))
+    except (OSError, ValueError) as error:
+        raise bad_value("run_dir", path, f"a folder whose summary.json can be read ({one_line(error)})") from error
+    if not isinstance(summary, dict) or not {"config", "test_accuracy"} <= summary.keys():
+        raise bad_value("run_dir", path, "a folder whose summary.json is that of a run")
+    differing = list(differences(summary["config"], config, free=FREE))
     if differing:
         raise bad_value("run_dir", path, f"another folder, as the run in it is finished, with {', '.join(differing)}")
     return summary

@@ -3,8 +3,8 @@
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
@@ -14,18 +14,21 @@ from torch import Tensor
 
 from fgpipe import resume, verdict
 from fgpipe.assembly import DataFacts, Plan, Trainer, build_trainer
-from fgpipe.checkpoint import CheckpointError, Checkpoints, Manifest
+from fgpipe.checkpoint import CheckpointError, Checkpoints, Manifest, read_net
+from fgpipe.claim import claimed
 from fgpipe.config import Config, check_world
 from fgpipe.data import Batches, load
-from fgpipe.errors import UserError
+from fgpipe.errors import OutputError, UserError, bad_value, one_line, typed_line
+from fgpipe.models.init import materialize
 from fgpipe.models.net import Net
 from fgpipe.observe.ledger import Ledger, report
 from fgpipe.observe.memory import Memory
 from fgpipe.observe.metrics import REPLAYS, Metrics, incident_report, scores, staleness_report
 from fgpipe.observe.progress import Progress, closing_table
-from fgpipe.observe.record import RunFolder, folder_for, scores_of
+from fgpipe.observe.record import RunFolder, scores_of
+from fgpipe.outputs import needed, unwritten
+from fgpipe.rng import generator
 from fgpipe.runtime import placement
-from fgpipe.runtime.allocator import keep_pages
 from fgpipe.runtime.feedback.messages import FeedbackError
 from fgpipe.runtime.finite import NotFiniteError
 from fgpipe.runtime.interface import Interface
@@ -46,19 +49,25 @@ EXPECTED = (LinkError, FeedbackError, Stalled, NotFiniteError, CheckpointError)
 def run(config: Config, net: Net | None = None) -> dict[str, Any]:
     """Train and test a net as `config` says, in this process or as one of torchrun's.
 
+    Afterwards the number of threads, and who shows warnings, are as before. How the C library keeps memory is the
+    program's to choose, as it cannot be undone: `fgpipe.train` calls `runtime.allocator.keep_pages`.
+
     Args:
         config: from `compose_config`.
-        net: blocks and heads of your own; None builds the configuration's ResNet-18.
+        net: blocks and heads of your own; None builds the configuration's ResNet-18. If `resume=auto` finds the run
+            finished, they get the weights of its last checkpoint.
 
     Returns:
         The figures of `summary.json` on the reporting process, an empty dict on the others.
 
     Raises:
-        UserError: the configuration cannot be run here, or the data cannot be read.
+        UserError: the configuration cannot be run here, the data cannot be read, the run folder cannot be written, or
+            another run is writing to it.
         LinkError, FeedbackError, Stalled: another process is gone, silent or wrong; a line on stderr says which.
         CheckpointError: a checkpoint cannot be written or read.
         Preempted: SIGTERM came, and the run is saved.
         NotFiniteError: training has diverged; a line on stderr says where.
+        OutputError: the run is done and its figures are printed, but not all of its files could be written.
     """
     place = Place.from_environment()
     if net is not None:
@@ -66,14 +75,25 @@ def run(config: Config, net: Net | None = None) -> dict[str, Any]:
     check_world(config, place.world_size)
     pipelines = placement.read(config.placement, place.world_size, config.replicas)
     if (done := resume.check_run_dir(config)) is not None:
-        return _already(done, config, place)
-    interface = Interface.find(config.interface, place.several_hosts)
+        if net is not None:
+            _restore(net, config, place.device(config.device))
+        return _already(done, config) if place.rank == pipelines[0][-1] else {}
+    with _undone(place.threads(config.threads)), ExitStack() as claim:
+        return _perform(config, net, place, pipelines, claim)
+
+
+def _perform(
+    config: Config, net: Net | None, place: Place, pipelines: Sequence[Sequence[int]], claim: ExitStack
+) -> dict[str, Any]:
+    """`run`, where there is something to do.
+
+    Args: claim: holds the run folder, in the process that decides which one it is.
+    """
+    interface = Interface.find(config.interface, place.several_hosts, alone=place.world_size == 1)
     device = place.device(config.device)
-    torch.set_num_threads(place.threads(config.threads))
-    keep_pages()
     with _said(place):
         cluster = Cluster(place, config.deadline)
-        batches, (step, folder, *facts) = _share_data(config, cluster, [ranks[0] for ranks in pipelines])
+        batches, (step, folder, *facts) = _share_data(config, cluster, [ranks[0] for ranks in pipelines], claim)
     source = resume.source(config)
     resumed = Checkpoints(source).manifest(step) if source is not None and step else None
     plan = Plan.make(config, DataFacts(*facts), net, place.rank, place.world_size, step, pipelines)
@@ -108,9 +128,12 @@ class _Run:
         self._progress, self._folder, self._resumed = None, None, resumed
         done = resumed.epochs if resumed else []
         self._seconds = sum(line["train_seconds"] for line in done)
+        self._unwritten: list[str] = []
+        """Lines about results that this process could not write."""
         if cluster.place.rank == plan.topology.reporter:
             self._progress = Progress(config.epochs, facts.train_batches, config.batch_size)
-            self._folder = RunFolder(config, folder, done, resumed.step if resumed else 0)
+            with _met_here_alone():
+                self._folder = RunFolder(config, folder, done, resumed.step if resumed else 0)
         on_batch, on_cosines = self._progress and self._progress.batch, self._folder and self._folder.cosines
         self._metrics = Metrics(plan.method.blocks, on_batch, on_cosines)
         self._ledger, self._memory = Ledger(plan.method.blocks), Memory(device)
@@ -137,7 +160,12 @@ class _Run:
                 self._epoch(trainer, epoch, index, seconds)
                 index, seconds = 0, 0.0
             trainer.close()
-            self._tracer.end(self._folder and self._folder.path)
+            self._write_trace()
+            figures = self._figures(self._seconds)
+            self._report(figures)
+            self._cluster.leaving = True
+            with suppress(LinkError):  # who dies from here on takes no result along
+                self._cluster.barrier()  # the folder is this run's until all is written
         except Exception as error:
             self._end_badly(error)
             raise
@@ -145,25 +173,38 @@ class _Run:
             self._cluster.restore_signals()
             if self._progress is not None:
                 self._progress.close()
-        figures = self._figures(self._seconds)
         self._cluster.close()
-        if self._folder is None:
-            return {}
-        self._folder.summary(figures)
-        print(closing_table(self._table["train"], self._table["test"], self._plan.method.blocks))
-        speed = figures["images_per_second"]
-        print(
-            f"test accuracy {figures['test_accuracy']:.2%}, {speed:.0f} images/s; see {self._folder.path}", flush=True
-        )
-        return figures
+        if self._unwritten:
+            raise OutputError("; ".join(self._unwritten))
+        return figures if self._folder is not None else {}
+
+    def _write_trace(self) -> None:
+        path = self._folder and self._folder.path
+        try:
+            self._tracer.end(path)
+        except OSError as error:
+            self._unwritten.append(unwritten(self._path / "trace.json", error))
+
+    def _report(self, figures: Mapping[str, Any]) -> None:
+        """Write and print the results, on the reporting process; what cannot be written keeps nothing from the others."""
+        if self._folder is None or self._progress is None:
+            return
+        self._progress.close()
+        self._unwritten += self._folder.summary(figures)
+        table = closing_table(self._table["train"], self._table["test"], self._plan.method.blocks)
+        accuracy, speed = figures["test_accuracy"], figures["images_per_second"]
+        try:
+            print(f"{table}\ntest accuracy {accuracy:.2%}, {speed:.0f} images/s; see {self._folder.path}", flush=True)
+        except OSError as error:
+            self._unwritten.append(unwritten(Path("stdout"), error))
 
     def _end_badly(self, error: Exception) -> None:
         """Say on stderr what ended the run, and write the verdict; bad input and preemption are no bad ends."""
-        if isinstance(error, (UserError, Preempted)):
+        if isinstance(error, (UserError, Preempted)) or (isinstance(error, CheckpointError) and error.elsewhere):
             return
         self._cluster.leaving = True  # torchrun's SIGTERM must not cut this short
         topology, rank = self._plan.topology, self._cluster.place.rank
-        cause = str(error) if isinstance(error, EXPECTED) else f"{type(error).__name__}: {error}"
+        cause = one_line(error) if isinstance(error, EXPECTED) else typed_line(error)
         blocks = (error.block,) if isinstance(error, NotFiniteError) else topology.local
         if not isinstance(error, CheckpointError):  # `fgpipe.train` says that
             where = f"[block {error.block}]" if isinstance(error, NotFiniteError) else prefix(topology)
@@ -231,7 +272,12 @@ class _Run:
         if self._progress is not None and self._folder is not None:
             self._progress.end_epoch(seconds, self._table["train"][last], self._table["test"][last])
             self._folder.epoch(epoch, self._table, seconds)
-        self._saver.after_epoch(trainer.trained(), epoch, self._table["test"][last].accuracy, self._lines)
+        try:
+            self._saver.after_epoch(trainer.trained(), epoch, self._table["test"][last].accuracy, self._lines)
+        except CheckpointError as error:
+            if epoch + 1 < self._plan.config.epochs:
+                raise
+            self._unwritten += [] if error.elsewhere else [one_line(error)]  # the results are not lost with it
 
     @property
     def _lines(self) -> list[dict[str, Any]]:
@@ -285,19 +331,34 @@ def _said(place: Place) -> Iterator[None]:
         yield
     except LinkError as error:
         if place.rank == (error.speaker if isinstance(error, Late) else place.rank):
-            print(f"[rank {place.rank}] error: {error}", file=sys.stderr, flush=True)
+            print(f"[rank {place.rank}] error: {one_line(error)}", file=sys.stderr, flush=True)
         raise
 
 
-def _share_data(config: Config, cluster: Cluster, loaders: Sequence[int]) -> tuple[Batches | None, Facts]:
+@contextmanager
+def _undone(threads: int) -> Iterator[None]:
+    """Around a run with so many threads: what it changes of the program is as before afterwards."""
+    before, show = torch.get_num_threads(), warnings.showwarning
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+        warnings.showwarning = show
+
+
+def _share_data(
+    config: Config, cluster: Cluster, loaders: Sequence[int], claim: ExitStack
+) -> tuple[Batches | None, Facts]:
     """The data of this process, if it is one of the `loaders`, the process of block 0 of each replica; and the facts.
 
-    The first of them goes first: what it has to download is there when the others load.
+    The first of them goes first: what it has to download is there when the others load. It holds the claim on the run
+    folder, as it lives as long as the run, and nothing is written before it has it.
     """
     rank, batches, found = cluster.place.rank, None, None
     if rank == loaders[0]:
         with cluster.loading():
-            batches, found = _load(config)
+            batches, found = _load(config, claim)
     facts = cluster.share(found, loaders[0], "facts")
     if rank in loaders[1:]:
         with cluster.loading():
@@ -307,13 +368,17 @@ def _share_data(config: Config, cluster: Cluster, loaders: Sequence[int]) -> tup
     return batches, facts
 
 
-def _load(config: Config) -> tuple[Batches, Facts]:
+def _load(config: Config, claim: ExitStack) -> tuple[Batches, Facts]:
     """The data, and what the other processes must know: the step to go on from, the run folder, and `DataFacts`."""
+    with _met_here_alone():
+        folder = claim.enter_context(claimed(config))
+        if resume.check_run_dir(config) is not None:
+            raise bad_value("run_dir", folder, "the same command again, as the run there has ended just now")
     batches, facts = _data(config, 0)
     with _met_here_alone():
         manifest = resume.choose(config, facts.train_batches)
-    folder = folder_for(config)
-    verdict.retire(folder)
+        with needed("run_dir", folder):
+            verdict.retire(folder)
     return batches, (manifest.step if manifest else 0, str(folder), *astuple(facts))
 
 
@@ -335,10 +400,30 @@ def _met_here_alone() -> Iterator[None]:
         raise
 
 
-def _already(summary: dict[str, Any], config: Config, place: Place) -> dict[str, Any]:
-    """The answer to a run that `resume=auto` finds finished."""
-    if place.rank != place.world_size - 1:
-        return {}
+def _restore(net: Net, config: Config, device: torch.device) -> None:
+    """Give a net the weights that a run ended with, in every process.
+
+    Raises:
+        UserError: there is no checkpoint of the run's end, or it is of another net.
+    """
+    run = Path(config.run_dir or "")
+    allowed = "another folder, as the run in it is finished, and {} for the net that is given"
+    try:
+        manifest = Checkpoints(run).newest(
+            lambda line: print(f"fgpipe: passed over: {line}", file=sys.stderr, flush=True)
+        )
+        if manifest is None or (manifest.epoch, manifest.batch) != (config.epochs, 0):
+            raise bad_value("run_dir", run, allowed.format("has no checkpoint of its end"))
+        for purpose, modules in (("block", net.blocks), ("head", net.heads)):
+            for j, module in enumerate(modules):
+                materialize(module, generator(config.seed, purpose, j), dtype=DTYPES[config.dtype], device=device)
+        read_net(Checkpoints(run).folder(manifest.step), net)
+    except CheckpointError as error:
+        raise bad_value("run_dir", run, allowed.format(f"its checkpoint cannot be read: {one_line(error)}")) from error
+
+
+def _already(summary: dict[str, Any], config: Config) -> dict[str, Any]:
+    """The answer to a run that `resume=auto` finds finished, on the process that would report."""
     print(f"{config.run_dir} is finished: test accuracy {summary['test_accuracy']:.2%}", flush=True)
     return summary
 

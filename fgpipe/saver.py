@@ -15,7 +15,16 @@ from typing import Any
 import torch
 
 from fgpipe.assembly import Plan
-from fgpipe.checkpoint import Checkpoints, Manifest, Stored, config_hash, names_of, read_block, write_block
+from fgpipe.checkpoint import (
+    CheckpointError,
+    Checkpoints,
+    Manifest,
+    Stored,
+    config_hash,
+    names_of,
+    read_block,
+    write_block,
+)
 from fgpipe.observe.ledger import Ledger
 from fgpipe.observe.metrics import Metrics
 from fgpipe.optim import Trained
@@ -134,25 +143,38 @@ class Saver:
         epochs: list[dict[str, Any]],
         train_seconds: float,
     ) -> None:
-        """Write this process's blocks, in replica 0; the reporting process completes the checkpoint when all have."""
+        """Write this process's blocks, in replica 0; the reporting process completes the checkpoint when all have.
+
+        All processes raise the CheckpointError that one of them meets.
+        """
         step = epoch * self._plan.facts.train_batches + batch
         folder = self._checkpoints.folder(step)
         leave = partial(self._replicas.left_to_first, self._plan.topology.local)
         self._metrics.merge(leave)
         self._ledger.merge(leave)
-        writes = trained if self._replicas.index == 0 else {}
-        files = self._shared({block: self._write(folder, block, parts) for block, parts in writes.items()})
-        if self._is_reporter:
+        mine, error = {}, None
+        try:
+            for block, parts in trained.items() if self._replicas.index == 0 else ():
+                mine[block] = self._write(folder, block, parts)
+        except CheckpointError as found:
+            error = found
+        files = self._shared(mine)
+        if self._is_reporter and all(stored.bytes for stored in files.values()):
             config = json.loads(json.dumps(asdict(self._plan.config)))
             hashed = config_hash(config)
-            self._checkpoints.publish(
-                Manifest(
-                    step, epoch, batch, test_accuracy, config, hashed, epochs, train_seconds, self.extra_drains, files
-                )
+            manifest = Manifest(
+                step, epoch, batch, test_accuracy, config, hashed, epochs, train_seconds, self.extra_drains, files
             )
-            self._checkpoints.prune(self._config.keep)
+            try:
+                self._checkpoints.publish(manifest)
+                self._checkpoints.prune(self._config.keep)
+            except CheckpointError as found:
+                error = found
         self._saved_at = time.monotonic()
-        asked = self._cluster.sum(torch.tensor([int(self._cluster.preempted)])).item()  # and wait for the reporter
+        told = torch.tensor([self._cluster.preempted, error is not None], dtype=torch.int64)
+        asked, failed = self._cluster.sum(told).tolist()  # and wait for the reporter
+        if failed:
+            raise error or _met_elsewhere(folder)
         if asked and step < self._plan.config.epochs * self._plan.facts.train_batches:
             self._cluster.leaving = True
             self._cluster.barrier()
@@ -163,7 +185,7 @@ class Saver:
         return write_block(folder, block, parts, counters)
 
     def _shared(self, mine: Mapping[int, dict[str, Stored]]) -> dict[str, Stored]:
-        """The files of all processes, once all are written: sizes and hashes travel as sums of numbers."""
+        """The files of all processes, once they are written, of 0 bytes where they cannot be: sizes and hashes travel as sums of numbers."""
         table = torch.zeros(self._plan.method.blocks, 2, 5, dtype=torch.int64)
         for block, files in mine.items():
             for row, stored in zip(table[block], files.values(), strict=True):
@@ -175,3 +197,9 @@ class Saver:
             for name, (size, *words) in zip(names_of(block), rows, strict=True):
                 files[name] = Stored(size, b"".join(word.to_bytes(8, "big", signed=True) for word in words).hex())
         return files
+
+
+def _met_elsewhere(folder: Path) -> CheckpointError:
+    error = CheckpointError(f"{folder} cannot be written")
+    error.elsewhere = True
+    return error

@@ -1,8 +1,6 @@
 """The command `python -m fgpipe.simulate`; see `fgpipe.study.simulator.command`."""
 
-import sys
-
-from fgpipe.study.simulator.command import main
+from fgpipe.command import start
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    start("fgpipe.study.simulator.command")

@@ -1,23 +1,26 @@
 """The command: `python -m fgpipe.train` or `torchrun --nproc_per_node=N -m fgpipe.train`, with `key=value` overrides.
 
-Exit codes: 0, done; 1, the run failed; 2, bad input; 75, saved on SIGTERM and to be resumed.
+Exit codes: 0, done; 1, the run failed, or its results cannot be written; 2, bad input; 75, saved on SIGTERM and to be
+resumed; 130, interrupted.
 """
 
-import gc
-
 if __name__ == "__main__":
-    gc.disable()  # what imports make stays, and looking for garbage in it takes a sixth of the start
+    from fgpipe.command import start
+
+    start("fgpipe.train")
 
 import os
 import sys
-import time
+from typing import NoReturn
 
 from omegaconf import OmegaConf
 
 from fgpipe.checkpoint import CheckpointError
+from fgpipe.command import FAILED, command, say
 from fgpipe.config import CONFIGS, compose_config, known_keys
-from fgpipe.errors import UserError
+from fgpipe.errors import one_line
 from fgpipe.run import run
+from fgpipe.runtime.allocator import keep_pages
 from fgpipe.runtime.feedback.messages import FeedbackError
 from fgpipe.runtime.finite import NotFiniteError
 from fgpipe.runtime.links.distributed import LinkError
@@ -28,41 +31,41 @@ from fgpipe.saver import Preempted
 PREEMPTED = 75
 """Exit code: `EX_TEMPFAIL` of sysexits.h, try again later."""
 
-REPORT_BY_FIRST = 10.0
-"""Seconds that other ranks leave the first one of their host to report bad input, before they end too."""
 
-
+@command
 def main(arguments: list[str]) -> int:
     """Run the command; returns the exit code."""
     if "--help" in arguments or "-h" in arguments:
         print(usage())
         return 0
+    config = compose_config([argument for argument in arguments if argument != "--cfg"])
+    if "--cfg" in arguments:
+        print(OmegaConf.to_yaml(OmegaConf.structured(config)), end="")
+        return 0
+    keep_pages()
+    place = Place.from_environment()
     try:
-        config = compose_config([argument for argument in arguments if argument != "--cfg"])
-        if "--cfg" in arguments:
-            print(OmegaConf.to_yaml(OmegaConf.structured(config)), end="")
-        else:
-            run(config)
-    except UserError as error:
-        if error.alone or Place.from_environment().local_rank == 0:
-            print(f"fgpipe: {error}", file=sys.stderr, flush=True)
-        else:
-            time.sleep(REPORT_BY_FIRST)  # torchrun ends the others as soon as the first has ended
-        return 2
+        run(config)
     except CheckpointError as error:
-        print(f"fgpipe: rank {Place.from_environment().rank}: {error}", file=sys.stderr, flush=True)
-        os._exit(1)
+        if not error.elsewhere:
+            say(f"rank {place.rank}: {one_line(error)}")
+        _leave(FAILED)
     except (LinkError, FeedbackError, NotFiniteError, Stalled):
-        sys.stderr.flush()
-        os._exit(1)  # threads may wait for peers that are gone
+        _leave(FAILED)
     except Preempted as preempted:
-        place = Place.from_environment()
         if place.rank == 0:
-            print(f"fgpipe: {preempted}", file=sys.stderr, flush=True)
+            say(one_line(preempted))
         if place.world_size > 1:
-            os._exit(PREEMPTED)  # for the same reason
+            _leave(PREEMPTED)
         return PREEMPTED
     return 0
+
+
+def _leave(code: int) -> NoReturn:
+    """Exit at once: threads may wait for peers that are gone."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def usage() -> str:
@@ -76,9 +79,3 @@ def usage() -> str:
     return (
         f"{lead}\n\n--cfg prints the resolved configuration.\n\ngroups:\n" + "\n".join(choices) + f"\n\nkeys:\n{keys}"
     )
-
-
-if __name__ == "__main__":
-    gc.freeze()  # nor is it looked at later, or at the end
-    gc.enable()
-    sys.exit(main(sys.argv[1:]))

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 from tests.integration.launching import ROOT
@@ -29,3 +30,14 @@ def test_the_wheel_runs_anywhere(tmp_path: Path) -> None:
     assert (elsewhere / "run" / "summary.json").exists()
     source = [sys.executable, "-c", "import fgpipe; print(fgpipe.__file__)"]
     assert subprocess.check_output(source, cwd=elsewhere, env=where, text=True).startswith(str(target))
+
+
+def test_an_editable_installation_copies_nothing(tmp_path: Path) -> None:
+    """It points to the checkout, and nothing in it can be older than what is there."""
+    build = [sys.executable, "-c", "import sys, hatchling.build; hatchling.build.build_editable(sys.argv[1])"]
+    done = subprocess.run([*build, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    (wheel,) = tmp_path.glob("fgpipe-*.whl")
+    with zipfile.ZipFile(wheel) as files:
+        assert [name for name in files.namelist() if ".dist-info/" not in name] == ["_fgpipe.pth"]
+        assert files.read("_fgpipe.pth").decode().split() == [str(ROOT)]

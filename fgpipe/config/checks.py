@@ -187,7 +187,7 @@ def check_world(config: Config, world_size: int) -> None:
         raise bad_value("window", list(config.window), f"one number for each block ({blocks})")
     world_size //= replicas
     if world_size > blocks:
-        most = f"at most one process per block (model.blocks={blocks})" + (
+        most = f"at most one process per block of the net ({blocks})" + (
             f" and replica ({replicas})" if replicas > 1 else ""
         )
         raise bad_value("nproc_per_node", world_size * replicas, most)

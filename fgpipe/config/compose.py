@@ -18,7 +18,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, Interpolation
 from fgpipe.config.checks import check
 from fgpipe.config.rules import RULES
 from fgpipe.config.schema import Config
-from fgpipe.errors import UserError
+from fgpipe.errors import UserError, one_line
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 CONFIGS = next(path for path in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if path.is_dir())
@@ -64,7 +64,7 @@ def _parsed(override: str) -> Override:
     try:
         parsed = OverridesParser.create().parse_override(override)
     except HydraException as error:
-        reason = " ".join(str(error).split()).partition(" See https")[0]
+        reason = one_line(error).partition(" See https")[0]
         raise UserError(f"{override}: the value cannot be read ({reason}); quote it as in key='value'") from error
     key = parsed.key_or_group
     if parsed.is_sweep_override():
@@ -108,7 +108,7 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
 
 def _reason(error: Exception) -> str:
     """In one line, without the place in the schema."""
-    return re.sub(r"\s*full_key:.*", "", " ".join(str(error).split()))
+    return re.sub(r"\s*full_key:.*", "", one_line(error))
 
 
 def _no_such_key(override: str) -> str:

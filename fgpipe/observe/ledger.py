@@ -1,6 +1,6 @@
 """Bytes per link, direction and kind, counted where they are handed to a socket."""
 
-from collections import defaultdict
+import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -12,45 +12,63 @@ KINDS = ("activations", "tangents", "gradients", "feedback", "control", "average
 be averaged over replicas, from itself to itself."""
 
 
+Sent = dict[tuple[int, int, str], tuple[int, int]]
+"""Source, destination and kind -> bytes and messages."""
+
+
 class Ledger:
-    """Bytes and messages that this process sent; batches within a process cross no socket and count nothing."""
+    """Bytes and messages that this process sent; batches within a process cross no socket and count nothing.
+
+    Any thread may count at any time: the one that receives scalars answers requests while another one reads.
+    """
 
     def __init__(self, blocks: int) -> None:
         self.blocks = blocks
-        self._bytes: dict[tuple[int, int, str], int] = defaultdict(int)
-        self._messages: dict[tuple[int, int, str], int] = defaultdict(int)
+        self._lock = threading.Lock()
+        self._sent: Sent = {}
 
     def count(self, source: int, destination: int, kind: str, size: int) -> None:
         """Add one message of `size` bytes from a block to another."""
-        self._bytes[source, destination, kind] += size
-        self._messages[source, destination, kind] += 1
+        with self._lock:
+            self._add(source, destination, kind, size, 1)
+
+    def _add(self, source: int, destination: int, kind: str, size: int, messages: int) -> None:
+        before = self._sent.get((source, destination, kind), (0, 0))
+        self._sent[source, destination, kind] = (before[0] + size, before[1] + messages)
 
     def state(self, source: int) -> list[list[Any]]:
         """What one block has sent, as `[destination, kind, bytes, messages]`, for a checkpoint."""
-        sent = ((destination, kind) for block, destination, kind in self._bytes if block == source)
-        return [[*key, self._bytes[(source, *key)], self._messages[(source, *key)]] for key in sent]
+        with self._lock:
+            return [[*key, *sent] for (block, *key), sent in self._sent.items() if block == source]
 
     def restore(self, source: int, state: Iterable[list[Any]]) -> None:
         """Go on from what `state` gave."""
-        for destination, kind, size, messages in state:
-            self._bytes[source, destination, kind] = size
-            self._messages[source, destination, kind] = messages
+        with self._lock:
+            for destination, kind, size, messages in state:
+                self._sent[source, destination, kind] = (size, messages)
 
     def merge(self, leave: Callable[[Tensor], Tensor]) -> None:
-        """Leave what the replicas have counted to the first: `leave` gives it the sum, and the others nothing."""
-        table = leave(self.as_tensor())
-        self._bytes.clear()
-        self._messages.clear()
-        for source, destination, kind in table[..., 1].nonzero().tolist():
-            key = (source, destination, KINDS[kind])
-            self._bytes[key], self._messages[key] = table[source, destination, kind].tolist()
+        """Leave what the replicas have counted to the first: `leave` gives it the sum, and the others nothing.
+
+        What is counted while the replicas talk is kept here.
+        """
+        with self._lock:
+            sent, self._sent = self._sent, {}
+        table = leave(self._table(sent))
+        with self._lock:
+            for source, destination, kind in table[..., 1].nonzero().tolist():
+                self._add(source, destination, KINDS[kind], *table[source, destination, kind].tolist())
 
     def as_tensor(self) -> Tensor:
         """int64 `[J, J, kinds, 2]` (source, destination, kind, bytes and messages), to be summed over processes."""
+        with self._lock:
+            sent = self._sent.copy()
+        return self._table(sent)
+
+    def _table(self, sent: Sent) -> Tensor:
         table = torch.zeros(self.blocks, self.blocks, len(KINDS), 2, dtype=torch.int64)
-        for (source, destination, kind), size in self._bytes.items():
-            messages = self._messages[source, destination, kind]
-            table[source, destination, KINDS.index(kind)] = torch.tensor([size, messages])
+        for (source, destination, kind), counted in sent.items():
+            table[source, destination, KINDS.index(kind)] = torch.tensor(counted)
         return table
 
 

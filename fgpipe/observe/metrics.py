@@ -3,6 +3,7 @@
 Summed over processes at the epoch's end.
 """
 
+import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +31,10 @@ class Score:
 
 
 class Metrics:
-    """Sums of one process, in float64; blocks of other processes stay zero, so that a sum over processes merges them."""
+    """Sums of one process, in float64; blocks of other processes stay zero, so that a sum over processes merges them.
+
+    Any thread may `count`; all else is for the one that trains.
+    """
 
     def __init__(
         self,
@@ -45,6 +49,7 @@ class Metrics:
         self.blocks, self._on_batch, self._on_cosines = blocks, on_batch, on_cosines
         self._sums = self._zeros()
         self._staleness = torch.zeros(blocks, 4, dtype=torch.float64)
+        self._counting = threading.Lock()
         self._incidents: Counter[tuple[int, str]] = Counter()
         self.last_batch: int | None = None
         """The last training batch that a block of this process began."""
@@ -75,7 +80,8 @@ class Metrics:
 
     def count(self, block: int, incident: str) -> None:
         """Something happened to scalars or batches of a block: one of `INCIDENTS` or `REPLAYS`."""
-        self._incidents[block, incident] += 1
+        with self._counting:
+            self._incidents[block, incident] += 1
 
     def take(self) -> Tensor:
         """float64 `[2, J, 3]`: phase, block, (sum of losses, correct, samples) since the last call."""

@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 
 from tqdm import tqdm
 
@@ -13,7 +14,10 @@ LINE_EVERY = 10.0
 
 
 class Progress:
-    """One progress line with loss and accuracy of the last block, images per second and the time left."""
+    """One progress line with loss and accuracy of the last block, images per second and the time left.
+
+    Training goes on when nobody reads it any more.
+    """
 
     def __init__(self, epochs: int, batches: int, batch_size: int) -> None:
         """Args: batches: of an epoch."""
@@ -21,13 +25,15 @@ class Progress:
         self._done = self._epoch = 0
         self._training_seconds = 0.0
         self._shown = self._epoch_began = time.monotonic()
-        self._bar = tqdm(total=epochs * batches, unit="batch", leave=False) if sys.stderr.isatty() else None
+        on_terminal = sys.stderr is not None and sys.stderr.isatty()
+        self._bar = tqdm(total=epochs * batches, unit="batch", leave=False) if on_terminal else None
 
     def resume(self, done: int, seconds: float) -> None:
         """`done` batches were trained before; the epochs that are complete took `seconds`."""
         self._done, self._training_seconds = done, seconds
         if self._bar is not None:
-            self._bar.update(done)
+            with suppress(OSError):
+                self._bar.update(done)
 
     def begin_epoch(self, epoch: int, seconds: float = 0.0) -> None:
         """Training of an epoch begins, or goes on after `seconds`: the clock runs."""
@@ -43,7 +49,8 @@ class Progress:
         if self._bar is not None:
             self._bar.set_description(self._name(), refresh=False)
             self._bar.set_postfix_str(f"{_text(score)}, {speed:.0f} images/s", refresh=False)
-            self._bar.update()
+            with suppress(OSError):
+                self._bar.update()
         elif now - self._shown >= LINE_EVERY:
             self._shown = now
             left = (self._epochs * self._batches - self._done) * self._batch_size / speed
@@ -65,15 +72,17 @@ class Progress:
         return f"epoch {self._epoch + 1}/{self._epochs}"
 
     def _line(self, text: str) -> None:
-        if self._bar is not None:
-            self._bar.write(text)
-        else:
-            print(text, flush=True)
+        with suppress(OSError):
+            if self._bar is not None:
+                self._bar.write(text)
+            else:
+                print(text, flush=True)
 
     def close(self) -> None:
         """Remove the bar."""
         if self._bar is not None:
-            self._bar.close()
+            with suppress(OSError):
+                self._bar.close()
 
 
 def closing_table(train: Mapping[int, Score], test: Mapping[int, Score], blocks: int) -> str:

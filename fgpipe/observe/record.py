@@ -1,13 +1,11 @@
 """The run folder: the resolved configuration, one line of metrics per epoch, TensorBoard events, the summary."""
 
 import dataclasses
-import hashlib
 import json
 import math
 import os
 import platform
 import subprocess
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,9 @@ from omegaconf import OmegaConf
 
 from fgpipe import durable
 from fgpipe.config import Config
+from fgpipe.observe.growing import Events, Growing
 from fgpipe.observe.metrics import PHASES, Score
+from fgpipe.outputs import needed, unwritten
 
 COSINES = "cosine.jsonl"
 Scores = Mapping[str, Mapping[int, Score]]
@@ -25,31 +25,37 @@ Scores = Mapping[str, Mapping[int, Score]]
 
 
 class RunFolder:
-    """The one folder of a run; only the reporting process writes to it."""
+    """The one folder of a run; only the reporting process writes to it.
+
+    Training goes on when something cannot be written, as on a full disk. Lines are then written with the next one.
+    """
 
     def __init__(self, config: Config, path: Path, epochs: Sequence[Mapping[str, Any]] = (), step: int = 0) -> None:
-        """Create the folder, or go on in one that `fgpipe.resume` allows.
+        """Begin in the folder, or go on in one that `fgpipe.resume` allows.
 
         Args:
-            path: from `folder_for`.
+            path: from `fgpipe.claim`.
             epochs: the lines of those that are done; whatever else `metrics.jsonl` holds is dropped.
             step: training steps that are done; what `cosine.jsonl` holds of later ones is dropped.
+
+        Raises:
+            UserError: the folder cannot be written.
         """
         self.path = path
-        self.path.mkdir(parents=True, exist_ok=True)
-        (self.path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
-        (self.path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in epochs))
-        if (self.path / COSINES).exists():
-            lines = (self.path / COSINES).read_text().splitlines(keepends=True)
-            (self.path / COSINES).write_text("".join(line for line in lines if _step(line) < step))
         self._config = config
         self.epochs: list[dict[str, Any]] = list(map(dict, epochs))
         """The lines of `metrics.jsonl`."""
+        self._metrics, self._cosines = Growing(path / "metrics.jsonl"), Growing(path / COSINES)
         self._events = None
+        with needed("run_dir", path):
+            path.mkdir(parents=True, exist_ok=True)
+            durable.write(path / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)).encode())
+            durable.write(self._metrics.path, "".join(map(_json_line, epochs)).encode())
+            if self._cosines.path.exists():
+                lines = self._cosines.path.read_text().splitlines(keepends=True)
+                durable.write(self._cosines.path, "".join(line for line in lines if _step(line) < step).encode())
         if config.observe.tensorboard:
-            from torch.utils.tensorboard import SummaryWriter  # takes seconds to import
-
-            self._events = SummaryWriter(str(self.path), purge_step=len(self.epochs))
+            self._events = Events(path, len(self.epochs))
 
     def epoch(self, epoch: int, scores: Scores, train_seconds: float) -> None:
         """Add one epoch to `metrics.jsonl` and to the events."""
@@ -57,22 +63,26 @@ class RunFolder:
         for phase, blocks in scores.items():
             line[phase] = {str(block): dataclasses.asdict(score) for block, score in blocks.items()}
         self.epochs.append(line)
-        with (self.path / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        self._metrics.add(_json_line(line).encode())
         if self._events is not None:
+            scalars = {}
             for phase, blocks in scores.items():
                 for block, score in blocks.items():
-                    self._events.add_scalar(f"loss/{phase}/block{block}", score.loss, epoch)
-                    self._events.add_scalar(f"accuracy/{phase}/block{block}", score.accuracy, epoch)
+                    scalars[f"loss/{phase}/block{block}"] = score.loss
+                    scalars[f"accuracy/{phase}/block{block}"] = score.accuracy
+            self._events.add(epoch, scalars)
 
     def cosines(self, step: int, cosines: Sequence[float]) -> None:
         """Add the cosines of one training step, block 0 first, to `cosine.jsonl`."""
         line = {"step": step, "cosine": {str(block): cosine for block, cosine in enumerate(cosines)}}
-        with (self.path / COSINES).open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        self._cosines.add(_json_line(line).encode())
 
-    def summary(self, figures: Mapping[str, Any]) -> None:
-        """Write `summary.json`: the configuration, the commit, all epochs, and the given figures."""
+    def summary(self, figures: Mapping[str, Any]) -> list[str]:
+        """Write `summary.json`: the configuration, the commit, all epochs, and the given figures.
+
+        Returns:
+            A line about each file of the run that is not whole.
+        """
         content = {
             "config": dataclasses.asdict(self._config),
             "seed": self._config.seed,
@@ -81,9 +91,19 @@ class RunFolder:
             "epochs": self.epochs,
             **figures,
         }
-        durable.write(self.path / "summary.json", f"{json.dumps(content, indent=2)}\n".encode())
-        if self._events is not None:
-            self._events.close()
+        missing = []
+        try:
+            durable.write(self.path / "summary.json", f"{json.dumps(content, indent=2)}\n".encode())
+        except OSError as error:
+            missing.append(unwritten(self.path / "summary.json", error))
+        for file in (self._metrics, self._cosines, *([self._events.file] if self._events is not None else [])):
+            file.catch_up()
+            missing += [] if file.missing is None else [file.missing]
+        return missing
+
+
+def _json_line(line: Mapping[str, Any]) -> str:
+    return json.dumps(line) + "\n"
 
 
 def _step(line: str) -> float:
@@ -106,13 +126,6 @@ def machine() -> str:
         names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
         name = names[0] if names else platform.machine()
     return f"{name}, {os.cpu_count()} cores, {platform.system()}, torch {torch.__version__}"
-
-
-def folder_for(config: Config) -> Path:
-    """The run folder that a configuration asks for, or a new name."""
-    settings = OmegaConf.to_yaml(OmegaConf.structured(config))
-    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{hashlib.sha256(settings.encode()).hexdigest()[:8]}"
-    return Path(config.run_dir) if config.run_dir else Path("runs") / name
 
 
 def scores_of(line: Mapping[str, Any]) -> dict[str, dict[int, Score]]:

@@ -4,6 +4,7 @@ import ctypes
 import itertools
 import json
 import os
+import re
 import secrets
 import signal
 import sys
@@ -49,29 +50,31 @@ class Place:
 
     @classmethod
     def from_environment(cls) -> "Place":
-        """Of torchrun's variables all are there, or none.
+        """That of torchrun's variables, which are all there, or none: then this process is alone.
 
         Raises:
-            UserError: names the first that is missing, empty or out of range, as one that was left over may be.
+            UserError: names one that is without the others, empty or out of range, as one that was left over may be.
         """
-        if not any(name in os.environ for name in NUMBERS):
+        there = [name for name in NUMBERS if name in os.environ]
+        if not there:
             return cls(rank=0, world_size=1, local_rank=0, local_world_size=1)
-        numbers = {name: os.environ.get(name, "") for name in NUMBERS}
-        for name, value in numbers.items():
-            if not value.isdecimal():
-                raise _left_over(name, value, "a whole number")
-        rank, world_size, local_rank, local_world_size = map(int, numbers.values())
-        bounds = {"WORLD_SIZE": (1, None), "RANK": (0, world_size - 1)}
-        bounds |= {"LOCAL_WORLD_SIZE": (1, world_size), "LOCAL_RANK": (0, local_world_size - 1)}
-        for name, (least, most) in bounds.items():
-            if int(numbers[name]) < least or (most is not None and int(numbers[name]) > most):
-                raise _left_over(name, numbers[name], f"at least {least}" if most is None else f"{least} to {most}")
+        if missing := [name for name in NUMBERS if name not in os.environ]:
+            raise _left_over(there[0], f"only with {', '.join(missing)}")
+        rank, world_size, local_rank, local_world_size = map(_whole, NUMBERS)
+        if world_size < 1:
+            raise _left_over("WORLD_SIZE", "at least 1")
+        bounds = {
+            "RANK": (0, world_size - 1),
+            "LOCAL_WORLD_SIZE": (1, world_size),
+            "LOCAL_RANK": (max(0, rank + local_world_size - world_size), min(rank, local_world_size - 1)),
+        }
         if world_size > 1:
-            port = os.environ.get("MASTER_PORT", "")
-            if not port.isdecimal() or not 1 <= int(port) <= 65535:
-                raise _left_over("MASTER_PORT", port, "1 to 65535")
-            if not (address := os.environ.get("MASTER_ADDR", "")):
-                raise _left_over("MASTER_ADDR", address, "a host")
+            bounds["MASTER_PORT"] = (1, 65535)
+            if not os.environ.get("MASTER_ADDR"):
+                raise _left_over("MASTER_ADDR", "a host")
+        for name, (least, most) in bounds.items():
+            if not least <= _whole(name) <= most:
+                raise _left_over(name, f"{least} to {most}")
         return cls(rank, world_size, local_rank, local_world_size)
 
     def threads(self, wanted: int | str) -> int:
@@ -96,8 +99,17 @@ class Place:
         return device if own_gpu else torch.device("cpu")
 
 
-def _left_over(name: str, value: str, allowed: str) -> UserError:
-    error = bad_value(name, value, f"{allowed}, as torchrun sets it; without torchrun, unset {', '.join(NUMBERS)}")
+def _whole(name: str) -> int:
+    """The number that a variable has."""
+    if not re.fullmatch("[0-9]{1,9}", os.environ.get(name, "")):
+        raise _left_over(name, "a whole number")
+    return int(os.environ[name])
+
+
+def _left_over(name: str, allowed: str) -> UserError:
+    there = " ".join(each for each in NUMBERS if each in os.environ)
+    allowed = f"{allowed}, as torchrun sets it; to run in one process, unset {there}"
+    error = bad_value(name, os.environ.get(name, ""), allowed)
     error.alone = True
     return error
 
@@ -106,14 +118,24 @@ class Cluster:
     """The processes of a run, or just this one. The store is there at once; `connect` makes the process group."""
 
     def __init__(self, place: Place, deadline: float = 60.0) -> None:
-        """Args: deadline: seconds that a process waits for another one, in the start and later."""
+        """Args: deadline: seconds that a process waits for another one, in the start and later.
+
+        Raises:
+            LinkError: there is no rendezvous store where torchrun's variables say.
+        """
         self.place, self._deadline = place, deadline
         self.store: dist.Store | None = None
         if place.world_size > 1:
             # The store outlives a run: torchrun keeps it over restarts, and a program may call `train.run` again.
             attempt = f"fgpipe/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{next(_runs)}"
             patience = timedelta(seconds=deadline)
-            shared, _, _ = next(dist.rendezvous("env://", place.rank, place.world_size, timeout=patience))
+            try:
+                shared, _, _ = next(dist.rendezvous("env://", place.rank, place.world_size, timeout=patience))
+            except dist.DistError as error:
+                where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+                raise LinkError(
+                    f"start: no rendezvous at {where} (MASTER_ADDR, MASTER_PORT): {one_line(error)}"
+                ) from error
             self.store = dist.PrefixStore(attempt, shared)
             self._start = Start(self.store, place.rank, place.world_size, deadline)
             _follow_launcher()
@@ -245,7 +267,7 @@ class Cluster:
             try:
                 dist.all_reduce(tensor)
             except RuntimeError as error:
-                raise LinkError(f"a sum over all processes failed: {' '.join(str(error).split())}") from error
+                raise LinkError(f"a sum over all processes failed: {one_line(error)}") from error
         return tensor
 
     def collect(self, table: Tensor, rank: int) -> list[Tensor]:

@@ -1,12 +1,17 @@
 """The command `python -m fgpipe.study STUDY [arguments]`: each study is a module with a `main` of its own.
 
-Exit codes: 0, done; 1, a run failed; 2, bad input.
+Exit codes: 0, done; 1, a run failed, or a file cannot be written; 2, bad input; 130, interrupted.
 """
+
+if __name__ == "__main__":
+    from fgpipe.command import start
+
+    start("fgpipe.study.__main__")
 
 import importlib
 import subprocess
-import sys
 
+from fgpipe.command import FAILED, command, say
 from fgpipe.errors import UserError
 
 STUDIES = {
@@ -25,9 +30,9 @@ STUDIES = {
     "per_sample": "per-sample scalars from one tangent beside the exact projection of every sample",
 }
 """Module of this package to what it finds out; its `main` takes the arguments and returns the exit code."""
-EXTRA = ("matplotlib",)
 
 
+@command
 def main(arguments: list[str]) -> int:
     """Run the study that the first argument names; returns the exit code."""
     if not arguments or arguments[0] in ("--help", "-h"):
@@ -36,25 +41,13 @@ def main(arguments: list[str]) -> int:
         return 0
     name, *rest = arguments
     if name not in STUDIES:
-        print(f"fgpipe: {name}: allowed: {' | '.join(STUDIES)}", file=sys.stderr)
-        return 2
+        raise UserError(f"{name}: allowed: {' | '.join(STUDIES)}")
     study = importlib.import_module(f"fgpipe.study.{name}")
     if "--help" in rest or "-h" in rest:
         print(study.__doc__.rstrip())
         return 0
     try:
         return study.main(rest)
-    except UserError as error:
-        print(f"fgpipe: {error}", file=sys.stderr)
     except subprocess.CalledProcessError:
-        print("fgpipe: a run has failed, as said above; those that are done are kept", file=sys.stderr)
-        return 1
-    except ModuleNotFoundError as error:
-        if error.name not in EXTRA:
-            raise
-        print(f"fgpipe: {error.name} is not installed; studies want pip install 'fgpipe[study]'", file=sys.stderr)
-    return 2
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+        say("a run has failed, as said above; those that are done are kept")
+        return FAILED

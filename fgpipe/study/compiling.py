@@ -28,6 +28,7 @@ from fgpipe.errors import UserError, bad_value
 from fgpipe.gradients import Tangent, linearize
 from fgpipe.models.init import materialize
 from fgpipe.models.net import resnet
+from fgpipe.outputs import check_file
 from fgpipe.runtime.allocator import keep_pages
 from fgpipe.study.arguments import own_keys
 from fgpipe.study.bench.command import surroundings, write_results
@@ -69,8 +70,8 @@ class Options:
         for key, least in (("batch", 2), ("pixels", 8)):
             if getattr(self, key) < least:
                 raise bad_value(key, getattr(self, key), f"at least {least}")
-        if self.out is not None and not Path(self.out).parent.is_dir():
-            raise bad_value("out", self.out, "a file in a folder that exists")
+        if self.out is not None:
+            check_file("out", Path(self.out))
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,9 @@ from typing import Any
 from fgpipe import durable
 from fgpipe.config import Config, check_world, compose_config
 from fgpipe.errors import bad_value
+from fgpipe.outputs import needed, written
 from fgpipe.study.arguments import StudyOptions, claim
-from fgpipe.study.runs import page, quoted, read_summary
+from fgpipe.study.runs import page, quoted, read_summary, write_page
 from fgpipe.study.series import launch
 from fgpipe.study.split import data_facts, measured_split
 from fgpipe.study.synthetic import write_images
@@ -146,7 +147,8 @@ class Contest:
         for contestant in contestants:
             check_world(self.config(contestant.overrides), contestant.processes or options.processes)
         claim(self._folder, [*options.stated(), *arguments])
-        write_images(root, options.batches * size, size)
+        with needed("FOLDER", self._folder):
+            write_images(root, options.batches * size, size)
         self.split = options.split or self._balanced()
         """Blocks per process, of all contestants."""
 
@@ -168,7 +170,8 @@ class Contest:
         if not note.exists():
             config = self.config(())
             sizes = measured_split(config, data_facts(config), self._options.processes)
-            durable.write(note, json.dumps(sizes).encode())
+            with written(note):
+                durable.write(note, json.dumps(sizes).encode())
         return json.loads(note.read_text())
 
     def run(self, start: Start = launch) -> None:
@@ -216,8 +219,7 @@ class Contest:
         setting = described(summaries[0]["config"], self.split, self._options)
         text = page(title, line, setting, summaries, table)
         file = Path(self._options.out or self._folder) / f"{name}.md"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
+        write_page(file, text)
         return file
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
+from fgpipe.outputs import written
 from fgpipe.study.runs import Run, read_summary
 
 POLL = 0.2
@@ -88,7 +89,7 @@ class Driver:
 
     def _launch(self, run: Run, lock: IO[str]) -> _Job:
         command = [*self._launcher, *run.overrides(self._out, self._roots.get(run.cells[0].dataset))]
-        with run.log(self._out).open("ab") as log:
+        with written(run.log(self._out)), run.log(self._out).open("ab") as log:
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,

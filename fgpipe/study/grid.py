@@ -3,11 +3,12 @@
 Exit codes: 0, everything asked for is done; 1, a run failed; 2, bad input; 130, interrupted.
 """
 
-import sys
-from collections.abc import Sequence
+from pathlib import Path
 
+from fgpipe.command import command
 from fgpipe.config import CONFIGS, Config
 from fgpipe.errors import UserError, bad_value
+from fgpipe.outputs import check_folder
 from fgpipe.study.driver import Driver, launcher
 from fgpipe.study.estimate import Cost, cost, seconds_per_flop
 from fgpipe.study.options import Options, Plan, out_folder, parse_options
@@ -15,25 +16,19 @@ from fgpipe.study.paper import Cell
 from fgpipe.study.runs import Run
 
 
-def main(arguments: Sequence[str]) -> int:
+@command
+def main(arguments: list[str]) -> int:
     """Run the command; returns the exit code."""
     if "--help" in arguments or "-h" in arguments:
         print(f"usage: python -m fgpipe.grid [key=value ...]\n\n{(CONFIGS / 'grid.yaml').read_text()}", end="")
         return 0
-    try:
-        options = parse_options(arguments)
-        plan = Plan.make(options)
-        if options.dry_run:
-            for line in dry_run(options, plan):
-                print(line, flush=True)
-            return 0
-        return run(options, plan)
-    except UserError as error:
-        print(f"fgpipe: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
+    options = parse_options(arguments)
+    plan = Plan.make(options)
+    if options.dry_run:
+        for line in dry_run(options, plan):
+            print(line, flush=True)
+        return 0
+    return run(options, plan)
 
 
 def run(options: Options, plan: Plan) -> int:
@@ -46,6 +41,7 @@ def run(options: Options, plan: Plan) -> int:
     if len(plan.unserved) == len(plan.cells):
         raise UserError(f"no cell to run: {_not_served(options, plan)}")
     out = out_folder(options)
+    check_folder("out", Path(options.out).expanduser())
     for run in plan.runs:  # whatever is wrong shows here, before anything is started
         config = run.compose()
         if options.launcher == "torchrun" and config.tangents == "oracle":
@@ -59,7 +55,10 @@ def run(options: Options, plan: Plan) -> int:
         options.jobs,
         lambda line: print(line, flush=True),
     )
-    failed = driver.run(plan.runs)
+    try:
+        failed = driver.run(plan.runs)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("the same command goes on from here") from None
     print(f"{len(plan.runs) - len(failed)} of {len(plan.runs)} runs are done in {out}; {_not_served(options, plan)}")
     return 1 if failed else 0
 

@@ -22,7 +22,8 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from fgpipe.errors import bad_value
+from fgpipe.errors import bad_value, one_line
+from fgpipe.outputs import written
 from fgpipe.study import contest, scaled
 from fgpipe.study.arguments import read
 from fgpipe.study.contest import Contest, Contestant, Spread
@@ -55,7 +56,7 @@ class Options(scaled.Options):
         try:
             re.compile(self.only)
         except re.error as error:
-            raise bad_value("only", self.only, f"a regular expression: {error}") from error
+            raise bad_value("only", self.only, f"a regular expression: {one_line(error)}") from error
 
     def timing(self, blocks: int) -> contest.Options:
         """Of the contest of times."""
@@ -193,7 +194,8 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("{x:g}")
     axes.legend(fontsize=8)
-    figure.savefig(path, dpi=150)
+    with written(path):
+        figure.savefig(path, dpi=150)
     pyplot.close(figure)
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from fgpipe.config import CONFIGS
 from fgpipe.errors import UserError, bad_value
+from fgpipe.study.arguments import merged
 from fgpipe.study.paper import DATASETS, Cell, published, unpublished
 from fgpipe.study.profile import Profile
 from fgpipe.study.runs import Run
@@ -54,8 +54,7 @@ def parse_options(arguments: Sequence[str]) -> Options:
         UserError: an unknown key, or a value that it cannot have.
     """
     known = [*asdict(Options()), *(f"roots.{name}" for name in DATASETS), "data.root"]
-    merged = OmegaConf.merge(OmegaConf.structured(Options), OmegaConf.load(CONFIGS / "grid.yaml"))
-    root = None
+    root, own = None, []
     for argument in arguments:
         key, equals, value = argument.partition("=")
         if not equals:
@@ -65,12 +64,9 @@ def parse_options(arguments: Sequence[str]) -> Options:
             raise UserError(f"{argument}: no such key" + f"; did you mean {' or '.join(near)}?" * bool(near))
         if key == "data.root":
             root = value
-            continue
-        try:
-            merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([argument]))
-        except (OmegaConfBaseException, ValueError) as error:
-            raise UserError(f"{argument}: {str(error).splitlines()[0]}") from error
-    options = OmegaConf.to_object(merged)
+        else:
+            own.append(argument)
+    options = merged(OmegaConf.merge(OmegaConf.structured(Options), OmegaConf.load(CONFIGS / "grid.yaml")), own)
     assert isinstance(options, Options)
     _check(options)
     if root is not None:

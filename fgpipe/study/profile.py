@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fgpipe.config import CONFIGS
-from fgpipe.errors import UserError, bad_value
+from fgpipe.errors import UserError, bad_value, one_line
 from fgpipe.resume import flat
 from fgpipe.study.paper import Cell, Key
 
@@ -47,7 +47,7 @@ class Profile:
         try:
             profile = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), OmegaConf.load(path)))
         except OmegaConfBaseException as error:
-            raise UserError(f"{path}: {' '.join(str(error).split())}") from error
+            raise UserError(f"{path}: {one_line(error)}") from error
         assert isinstance(profile, cls)
         return profile
 

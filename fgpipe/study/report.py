@@ -1,11 +1,11 @@
 """`python -m fgpipe.report FOLDER`: the reproduction card, a page that sets every measured cell beside the published.
 
 Writes `FOLDER/report/`: index.html (with everything in it, no network), cells.csv, and a PNG of each figure.
-Exit codes: 0, written; 2, bad input.
+Exit codes: 0, written; 1, not all can be written; 2, bad input; 130, interrupted.
 """
 
 import csv
-import sys
+import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,10 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
+from fgpipe import durable
+from fgpipe.command import command
 from fgpipe.errors import UserError
+from fgpipe.outputs import check_folder, written
 from fgpipe.study.alignment import Positivity, alignment_verdicts
 from fgpipe.study.claims import Verdict, verdicts
 from fgpipe.study.measured import Collection, Measurement, Values, published_values, spread
@@ -26,37 +29,40 @@ from fgpipe.study.ranks import PARTS, Ranks
 USAGE = "usage: python -m fgpipe.report FOLDER\n\nFOLDER: where python -m fgpipe.grid put its runs (out=)."
 
 
-def main(arguments: Sequence[str]) -> int:
+@command
+def main(arguments: list[str]) -> int:
     """Run the command; returns the exit code."""
     if "--help" in arguments or "-h" in arguments:
         print(USAGE)
         return 0
-    try:
-        if len(arguments) != 1 or not Path(arguments[0]).is_dir():
-            raise UserError(f"{' '.join(arguments) or 'no argument'}: allowed: one folder that exists")
-        for line in report(Path(arguments[0])):
-            print(line)
-    except UserError as error:
-        print(f"fgpipe: {error}", file=sys.stderr)
-        return 2
+    if len(arguments) != 1 or not os.path.isdir(arguments[0]):
+        raise UserError(f"{' '.join(arguments) or 'no argument'}: allowed: one folder that exists")
+    report(Path(arguments[0]))
     return 0
 
 
-def report(folder: Path) -> list[str]:
-    """Write the report; returns the lines to print.
+def report(folder: Path) -> None:
+    """Print the report's figures, and write it.
 
     Raises:
-        UserError: nothing is measured in there.
+        UserError: nothing is measured in there, or nothing can be written there.
+        OutputError: not all of the report can be written.
     """
+    out = folder / "report"
+    check_folder("FOLDER", out)
     collection = Collection.read(folder)
     values, paper = collection.values, published_values()
     measured = sum(cell.key in values for cell in published())
     ranks = Ranks.of(values, paper)
     claims = judge(values, paper, collection.kept)
-    out = folder / "report"
-    out.mkdir(exist_ok=True)
-    drawn = [(plot, plot.write(out)) for plot in plots(collection.kept, values, paper)]
-    write_csv(out / "cells.csv", collection)
+    print(f"{len(collection.kept)} runs, {measured} of {len(published())} published cells")
+    print(f"Spearman correlation, CIFAR-10, tables 2 and 3: {ranks.shown} over {len(ranks.keys)} cells")
+    for verdict, _ in claims:
+        print(f"{verdict.word}: {verdict.claim}: {verdict.numbers}")
+    with written(out):
+        out.mkdir(exist_ok=True)
+        drawn = [(plot, plot.write(out)) for plot in plots(collection.kept, values, paper)]
+        write_csv(out / "cells.csv", collection)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     page = environment.from_string((files("fgpipe.study") / "report.html.j2").read_text()).render(
         measured=measured,
@@ -74,11 +80,9 @@ def report(folder: Path) -> list[str]:
             for each in collection.others
         ],
     )
-    (out / "index.html").write_text(page)
-    lines = [f"{len(collection.kept)} runs, {measured} of {len(published())} published cells"]
-    lines.append(f"Spearman correlation, CIFAR-10, tables 2 and 3: {ranks.shown} over {len(ranks.keys)} cells")
-    lines += [f"{verdict.word}: {verdict.claim}: {verdict.numbers}" for verdict, _ in claims]
-    return [*lines, f"see {out / 'index.html'}"]
+    with written(out / "index.html"):
+        durable.write(out / "index.html", page.encode())
+    print(f"see {out / 'index.html'}")
 
 
 def judge(

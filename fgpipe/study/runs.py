@@ -12,8 +12,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from fgpipe import durable
 from fgpipe.config import Config, compose_config
-from fgpipe.errors import UserError, bad_value
+from fgpipe.errors import UserError, bad_value, reason
+from fgpipe.outputs import written
 from fgpipe.resume import FREE, differences, flat
 from fgpipe.study.paper import Cell
 from fgpipe.study.profile import mismatches
@@ -67,7 +69,7 @@ class Run:
                 file.close()
             if isinstance(error, BlockingIOError):
                 return None
-            raise bad_value("out", out, f"a folder to write in, with file locks (flock): {error.strerror}") from error
+            raise bad_value("out", out, f"a folder to write in, with file locks (flock): {reason(error)}") from error
         return file
 
     def compose(self) -> Config:
@@ -129,7 +131,7 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+        raise UserError(f"{path}: cannot be read: {reason(error)}") from error
     return summary if isinstance(summary, dict) and "test_accuracy" in summary else None
 
 
@@ -139,6 +141,17 @@ def page(title: str, command: str, setting: str, summaries: Iterable[Mapping[str
     Args: summaries: of its runs.
     """
     return f"# {title}\n\n```bash\n{command}\n```\n\n{setting} {origin(summaries)}\n\n{table}"
+
+
+def write_page(file: Path, text: str) -> None:
+    """Write it, in a folder that is made if need be.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    with written(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        durable.write(file, text.encode())
 
 
 def origin(summaries: Iterable[Mapping[str, Any]]) -> str:

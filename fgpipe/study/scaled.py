@@ -10,7 +10,6 @@ import shlex
 import shutil
 import statistics
 import subprocess
-import sys
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,8 +24,8 @@ from fgpipe.errors import bad_value
 from fgpipe.study.arguments import StudyOptions, claim
 from fgpipe.study.paper import published
 from fgpipe.study.profile import Profile
-from fgpipe.study.runs import page, quoted, read_summary
-from fgpipe.study.series import torchrun
+from fgpipe.study.runs import page, quoted, read_summary, write_page
+from fgpipe.study.series import call, end_called, torchrun
 from fgpipe.study.split import data_facts
 
 
@@ -101,17 +100,22 @@ class Trainings:
                     compose_config(missing[path])
         if missing:
             data_facts(self.config)  # bad data is found here, and not by every run
+        failed = threading.Event()
         with ThreadPoolExecutor(self._options.jobs) as pool:
-            list(pool.map(partial(self._train, threading.Event()), missing, missing.values()))
+            try:
+                list(pool.map(partial(self._train, failed), missing, missing.values()))
+            except KeyboardInterrupt:
+                failed.set()
+                end_called()
+                raise
 
     def _train(self, failed: threading.Event, path: Path, run: Sequence[str]) -> None:
         """Args: failed: a run has, or was interrupted; no other begins."""
         if failed.is_set():
             return
         shutil.rmtree(path, ignore_errors=True)
-        command = [*torchrun(self._options.processes), "-m", "fgpipe.train", *run]
         try:
-            subprocess.run(command, stdout=sys.stderr, check=True)
+            call([*torchrun(self._options.processes), "-m", "fgpipe.train", *run])
         except BaseException as error:
             if not isinstance(error, subprocess.CalledProcessError) or not diverged(path):
                 failed.set()
@@ -139,8 +143,7 @@ class Trainings:
         setting += f"{options.seeds} seed{'s' * (options.seeds > 1)}."
         done = [summary for way in ways for summary in self.summaries(way) if summary is not None]
         out = Path(options.out or self._folder)
-        out.mkdir(parents=True, exist_ok=True)
-        (out / f"{name}.md").write_text(page(title, command, setting, done, tables))
+        write_page(out / f"{name}.md", page(title, command, setting, done, tables))
         return out
 
 

@@ -3,17 +3,31 @@
 Usage: torchrun ... -m fgpipe.study.series FILE, where FILE has a list of lists of overrides as JSON.
 """
 
+if __name__ == "__main__":
+    from fgpipe.command import start
+
+    start("fgpipe.study.series")
+
 import json
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
+from fgpipe.command import STARTED, command
 from fgpipe.config import compose_config
-from fgpipe.errors import UserError
+from fgpipe.errors import UserError, one_line
+from fgpipe.outputs import written
 from fgpipe.run import run
+from fgpipe.runtime.allocator import keep_pages
+
+GRACE = 40.0
+"""Seconds that processes have to end; torchrun gives its workers 30."""
+_called: list[subprocess.Popen[bytes]] = []
 
 
 def launch(
@@ -36,9 +50,52 @@ def launch(
     """
     for overrides in runs:
         compose_config(overrides)
-    file.write_text(json.dumps([list(overrides) for overrides in runs], indent=1))
+    with written(file):
+        file.write_text(json.dumps([list(overrides) for overrides in runs], indent=1))
     command = [*torchrun(processes, hosts), "-m", "fgpipe.study.series", str(file)]
-    subprocess.run(command, stdout=sys.stderr, check=True, env={**os.environ, **environment})
+    call(command, environment)
+
+
+def call(command: Sequence[str], environment: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Run a command to its end, as `begin`; an interrupt ends it too.
+
+    Raises:
+        CalledProcessError: it has failed.
+    """
+    process = begin(command, environment)
+    _called.append(process)
+    try:
+        code = process.wait()
+    except BaseException:
+        end([process])
+        raise
+    finally:
+        _called.remove(process)
+    if code:
+        raise subprocess.CalledProcessError(code, command)
+
+
+def begin(command: Sequence[str], environment: Mapping[str, str] = MappingProxyType({})) -> subprocess.Popen[bytes]:
+    """Start a command of ours, whose prints go to stderr."""
+    return subprocess.Popen(command, stdout=sys.stderr, env={**os.environ, STARTED: "1", **environment})
+
+
+def end_called() -> None:
+    """End what `call` waits for, in any thread."""
+    end(_called.copy())
+
+
+def end(processes: Collection[subprocess.Popen[bytes]]) -> None:
+    """Interrupt processes, and wait until they have ended."""
+    for each in processes:
+        each.send_signal(signal.SIGINT)
+    give_up = time.monotonic() + GRACE
+    for each in processes:
+        try:
+            each.wait(max(0.0, give_up - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            each.kill()
+            each.wait()
 
 
 def torchrun(processes: int, hosts: Sequence[str] = ()) -> list[str]:
@@ -54,16 +111,16 @@ def torchrun(processes: int, hosts: Sequence[str] = ()) -> list[str]:
     return [*hosts, sys.executable, "-m", "torch.distributed.run", *where]
 
 
-def main(file: Path) -> int:
+@command
+def main(arguments: list[str]) -> int:
     """Run them, in one of the processes; returns the exit code."""
-    for overrides in json.loads(file.read_text()):
-        try:
-            run(compose_config(overrides))
-        except UserError as error:
-            print(f"fgpipe: {error}", file=sys.stderr)
-            return 2
+    if len(arguments) != 1:
+        raise UserError(f"{' '.join(arguments) or 'no argument'}: allowed: FILE")
+    try:
+        runs = json.loads(Path(arguments[0]).read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{arguments[0]}: {one_line(error)}: allowed: a list of lists of overrides as JSON") from error
+    keep_pages()
+    for overrides in runs:
+        run(compose_config(overrides))
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))

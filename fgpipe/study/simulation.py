@@ -142,12 +142,12 @@ def main(arguments: list[str]) -> int:
             simulated = predicted(calibration, case, run.split, options.batches)
             rows.append((each.processes, case.contestant.name, run.speeds(case.contestant), simulated))
     errors = [simulated / Spread.of(speeds).median - 1 for _, _, speeds, simulated in rows]
-    replace(calibration, errors=errors).save(folder / "calibration.json")
     splits = " and ".join(str(list(run.split)) for run in contests)
     text = (
         f"## Runs and predictions, {calibration.cores} cores\n\nBlocks per process: {splits}.\n\n{validation(rows)}\n"
     )
     text += f"## Scaling, simulated: images per second of nets of equal blocks, a process and a core for each\n\n{scaling(calibration)}"
     print(text, end="")
+    replace(calibration, errors=errors).save(folder / "calibration.json")
     contests[0].write("simulation", "The simulator", ["simulation", *arguments], text)
     return 0

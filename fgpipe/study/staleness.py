@@ -21,6 +21,7 @@ from pathlib import Path
 from fgpipe.gradients.method import Method
 from fgpipe.observe import trace
 from fgpipe.observe.timeline import Event
+from fgpipe.outputs import written
 from fgpipe.runtime.schedule import windows
 from fgpipe.study.arguments import read
 from fgpipe.study.scaled import Options, Trainings, accuracies, accuracy_cells, mean_accuracy
@@ -122,7 +123,8 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     axes.set_xticks(range(len(WINDOWS)), WINDOWS)
     axes.set(xlabel="window", ylabel="test accuracy, %")
     axes.legend()
-    figure.savefig(path, dpi=150)
+    with written(path):
+        figure.savefig(path, dpi=150)
     pyplot.close(figure)
 
 

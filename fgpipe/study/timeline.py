@@ -21,6 +21,7 @@ from matplotlib.patches import Patch  # noqa: E402
 from fgpipe.errors import UserError, bad_value  # noqa: E402
 from fgpipe.observe.timeline import RECEIVE, SCALARS, WAITS, Event  # noqa: E402
 from fgpipe.observe.trace import chains, read  # noqa: E402
+from fgpipe.outputs import check_file, written  # noqa: E402
 
 COLORS = {
     "forward": "#2f7ed8",
@@ -53,12 +54,18 @@ def main(arguments: Sequence[str]) -> int:
         raise bad_value("TRACE", source, "the trace.json of a run with trace=true") from error
     if count and not (count[0].isdecimal() and int(count[0]) > 0):
         raise bad_value("BATCHES", count[0], "a whole number of at least 1")
+    check_file("PICTURE", Path(picture))
     draw(events, int(count[0]) if count else DEFAULT_BATCHES, Path(picture))
     return 0
 
 
 def draw(events: Mapping[int, Sequence[Event]], count: int, picture: Path) -> None:
-    """Draw `count` batches in mid-run to a PNG file; errors as for `main`."""
+    """Draw `count` batches in mid-run to a PNG file.
+
+    Raises:
+        UserError: there are too few batches.
+        OutputError: the file cannot be written.
+    """
     batches = sorted({event.batch for each in events.values() for event in each})
     if len(batches) < count:
         raise bad_value("BATCHES", count, f"1 to {len(batches)}, as many as the trace has")
@@ -81,7 +88,8 @@ def draw(events: Mapping[int, Sequence[Event]], count: int, picture: Path) -> No
     kinds = [kind for kind in COLORS if any(event.kind == kind for event in shown)]
     legend = [Patch(color=COLORS[kind], label=kind) for kind in kinds] + [Patch(color=WAIT_COLOR, label="waiting")]
     figure.legend(handles=legend, loc="outside upper left", ncols=len(legend), frameon=False)
-    figure.savefig(picture, dpi=110)
+    with written(picture):
+        figure.savefig(picture, dpi=110, format="png")
     plt.close(figure)
 
 

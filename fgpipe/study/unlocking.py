@@ -29,12 +29,13 @@ from fgpipe.config import compose_config
 from fgpipe.data import Batches, load
 from fgpipe.errors import bad_value
 from fgpipe.observe import trace
+from fgpipe.outputs import written
 from fgpipe.runtime.allocator import keep_pages
 from fgpipe.runtime.precision import DTYPES
 from fgpipe.study.arguments import StudyOptions, claim, read
 from fgpipe.study.kept import kept_by_blocks, kept_together
 from fgpipe.study.orders import Spans, Verdict, backward_locked, backward_unlocked, spans, update_unlocked
-from fgpipe.study.runs import page, quoted, read_summary
+from fgpipe.study.runs import page, quoted, read_summary, write_page
 from fgpipe.study.series import launch
 from fgpipe.study.simulator import calibration
 from fgpipe.study.simulator.programs import Costs
@@ -200,7 +201,8 @@ class Study:
                 costs = calibration.backpropagation_costs(plan, batches, config.batch_size)
             finally:
                 torch.set_num_threads(threads)
-            durable.write(note, json.dumps(costs).encode())
+            with written(note):
+                durable.write(note, json.dumps(costs).encode())
         return json.loads(note.read_text())
 
     def write(self, out: Path, command: str, wanted: Sequence[Cell], text: str) -> None:
@@ -209,9 +211,8 @@ class Study:
         setting = f"Width {config.model.width:g}, batch {config.batch_size}, "
         setting += f"{BATCHES} batches, a process for each block."
         summaries = [read_summary(path) or {} for cell in wanted for path in self._slow(cell).values()]
-        out.mkdir(parents=True, exist_ok=True)
         title = "What is unlocked: the paper's table 1, by execution"
-        (out / "unlocking.md").write_text(page(title, command, setting, summaries, text))
+        write_page(out / "unlocking.md", page(title, command, setting, summaries, text))
 
 
 def extra_compute(costs: Costs, plain: Costs) -> float:

@@ -25,7 +25,7 @@ CASES = {
     "a wrong choice": (2, ["guess=psychic"], "guess=psychic: allowed: local | local_subspace | ntk"),
     "replicas that do not fit": (3, ["replicas=2"], "replicas=2: allowed: a divisor of the number of processes (3)"),
     "missing data": (2, ["data=image_folder", "data.root=nowhere-at-all"], "nowhere-at-all"),
-    "too many processes": (9, [], "nproc_per_node=9: allowed: at most one process per block (model.blocks=8)"),
+    "too many processes": (9, [], "nproc_per_node=9: allowed: at most one process per block of the net (8)"),
     "the oracle in two": (2, ["tangents=oracle", "window=1"], "tangents=oracle: allowed: forward with 2 processes"),
 }
 

@@ -1,13 +1,20 @@
 """What is left over in the environment is named in one line; torchrun's own variables are all there, or none."""
 
 import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import psutil
 import pytest
 
+from fgpipe.command import REPORT_BY_FIRST
 from fgpipe.errors import UserError
 from fgpipe.runtime.interface import Interface
-from fgpipe.runtime.process import NUMBERS, Place
+from fgpipe.runtime.links.distributed import LinkError
+from fgpipe.runtime.process import NUMBERS, Cluster, Place
+from tests.integration import launching
 
 WHOLE = {
     "RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500",
@@ -34,24 +41,59 @@ def test_torchruns_variables_and_none(environment: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("value", ["3", "", "one", "-1"])
 def test_one_alone(name: str, value: str, environment: pytest.MonkeyPatch) -> None:
     environment.setenv(name, value)
-    with pytest.raises(
-        UserError, match=r"^\w+=.*: allowed: a whole number, as torchrun sets it; without torchrun, unset"
-    ):
+    others = ", ".join(each for each in NUMBERS if each != name)
+    with pytest.raises(UserError) as caught:
         Place.from_environment()
+    line = f"{name}={value}: allowed: only with {others}, as torchrun sets it; to run in one process, unset {name}"
+    assert str(caught.value) == line
+    assert caught.value.alone, "nobody knows whether this process is the one that reports"
 
 
-@pytest.mark.parametrize("name, value, allowed", [
+WRONG = [
     ("RANK", "4", "0 to 3"), ("LOCAL_RANK", "2", "0 to 1"), ("WORLD_SIZE", "0", "at least 1"), ("LOCAL_WORLD_SIZE", "5", "1 to 4"),
-    ("LOCAL_WORLD_SIZE", "0", "1 to 4"), ("WORLD_SIZE", "", "a whole number"), ("MASTER_PORT", "", "1 to 65535"),
-    ("MASTER_PORT", "70000", "1 to 65535"), ("MASTER_ADDR", "", "a host"),
-])  # fmt: skip
-def test_one_wrong(name: str, value: str, allowed: str, environment: pytest.MonkeyPatch) -> None:
-    for each, right in WHOLE.items():
+    ("LOCAL_WORLD_SIZE", "0", "1 to 4"), ("WORLD_SIZE", "", "a whole number"), ("MASTER_PORT", "", "a whole number"),
+    ("MASTER_PORT", "70000", "1 to 65535"), ("MASTER_PORT", "0", "1 to 65535"), ("MASTER_ADDR", "", "a host"),
+    ("RANK", "0", "LOCAL_RANK=1: allowed: 0 to 0"), ("RANK", "3", "LOCAL_RANK=0: allowed: 1 to 1"), ("RANK", "1.0", "a whole number"),
+    ("RANK", "٣", "a whole number"), ("WORLD_SIZE", "9" * 5000, "a whole number"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name, value, expected", WRONG, ids=[f"{name}-{value[:9]}" for name, value, _ in WRONG])
+def test_one_wrong(name: str, value: str, expected: str, environment: pytest.MonkeyPatch) -> None:
+    """Ranks of a host are neighbours: LOCAL_RANK says how many of them come before this one."""
+    local_rank = "0" if (name, value) == ("RANK", "3") else WHOLE["LOCAL_RANK"]
+    for each, right in {**WHOLE, "LOCAL_RANK": local_rank, name: value}.items():
         environment.setenv(each, right)
-    environment.setenv(name, value)
-    with pytest.raises(UserError, match=f"^{name}={value}: allowed: {allowed}, as torchrun sets it") as caught:
+    line = expected if "allowed" in expected else f"{name}={value}: allowed: {expected}"
+    with pytest.raises(UserError) as caught:
         Place.from_environment()
-    assert caught.value.alone, "the process cannot know whether it is the one that reports"
+    unset = "to run in one process, unset RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE"
+    assert str(caught.value) == f"{line}, as torchrun sets it; {unset}"
+    assert caught.value.alone
+
+
+def test_the_command_names_what_is_left_over(tmp_path: Path) -> None:
+    """At once: nobody else would."""
+    command = [sys.executable, "-m", "fgpipe.train", f"run_dir={tmp_path / 'run'}"]
+    variables = {name: value for name, value in launching.environment().items() if name not in WHOLE}
+    began = time.monotonic()
+    done = subprocess.run(command, env={**variables, "LOCAL_RANK": "3"}, capture_output=True, text=True, timeout=60)
+    assert time.monotonic() - began < REPORT_BY_FIRST
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("fgpipe: LOCAL_RANK=3: allowed: only with RANK,") and done.stderr.count("\n") == 1
+
+
+def test_nobody_where_the_variables_say(environment: pytest.MonkeyPatch) -> None:
+    """A whole set that was left over: the address is named when nobody has answered for as long as the deadline."""
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        port = unused.getsockname()[1]
+    for name, value in {**WHOLE, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}.items():
+        environment.setenv(name, value)
+    with pytest.raises(
+        LinkError, match=rf"^start: no rendezvous at 127.0.0.1:{port} \(MASTER_ADDR, MASTER_PORT\): "
+    ) as caught:
+        Cluster(Place.from_environment(), deadline=1)
+    assert "\n" not in str(caught.value)
 
 
 def test_without_an_interface(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,7 +39,7 @@ def fake_runs(monkeypatch: pytest.MonkeyPatch, interrupted: int) -> list[dict[st
     """No run is run: each leaves a summary. The list fills with their settings; one of them is interrupted."""
     ran: list[dict[str, str]] = []
 
-    def run(command: Sequence[str], **options: object) -> None:
+    def run(command: Sequence[str], *environment: object) -> None:
         alone = "fgpipe.train" in command
         for overrides in [command] if alone else json.loads(Path(command[-1]).read_text()):
             settings = dict(each.split("=", 1) for each in overrides if "=" in each)
@@ -56,7 +56,8 @@ def fake_runs(monkeypatch: pytest.MonkeyPatch, interrupted: int) -> list[dict[st
             figures |= {"machine": "a machine", "commit": "1f", "config": {"model": {"width": 0.25}, "batch_size": 64}}
             (folder / "summary.json").write_text(json.dumps(figures))
 
-    monkeypatch.setattr(subprocess, "run", run)
+    for module in ("scaled", "series"):
+        monkeypatch.setattr(f"fgpipe.study.{module}.call", run)
     return ran
 
 
@@ -69,8 +70,7 @@ def test_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     folder = tmp_path / "a,b (1) {c}"
     only = "only=weight block local (exact|1) plain projection|weight tensor local 4 plain normalised"
     command = ["lanes", str(folder), "seeds=2", "repeats=2", only, *DIGITS, "head=linear"]
-    with pytest.raises(KeyboardInterrupt):
-        main(command)
+    assert main(command) == 130 and capsys.readouterr().err == "fgpipe: interrupted\n"
     assert [settings["seed"] for settings in ran] == ["0"] * 5 + ["1"]
     assert main(command) == 0
     assert len(ran) == 5 * 2 + 1 + 5 * 2, (

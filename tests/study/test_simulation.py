@@ -92,7 +92,7 @@ def test_command(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ("link.rate=fast", "link.rate=fast: allowed: a rate above 0"),
         ("lnk.rate=1Gbit", "lnk.rate=1Gbit: no such key; did you mean link.rate"),
         ("batch_size=32", "calibration={file}: allowed: a new file, or the arguments that it was made with: model.width"),
-        ("calibration=no/file", "calibration=no/file: allowed: a file in a folder that is there"),
+        ("calibration=no/file", "calibration=no/file: allowed: a file in a folder that exists"),
         ("calibration={folder}", "calibration={folder}: allowed: a file that fgpipe.simulate has written"),
     ],
 )  # fmt: skip

@@ -72,7 +72,7 @@ def test_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     """Done and diverged runs stay; an interrupted and a failed one are run again."""
     ran: list[str] = []
 
-    def run(command: Sequence[str], **options: object) -> None:
+    def run(command: Sequence[str]) -> None:
         path = Path(next(each for each in command if each.startswith("run_dir=")).split("=", 1)[1].strip('"'))
         path.mkdir()
         ran.append(path.name)
@@ -85,10 +85,9 @@ def test_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
         (path / "summary.json").write_text(json.dumps({"test_accuracy": 0.5, "machine": "a machine", "commit": "1f"}))
         trace.write(path / "trace.json", {0: events("f0 f1 a0 a1")}, {0: "rank 0"}, {})
 
-    monkeypatch.setattr("fgpipe.study.scaled.subprocess.run", run)
+    monkeypatch.setattr("fgpipe.study.scaled.call", run)
     command = ["staleness", str(tmp_path / "study"), *SMALL]
-    with pytest.raises(KeyboardInterrupt):
-        main(command)
+    assert main(command) == 130 and capsys.readouterr().err == "fgpipe: interrupted\n"
     assert main(command) == 1 and "a run has failed" in capsys.readouterr().err
     assert main(command) == 0
     assert len(ran) == 9 + 2 and ran[2] == ran[3] and ran[4] == ran[5]

@@ -5,7 +5,8 @@
     only=NAMES      some of the sections tangents, pipeline, recording, cells, start, profile, such as only=tangents,start
     quick=true      every section once at a tiny size: shows that it works, the figures mean nothing
 
-docs/benchmarks/speed.md says what is measured how. Exit codes: 0, done; 1, a run failed; 2, bad input.
+docs/benchmarks/speed.md says what is measured how. Exit codes: 0, done; 1, a run failed, or FILE
+cannot be written; 2, bad input; 130, interrupted.
 """
 
 import os
@@ -20,7 +21,10 @@ import psutil
 import torch
 
 import fgpipe
+from fgpipe import durable
+from fgpipe.command import command
 from fgpipe.errors import UserError, bad_value
+from fgpipe.outputs import check_file, written
 from fgpipe.runtime.allocator import keep_pages
 from fgpipe.study.bench import cells, overhead, pipeline, recording, start, tangents
 from fgpipe.study.bench.table import FULL, QUICK, Row, Sizes, table
@@ -60,8 +64,8 @@ def parse(arguments: Sequence[str]) -> Options:
             raise UserError(f"{argument}: allowed: {'=..., '.join(KEYS)}=...")
         given[key] = value
     out = Path(given["out"]) if "out" in given else None
-    if out is not None and (out.is_dir() or not out.parent.is_dir()):
-        raise bad_value("out", out, "a file in a folder that exists")
+    if out is not None:
+        check_file("out", out)
     names = given.get("only", ",".join(SECTIONS)).split(",")
     for name in names:
         if name not in SECTIONS:
@@ -72,26 +76,19 @@ def parse(arguments: Sequence[str]) -> Options:
     return Options(out, tuple(name for name in SECTIONS if name in names), QUICK if quick == "true" else FULL)
 
 
+@command
 def main(arguments: list[str]) -> int:
     """Run the command; returns the exit code."""
     if "--help" in arguments or "-h" in arguments:
         print(__doc__.rstrip())
         return 0
-    try:
-        options = parse(arguments)
-    except UserError as error:
-        print(f"fgpipe: {error}", file=sys.stderr)
-        return 2
+    options = parse(arguments)
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's library says two lines on stderr each time
     keep_pages()  # as training does
     rows = []
     for name in options.sections:
         print(f"measuring: {name}", file=sys.stderr, flush=True)
-        try:
-            rows += SECTIONS[name](options.sizes)
-        except subprocess.CalledProcessError as error:
-            print(f"fgpipe: {name}: a run ended with code {error.returncode}", file=sys.stderr)
-            return 1
+        rows += SECTIONS[name](options.sizes)
     settings = [f"{key}={value}" for key, value in sorted(os.environ.items()) if key.startswith(ENVIRONMENT)]
     command = " ".join([*settings, "python -m fgpipe.bench", *arguments])
     text = f"{table(rows)}\n{surroundings()}\n\nCommand: `{command}`\n"
@@ -102,9 +99,14 @@ def main(arguments: list[str]) -> int:
 
 
 def write_results(path: Path, text: str) -> None:
-    """Put `text` below the heading of the results, in place of what is there."""
-    before = path.read_text().partition(HEADING)[0] if path.exists() else ""
-    path.write_text(f"{before}{HEADING}\n{text}")
+    """Put `text` below the heading of the results, in place of what is there.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    with written(path):
+        before = path.read_text().partition(HEADING)[0] if path.is_file() else ""
+        durable.write(path, f"{before}{HEADING}\n{text}".encode())
 
 
 def surroundings() -> str:

@@ -11,10 +11,12 @@ from pathlib import Path
 
 from fgpipe.observe import trace
 from fgpipe.study.bench.table import Row, Sizes, at_most
-from fgpipe.study.series import torchrun
+from fgpipe.study.series import call, torchrun
 
 SECONDS = at_most(15)
-IMPORTS = "import gc, time; gc.disable(); import torch.distributed; print(f'{time.monotonic_ns()}\\n', end='')"
+IMPORTS = "import gc, signal, time; gc.disable(); signal.signal(signal.SIGINT, signal.SIG_DFL); "
+IMPORTS += "import torch.distributed; print(f'{time.monotonic_ns()}\\n', end='')"
+"""As `fgpipe.train` does it; an interrupt ends it without a word."""
 COMMON = ["data=digits", "epochs=1", "trace=true", "device=cpu", "observe.tensorboard=false"]
 
 
@@ -29,8 +31,8 @@ def rows(sizes: Sizes) -> Iterator[Row]:
     figures: dict[str, list[float]] = {name: [] for name in calls}
     calls["imports"]()
     for _ in range(sizes.runs):
-        for name, call in calls.items():
-            figures[name].append(call())
+        for name, measure in calls.items():
+            figures[name].append(measure())
     yield Row("start", f"seconds from command to first trained batch, {processes} processes", figures["run"], SECONDS)
     what = f"seconds of torchrun and {processes} processes until all have imported PyTorch"
     yield Row("start", what, figures["imports"])
@@ -52,9 +54,7 @@ def seconds_to_first_batch(processes: int, overrides: list[str]) -> float:
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         began = time.monotonic_ns()  # the clock of a trace is the same one
-        subprocess.run(
-            [*torchrun(processes), "-m", "fgpipe.train", *overrides, f"run_dir={run}"], stdout=sys.stderr, check=True
-        )
+        call([*torchrun(processes), "-m", "fgpipe.train", *overrides, f"run_dir={run}"])
         path = run / "trace.json"
         origin = json.loads(path.read_text())["otherData"]["origin"]
         events = trace.events(path)

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -31,12 +31,13 @@ from fgpipe.observe.metrics import Metrics
 from fgpipe.observe.record import commit, machine
 from fgpipe.observe.timeline import COMPUTE, RECEIVE, SCALARS, Event, Timeline
 from fgpipe.optim import Optimizer, learning_rate
+from fgpipe.outputs import needed, written
 from fgpipe.runtime.allocator import keep_pages
 from fgpipe.runtime.precision import DTYPES
 from fgpipe.runtime.replicas import Replicas
 from fgpipe.study.contest import COMMON
 from fgpipe.study.runs import quoted
-from fgpipe.study.series import launch
+from fgpipe.study.series import begin, end, launch
 from fgpipe.study.simulator.machine import Machine
 from fgpipe.study.simulator.programs import Costs
 from fgpipe.study.split import data_facts
@@ -120,7 +121,9 @@ class Calibration:
         )
 
     def save(self, path: Path) -> None:
-        durable.write(path, (json.dumps(asdict(self), indent=1) + "\n").encode())
+        """Raises: OutputError: it cannot be written."""
+        with written(path):
+            durable.write(path, (json.dumps(asdict(self), indent=1) + "\n").encode())
 
     def on(self, cores: float) -> Machine:
         """The machine, or one like it with so many cores."""
@@ -148,22 +151,29 @@ class _Runs:
         self._common += [f"data.train_samples={BATCHES * size}", f"data.test_samples={size}", "epochs=1"]
         for overrides in METHODS.values():
             compose_config([*self._common, *overrides])
-        self._folder.mkdir(parents=True, exist_ok=True)
-        write_images(self._folder / "images", BATCHES * size, size)
+        with needed("FOLDER", self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            write_images(self._folder / "images", BATCHES * size, size)
 
     def _run(self, method: str, name: str, *more: str) -> list[str]:
         where = f"run_dir={quoted(str(self._folder / name))}"
         return [*self._common, *METHODS[method], "trace=true", *more, where]
 
-    def _start(self, name: str, runs: Sequence[Sequence[str]]) -> subprocess.Popen:
-        file = self._folder / f"{name}.json"
-        file.write_text(json.dumps([list(run) for run in runs]))
-        return subprocess.Popen([sys.executable, "-m", "fgpipe.study.series", str(file)], stdout=sys.stderr)
-
-    def _wait(self, started: Iterable[subprocess.Popen]) -> None:
-        for each in started:
-            if each.wait():
-                raise subprocess.CalledProcessError(each.returncode, each.args)
+    def _run_at_once(self, series: Mapping[str, Sequence[Sequence[str]]]) -> None:
+        """Args: series: by name, runs that come one after the other in a process of their own."""
+        started: list[subprocess.Popen[bytes]] = []
+        try:
+            for name, runs in series.items():
+                file = self._folder / f"{name}.json"
+                with written(file):
+                    file.write_text(json.dumps([list(run) for run in runs]))
+                started.append(begin([sys.executable, "-m", "fgpipe.study.series", str(file)]))
+            for each in started:
+                if each.wait():
+                    raise subprocess.CalledProcessError(each.returncode, each.args)
+        except BaseException:
+            end(started)
+            raise
 
     def _costs(self, name: str) -> list[dict[str, float]]:
         (events,) = trace.read(self._folder / name / "trace.json").values()
@@ -172,13 +182,13 @@ class _Runs:
     def costs(self) -> dict[str, list[dict[str, float]]]:
         """Of each method, alone on the machine."""
         names = {method: f"alone-{number}" for number, method in enumerate(METHODS)}
-        self._wait([self._start("alone", [self._run(method, name) for method, name in names.items()])])
+        self._run_at_once({"alone": [self._run(method, name) for method, name in names.items()]})
         return {method: self._costs(name) for method, name in names.items()}
 
     def loaded_costs(self) -> list[dict[str, float]]:
         """Of the local target, with a run on every core; those of the first."""
         names = [f"loaded-{number}" for number in range(min(MOST_COPIES, os.cpu_count() or 1))]
-        self._wait([self._start(name, [self._run("local target", name)]) for name in names])
+        self._run_at_once({name: [self._run("local target", name)] for name in names})
         return self._costs(names[0])
 
     def hop(self) -> dict[str, float]:

@@ -13,19 +13,20 @@
 
 All other keys are those of fgpipe.train, such as model.width=0.25 batch_size=64 lanes=4 microbatches=8, and go to the
 measurements. docs/benchmarks/README.md says what is simulated how, and what is left out. Exit codes: 0, done; 1, a run
-failed; 2, bad input.
+failed, or FILE cannot be written; 2, bad input; 130, interrupted.
 """
 
 import math
-import subprocess
-import sys
+import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fgpipe.command import command
 from fgpipe.config import Config, compose_config
-from fgpipe.errors import UserError, bad_value
+from fgpipe.errors import bad_value
+from fgpipe.outputs import check_file
 from fgpipe.runtime.links.slow import SlowLinks
 from fgpipe.runtime.topology import runs_of
 from fgpipe.study.arguments import own_keys
@@ -79,15 +80,12 @@ def measured(options: Options, arguments: Sequence[str]) -> Calibration:
         UserError, CalledProcessError: as `Calibration` does.
     """
     path = options.calibration and Path(options.calibration)
-    if path and path.exists():
+    if path and os.path.exists(path):
         return Calibration.load(path, arguments)
-    if path and not path.parent.is_dir():
-        raise bad_value("calibration", path, "a file in a folder that is there")
-    with tempfile.TemporaryDirectory() as folder:
-        found = Calibration.measure(arguments, Path(folder))
     if path:
-        found.save(path)
-    return found
+        check_file("calibration", path)
+    with tempfile.TemporaryDirectory() as folder:
+        return Calibration.measure(arguments, Path(folder))
 
 
 def table(setting: Setting, links: SlowLinks, cores: float) -> str:
@@ -131,28 +129,30 @@ def accuracy(errors: Sequence[float]) -> str:
 
 
 def run(arguments: Sequence[str]) -> None:
-    """Measure what is missing, simulate, and print the table; errors as for `measured`."""
+    """Measure what is missing, simulate, print the table, and keep what was measured.
+
+    Raises:
+        UserError, CalledProcessError: as for `measured`.
+        OutputError: the calibration cannot be written.
+    """
     options, overrides = own_keys(arguments, Options())
     config = compose_config([*DEFAULTS, *overrides])
     stages, processes = options.check(config)
     kept = [argument for argument in overrides if argument.partition("=")[0] not in SIMULATED]
-    setting = Setting(measured(options, kept), stages, processes, config.window)
+    calibration = measured(options, kept)
+    setting = Setting(calibration, stages, processes, config.window)
     cores = math.inf if options.cores is None else options.cores
     text = table(setting, SlowLinks.of(config.link, processes), cores)
     print(about(setting, config, cores), text, sep="\n", end="")
+    if options.calibration and not Path(options.calibration).exists():
+        calibration.save(Path(options.calibration))
 
 
-def main(arguments: Sequence[str]) -> int:
+@command
+def main(arguments: list[str]) -> int:
     """Run the command; returns the exit code."""
     if "--help" in arguments or "-h" in arguments:
         print((__doc__ or "").rstrip())
         return 0
-    try:
-        run(arguments)
-    except UserError as error:
-        print(f"fgpipe: {error}", file=sys.stderr)
-        return 2
-    except subprocess.CalledProcessError:
-        print("fgpipe: a run has failed, as said above", file=sys.stderr)
-        return 1
+    run(arguments)
     return 0
