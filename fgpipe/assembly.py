@@ -11,7 +11,7 @@ from torch import nn
 from fgpipe.config import Config
 from fgpipe.data import Batches, Dataset
 from fgpipe.errors import bad_value
-from fgpipe.gradients.check import check_net
+from fgpipe.gradients.check import check_net, fails_alone
 from fgpipe.gradients.method import Method
 from fgpipe.gradients.probes import Lanes, plan_lanes
 from fgpipe.models.init import materialize
@@ -21,7 +21,7 @@ from fgpipe.observe.metrics import Metrics
 from fgpipe.observe.timeline import Timeline
 from fgpipe.optim import Optimizer, Trained, learning_rate, trainable
 from fgpipe.rng import generator
-from fgpipe.runtime.costs import ForwardPass, block_costs, lone_values
+from fgpipe.runtime.costs import ForwardPass, block_costs
 from fgpipe.runtime.feedback.base import FeedbackPlane
 from fgpipe.runtime.feedback.mailbox import Mailbox
 from fgpipe.runtime.feedback.memory import MemoryFeedback
@@ -123,14 +123,11 @@ class Plan:
             used = [head if _uses_head(config, method, j) else None for j, head in enumerate(net.heads)]
             check_net(net.blocks, used, method, lanes, (facts.channels, facts.height, facts.width), facts.classes)
         forward = ForwardPass.of(net, (2, facts.channels, facts.height, facts.width))
-        lone_samples = (
-            config.guess == "end_to_end" and config.tangents == "forward" and config.share == config.microbatches
-        )
-        if lone_samples and (where := lone_values(net, (facts.channels, facts.height, facts.width))):
-            allowed = (
-                f"at most {config.share // 2} here, as batch norm in {where} has one value per channel of a sample"
-            )
-            raise bad_value("microbatches", config.microbatches, allowed)
+        if config.guess == "end_to_end" and config.tangents == "forward" and config.microbatches == config.share:
+            image = (facts.channels, facts.height, facts.width)
+            if failure := fails_alone(net.blocks, net.heads[-1], image, DTYPES[config.dtype]):
+                allowed = f"at most {config.share // 2} here, as of one sample {failure}"
+                raise bad_value("microbatches", config.microbatches, allowed)
         if config.partition == "counted":
             sizes = balanced(block_costs(forward.flops, method, lanes), world_size // config.replicas)
         else:

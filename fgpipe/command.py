@@ -99,7 +99,6 @@ def _ended(error: BaseException) -> int:
         return FAILED
     if isinstance(error, UserError) and not error.alone and os.environ.get("LOCAL_RANK", "0") != "0":
         time.sleep(REPORT_BY_FIRST)  # torchrun ends the others as soon as the first has ended
-        return BAD_INPUT
     say(one_line(error))
     return BAD_INPUT if isinstance(error, UserError) else FAILED
 

@@ -65,7 +65,7 @@ def export(run: Path, file: Path) -> Manifest:
     for block in range(blocks):
         for name, tensor in read_tensors(folder, block).items():
             part, kind, rest = name.split(".", 2)
-            if kind == "module" and (part == "block" or block == blocks - 1):
+            if kind == "module" and (part == "block" or (part == "head" and block == blocks - 1)):
                 tensors[f"{block if part == 'block' else blocks}.{rest}"] = tensor
     about = {"format": "pt", "model": json.dumps(manifest.config["model"]), "data": json.dumps(manifest.config["data"])}
     with written(file):

@@ -89,7 +89,9 @@ def _perform(
 
     Args: claim: holds the run folder, in the process that decides which one it is.
     """
-    interface = Interface.find(config.interface, place.several_hosts, alone=place.world_size == 1)
+    pipelined = config.guess == "end_to_end" and config.tangents == "forward"
+    alone = place.world_size == 1 and not pipelined  # a process group needs one, even of one process
+    interface = Interface.find(config.interface, place.several_hosts, alone=alone)
     device = place.device(config.device)
     with _said(place):
         cluster = Cluster(place, config.deadline)
@@ -98,7 +100,6 @@ def _perform(
     resumed = Checkpoints(source).manifest(step) if source is not None and step else None
     plan = Plan.make(config, DataFacts(*facts), net, place.rank, place.world_size, step, pipelines)
     _prefix_warnings(plan.topology)
-    pipelined = config.guess == "end_to_end" and config.tangents == "forward"
     with _said(place), interface.confines_gloo():
         cluster.connect(plan.topology, place.wire_device(device), alone=pipelined)
         replicas = Replicas.connect(plan.topology, place.wire_device(device), config.deadline, pipelined)

@@ -38,12 +38,12 @@ def main(arguments: list[str]) -> int:
     if "--help" in arguments or "-h" in arguments:
         print(usage())
         return 0
+    place = Place.from_environment()
     config = compose_config([argument for argument in arguments if argument != "--cfg"])
     if "--cfg" in arguments:
         print(OmegaConf.to_yaml(OmegaConf.structured(config)), end="")
         return 0
     keep_pages()
-    place = Place.from_environment()
     try:
         run(config)
     except CheckpointError as error:

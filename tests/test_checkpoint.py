@@ -171,12 +171,13 @@ def test_longer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "epochs=1: allowed: at least 2, which 12 steps of" in capsys.readouterr().err
 
 
-def test_export(reference: Reference, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["pipelined", "coded"])
+def test_export(method: str, reference: Reference, tmp_path: Path) -> None:
     """The exported net, in an ordinary module, tested by a loop of its own."""
-    reference.arrays("pipelined")
-    run, file = reference.folder / "pipelined", tmp_path / "net.safetensors"
+    reference.arrays(method)
+    run, file = reference.folder / method, tmp_path / "net.safetensors"
     assert fgpipe.export.main([str(run), str(file)]) == 0
-    config = compose_config([*COMMON, *METHODS["pipelined"]])
+    config = compose_config([*COMMON, *METHODS[method]])
     net = sequential(resnet(config.model, config.head, in_channels=1, classes=10)).to_empty(device="cpu").eval()
     tensors = safetensors.torch.load_file(file)
     assert tensors.keys() == net.state_dict().keys(), "all blocks and the classifier, and no head"

@@ -1,11 +1,16 @@
 """The schema: a wrong value of any key is one line that names key, value and what is allowed."""
 
 import re
+from pathlib import Path
 
 import pytest
+from torch import nn
 
 from fgpipe.config import CONFIGS, RULES, check_world, compose_config, known_keys
 from fgpipe.errors import UserError
+from fgpipe.models.heads import Head
+from fgpipe.models.net import Net
+from fgpipe.run import run
 
 WRONG = {
     "data.size": ["0", "huge"],
@@ -148,3 +153,27 @@ def test_a_partition_is_of_the_nets_blocks(blocks: int, allowed: str, refused: s
         else:
             with pytest.raises(UserError, match=rf"^partition=.*: allowed: numbers that add up to {blocks}, the net's"):
                 check_world(config, 2)
+
+
+OF_TWO_BLOCKS = {
+    "partition": ("[2]", "[8]", "numbers that add up to 2, the net's blocks"),
+    "window": ("[2,1]", "[2,1,1,1,1,1,1,1]", r"one number for each block \(2\)"),
+    "slow.block": ("1", "2", "0 to 1 with 2 blocks"),
+}
+
+
+@pytest.mark.parametrize("key", OF_TWO_BLOCKS)
+def test_keys_that_count_the_blocks_of_a_net_of_ones_own(key: str, tmp_path: Path) -> None:
+    """The net that is trained decides, and not the eight blocks of the configuration's."""
+    allowed, refused, line = OF_TWO_BLOCKS[key]
+    common = ["epochs=1", "data.train_samples=32", "batch_size=16", "data.test_samples=16", "device=cpu", "threads=1"]
+    common += ["observe.tensorboard=false", f"run_dir={tmp_path / 'run'}"]
+    with pytest.raises(UserError, match=rf"^{key}=.*: allowed: {line}$"):
+        run(compose_config([*common, f"{key}={refused}"]), two_blocks())
+    assert not (tmp_path / "run").exists()
+    assert run(compose_config([*common, f"{key}={allowed}"]), two_blocks())["blocks_per_process"] == [2]
+
+
+def two_blocks() -> Net:
+    blocks = [nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU()), nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU())]
+    return Net(blocks, [Head(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 10)) for _ in blocks])

@@ -60,6 +60,25 @@ def check_net(
     raise UserError(str(failure)) from failure.__cause__
 
 
+def fails_alone(blocks: Sequence[nn.Module], classifier: Any, shape: Sequence[int], dtype: torch.dtype) -> str | None:
+    """Where and how training on a single sample fails, as batch norm does with one value per channel; None if it works.
+
+    Args: shape: of an image, `[C, H, W]`.
+    """
+    x, labels = torch.zeros(1, *shape, dtype=dtype), torch.zeros(1, dtype=torch.int64)
+    try:
+        with torch.no_grad():
+            for j, block in enumerate(blocks):
+                with _naming(f"block {j}"):
+                    block = _copy(block, dtype)
+                    x = block(input_for(block, x))
+            with _naming("the classifier"):
+                _copy(classifier, dtype).losses(x, labels)
+    except _Failed as error:
+        return str(error)
+    return None
+
+
 class _Failed(Exception):
     """An error inside a block or head."""
 

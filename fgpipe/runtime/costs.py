@@ -6,8 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.nn.modules.module import register_module_forward_hook
 
 from fgpipe.gradients.method import Method
 from fgpipe.gradients.probes import Lanes
@@ -39,31 +38,6 @@ def head_flops(net: Net, shape: tuple[int, ...]) -> list[int]:
     labels = torch.zeros(shape[0], dtype=torch.int64)
     outputs = _run(net, shape)[0][1:]
     return [_count(_on_cpu(head).losses, y, labels)[1] for head, y in zip(net.heads, outputs, strict=True)]
-
-
-def lone_values(net: Net, shape: tuple[int, ...]) -> str | None:
-    """The first block, or classifier, with a batch norm that sees one value per channel of a sample; None without one.
-
-    Args: shape: of an image, `[C, H, W]`.
-    """
-    lone: list[nn.Module] = []
-
-    def look(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if isinstance(layer, _BatchNorm) and inputs[0].numel() == inputs[0].shape[1]:
-            lone.append(layer)
-
-    x = torch.zeros(1, *shape)
-    handle = register_module_forward_pre_hook(look)
-    try:
-        with torch.no_grad():
-            for j, block in enumerate(net.blocks):
-                x = _on_cpu(block)(x)
-                if lone:
-                    return f"block {j}"
-            _on_cpu(net.heads[-1])(x)
-            return "the classifier" if lone else None
-    finally:
-        handle.remove()
 
 
 def _run(net: Net, shape: tuple[int, ...]) -> tuple[list[Tensor], list[int]]:

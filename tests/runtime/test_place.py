@@ -10,7 +10,9 @@ import psutil
 import pytest
 
 from fgpipe.command import REPORT_BY_FIRST
+from fgpipe.config import compose_config
 from fgpipe.errors import UserError
+from fgpipe.run import run
 from fgpipe.runtime.interface import Interface
 from fgpipe.runtime.links.distributed import LinkError
 from fgpipe.runtime.process import NUMBERS, Cluster, Place
@@ -73,8 +75,8 @@ def test_one_wrong(name: str, value: str, expected: str, environment: pytest.Mon
 
 
 def test_the_command_names_what_is_left_over(tmp_path: Path) -> None:
-    """At once: nobody else would."""
-    command = [sys.executable, "-m", "fgpipe.train", f"run_dir={tmp_path / 'run'}"]
+    """At once, since nobody else would, and before any other complaint."""
+    command = [sys.executable, "-m", "fgpipe.train", f"run_dir={tmp_path / 'run'}", "guess=psychic"]
     variables = {name: value for name, value in launching.environment().items() if name not in WHOLE}
     began = time.monotonic()
     done = subprocess.run(command, env={**variables, "LOCAL_RANK": "3"}, capture_output=True, text=True, timeout=60)
@@ -104,6 +106,24 @@ def test_without_an_interface(monkeypatch: pytest.MonkeyPatch) -> None:
         UserError, match=r"^interface=127.0.0.1: allowed: one with an IPv4 address, which this host has not"
     ):
         Interface.find("127.0.0.1", several_hosts=False)
+
+
+def test_a_run_without_an_interface(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """One process does without, unless it needs a process group."""
+    monkeypatch.setattr(psutil, "net_if_addrs", dict)
+    small = [
+        "epochs=1",
+        "data.train_samples=16",
+        "batch_size=16",
+        "data.test_samples=16",
+        "model.width=0.07",
+        "device=cpu",
+    ]
+    common = [*small, "observe.tensorboard=false", f"run_dir={tmp_path / 'run'}"]
+    with pytest.raises(UserError, match=r"^interface=127.0.0.1: allowed: one with an IPv4 address"):
+        run(compose_config([*common, "guess=end_to_end"]))
+    assert not (tmp_path / "run").exists()
+    assert run(compose_config(common))["world_size"] == 1
 
 
 def test_interfaces_that_there_are_are_listed() -> None:

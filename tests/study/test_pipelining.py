@@ -105,17 +105,48 @@ def test_zero_bubble_wants_whole_rounds(microbatches: int) -> None:
         check_world(config, 4)
 
 
-@pytest.mark.parametrize("size, refused", [(8, "block 6"), (16, None)])
-def test_microbatches_of_one_sample(size: int, refused: str | None) -> None:
-    """Batch norm has nothing to normalise where a sample has one value per channel: that is said before training."""
+class Frozen(nn.BatchNorm2d):
+    """Batch norm that keeps to its running statistics."""
+
+    def train(self, mode: bool = True) -> "Frozen":
+        return super().train(False)
+
+
+def ends_with(*layers: nn.Module, before: nn.Module | None = None) -> Net:
+    """A net of two blocks whose last has maps of one pixel, and `layers` before the classifier."""
+    last = [nn.Conv2d(4, 4, 3), *([before] if before is not None else []), nn.AdaptiveAvgPool2d(1)]
+    head = Head(nn.Flatten(), *layers, nn.Linear(4, 10))
+    return Net([nn.Conv2d(1, 4, 3), nn.Sequential(*last)], [head, head])
+
+
+ALONE = {
+    "small images": (None, 8, "block 6: ValueError: Expected more than 1 value per channel"),
+    "larger images": (None, 16, None),
+    "no batch norm": (ends_with(), 8, None),
+    "batch norm in a block": (
+        ends_with(before=nn.BatchNorm2d(4)),
+        5,
+        "block 1: ValueError: Expected more than 1 value",
+    ),
+    "group norm": (ends_with(before=nn.GroupNorm(4, 4)), 5, "block 1: ValueError: Expected more than 1 value"),
+    "with more than one value": (ends_with(before=nn.BatchNorm2d(4)), 8, None),
+    "frozen": (ends_with(before=Frozen(4)), 5, None),
+    "batch norm in the classifier": (ends_with(nn.BatchNorm1d(4)), 8, "the classifier: ValueError: Expected more than"),
+}
+
+
+@pytest.mark.parametrize("own, size, refused", ALONE.values(), ids=ALONE.keys())
+def test_microbatches_of_one_sample(own: Net | None, size: int, refused: str | None) -> None:
+    """Layers that have nothing to normalise in a sample by itself are named before training."""
     facts = DataFacts(train_batches=1, test_batches=1, classes=10, channels=1, height=size, width=size)
     for microbatches in (4, 8):
-        config = compose_config(
-            ["guess=end_to_end", "batch_size=8", f"microbatches={microbatches}", "model.width=0.07"]
-        )
+        overrides = ["guess=end_to_end", "batch_size=8", f"microbatches={microbatches}", "model.width=0.07"]
+        config = compose_config(overrides)
+        config.model.blocks = 8 if own is None else len(own.blocks)
         if refused and microbatches == 8:
-            line = f"microbatches=8: allowed: at most 4 here, as batch norm in {refused} has one value per channel"
-            with pytest.raises(UserError, match=f"^{line}"):
-                Plan.make(config, facts, None, rank=0, world_size=1)
+            with pytest.raises(
+                UserError, match=f"^microbatches=8: allowed: at most 4 here, as of one sample {refused}"
+            ):
+                Plan.make(config, facts, own, rank=0, world_size=1)
         else:
-            assert Plan.make(config, facts, None, rank=0, world_size=1).config.microbatches == microbatches
+            Plan.make(config, facts, own, rank=0, world_size=1)
