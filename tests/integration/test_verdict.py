@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -11,7 +12,16 @@ from typing import Any
 
 import pytest
 
-from tests.integration.launching import ROOT, command, environment, launch, processes_with, wait_until, workers_with
+from tests.integration.launching import (
+    ROOT,
+    command,
+    environment,
+    fork,
+    launch,
+    processes_with,
+    wait_until,
+    workers_with,
+)
 
 SMALL = [
     "batch_size=16", "data.train_samples=64", "data.test_samples=16", "model.width=0.07", "threads=1", "device=cpu",
@@ -117,3 +127,36 @@ def test_stopped_rank(tmp_path: Path) -> None:
         job.kill()
         for pid in processes_with(str(run)):
             os.kill(pid, signal.SIGKILL)
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from fgpipe.config import compose_config
+from fgpipe.run import run
+from fgpipe.runtime.stage import Stage
+
+overrides = Path(sys.argv[1]).read_text().split()
+if not Path(sys.argv[2]).exists():
+    Stage.evaluate = lambda *arguments: {}["a mistake"]
+run(compose_config(overrides))
+"""
+"""A program with arguments of its own: a file of settings, and one that, once it is there, mends a mistake."""
+
+
+def test_program_of_a_user(tmp_path: Path) -> None:
+    """Its command is the one that it was started with, and goes on; one without a file has no command, and a note."""
+    (tmp_path / "script.py").write_text(PROGRAM)
+    arguments = [str(tmp_path / "settings"), str(tmp_path / "mended file")]
+    run = tmp_path / "run"
+    (tmp_path / "settings").write_text(" ".join([f"run_dir={run}", "resume=auto", "epochs=1", *SMALL]))
+    assert fork(1, "script.py", *arguments, cwd=tmp_path).returncode != 0
+    found = verdict(run)
+    assert found["cause"] == "KeyError: 'a mistake'" and found["note"] is None
+    assert found["resume"] == f"cd {tmp_path} && {shlex.join(['python', 'script.py', *arguments])}"
+    done = launch(1, "-c", PROGRAM, *arguments, cwd=tmp_path)
+    assert done.returncode != 0 and verdict(run)["resume"] is None
+    assert verdict(run)["note"].endswith(f"it goes on with run_dir={run} resume=auto")
+    (tmp_path / "mended file").touch()
+    resumed = in_shell(found["resume"])
+    assert resumed.returncode == 0 and "test accuracy" in resumed.stdout, resumed.stderr
