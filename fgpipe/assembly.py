@@ -123,7 +123,7 @@ class Plan:
             used = [head if _uses_head(config, method, j) else None for j, head in enumerate(net.heads)]
             check_net(net.blocks, used, method, lanes, (facts.channels, facts.height, facts.width), facts.classes)
         forward = ForwardPass.of(net, (2, facts.channels, facts.height, facts.width))
-        if config.guess == "end_to_end" and config.tangents == "forward" and config.microbatches == config.share:
+        if config.guess_name == "end_to_end" and config.tangents == "forward" and config.microbatches == config.share:
             image = (facts.channels, facts.height, facts.width)
             if failure := fails_alone(net.blocks, net.heads[-1], image, DTYPES[config.dtype]):
                 allowed = f"at most {config.share // 2} here, as of one sample {failure}"
@@ -178,7 +178,7 @@ def build_trainer(
     make_optimizer = _optimizers(plan, ledger, replicas)
     if config.tangents == "oracle":
         return _reference(plan, device, make_optimizer, metrics)
-    if config.guess == "end_to_end":
+    if config.guess_name == "end_to_end":
         return _pipelined(plan, cluster, device, make_optimizer, metrics, ledger, timeline, replicas)
     stages = build_stages(plan, device, metrics, ledger, timeline, replicas, cluster.run)
     return _connect(plan, stages, cluster, device, metrics, ledger, timeline)
@@ -253,7 +253,7 @@ def _modules(plan: Plan, j: int, device: torch.device) -> Modules:
     def make(module: nn.Module, purpose: str) -> nn.Module:
         return materialize(module, generator(config.seed, purpose, j), dtype=DTYPES[config.dtype], device=device)
 
-    untrained = method.has_untrained_guess and j != method.last
+    untrained = method.guesses_by_untrained_head and j != method.last
     guess_head = make(deep_copy(net.heads[j]), "guess_head") if untrained else None
     head = make(net.heads[j], "head") if _trains_head(config, method, j) else None
     return Modules(make(net.blocks[j], "block"), head, guess_head)
@@ -264,7 +264,7 @@ def _trains_head(config: Config, method: Method, j: int) -> bool:
 
 
 def _uses_head(config: Config, method: Method, j: int) -> bool:
-    return _trains_head(config, method, j) or (method.has_untrained_guess and j != method.last)
+    return _trains_head(config, method, j) or (method.guesses_by_untrained_head and j != method.last)
 
 
 def _connect(

@@ -32,6 +32,11 @@ def one_line(error: BaseException) -> str:
     return " ".join(filter(None, lines)) or type(error).__name__
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message that is not empty; PyTorch's and gloo's go on with a stack trace."""
+    return next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
+
+
 def typed_line(error: BaseException) -> str:
     """`Type: message` on one line; the name of the type alone if there is no message."""
     name, line = type(error).__name__, one_line(error)

@@ -24,7 +24,7 @@ WRONG = {
     "model.width": ["0", "-1", "inf", "wide"],
     "head.hidden": ["0", "big"],
     "target.depth": ["-1", "deep"],
-    "directions": ["0", "-3", "1.5", "many", "8"],
+    "guess.directions": ["0", "many"],
     "link.rate": ["100", "0Mbit", "-1Mbit", "fast", "100MB"],
     "link.rtt": ["50", "0ms", "-5ms", "far", "1h"],
     "replay.size": ["0", "-3", "all"],

@@ -7,10 +7,10 @@ import fgpipe
 
 PACKAGE = Path(fgpipe.__file__).parent
 LAYERS = {
-    "errors": 0, "rng": 0, "durable": 0, "units": 0,
+    "errors": 0, "rng": 0, "durable": 0, "units": 0, "outputs": 1, "command": 1,
     "config": 1,
     "models": 2, "data": 2, "optim": 2, "gradients": 3, "observe": 3, "checkpoint": 3,
-    "runtime": 4, "resume": 4, "export": 4, "verdict": 4,
+    "claim": 2, "runtime": 4, "resume": 4, "export": 4, "verdict": 4,
     "study.baselines": 5,
     "assembly": 6,
     "saver": 7, "tracer": 7, "run": 8, "study": 9,

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fgpipe.assembly import DataFacts, Plan, build_trainer
 from fgpipe.config import Config, compose_config
-from fgpipe.gradients.guess import redraw
+from fgpipe.gradients.guesses import redraw
 from fgpipe.gradients.oracle import Estimates, estimate
 from fgpipe.models.heads import Head
 from fgpipe.models.net import Net, deep_copy
@@ -111,6 +111,7 @@ class Snapshot:
         self.method, self.seed, self.batch = pipeline.plan.method, pipeline.config.seed, batch
         self.images, self.labels = images, labels
         modules = [(stage.block, stage.head, stage.guess_head) for stage in pipeline.stages]
+        self.memory = [{name: each.clone() for name, each in stage.memory.tensors.items()} for stage in pipeline.stages]
         self.blocks, self.heads, self.guess_heads = (
             [None if part is None else deep_copy(part) for part in column] for column in zip(*modules, strict=True)
         )
@@ -121,7 +122,7 @@ class Snapshot:
     def oracle(self) -> Estimates:
         return estimate(
             self.method, self.blocks, self.heads, self.guess_heads, self.images, self.labels,
-            seed=self.seed, batch=self.batch,
+            seed=self.seed, batch=self.batch, memory=self.memory.__getitem__,
         )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from fgpipe.config.checks import check, check_world
 from fgpipe.config.compose import CONFIGS, compose_config, known_keys
 from fgpipe.config.rules import RULES
 from fgpipe.config.schema import (
-    RANDOM,
+    SCOPES,
     Config,
     DataConfig,
     HeadConfig,
@@ -20,8 +20,8 @@ from fgpipe.config.schema import (
 
 __all__ = [
     "CONFIGS",
-    "RANDOM",
     "RULES",
+    "SCOPES",
     "Config",
     "DataConfig",
     "HeadConfig",

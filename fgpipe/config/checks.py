@@ -1,9 +1,11 @@
 """What values cannot be together, or on so many processes: the checks that Hydra cannot make."""
 
+from dataclasses import asdict
+from importlib import import_module
 from typing import Any
 
 from fgpipe.config.rules import RULES, is_list
-from fgpipe.config.schema import RANDOM, SCOPES, Config, DataConfig, LinkConfig, ReplayConfig
+from fgpipe.config.schema import SCOPES, Config, DataConfig, LinkConfig, ReplayConfig
 from fgpipe.errors import bad_value
 
 
@@ -26,9 +28,9 @@ def check(config: Config) -> None:
         config.scope = SCOPES[config.space][0]
     if config.scope not in SCOPES[config.space]:
         raise bad_value("scope", config.scope, f"{' | '.join(SCOPES[config.space])} with space={config.space}")
-    if config.observe.cosine is not None and (config.tangents != "oracle" or config.guess == "end_to_end"):
+    if config.observe.cosine is not None and (config.tangents != "oracle" or config.guess_name == "end_to_end"):
         raise bad_value("observe.cosine", config.observe.cosine, "null unless tangents=oracle, with a guess to compare")
-    _check_subspace(config)
+    _check_guess(config)
     _check_lanes(config)
     if config.tangents == "oracle" and config.window != 1:
         raise bad_value("window", config.window, "1 with tangents=oracle, which has no pipeline")
@@ -38,10 +40,10 @@ def check(config: Config) -> None:
     _check_slow(config)
     _check_replay(config)
     _check_precision(config)
-    if config.guess == "end_to_end" and config.tangents == "forward" and config.share % config.microbatches:
+    if config.guess_name == "end_to_end" and config.tangents == "forward" and config.share % config.microbatches:
         what = f"the {config.share} samples of a replica" if config.replicas > 1 else f"batch_size={config.batch_size}"
         raise bad_value("microbatches", config.microbatches, f"a divisor of {what}")
-    if config.placement is not None and config.guess == "end_to_end":
+    if config.placement is not None and config.guess_name == "end_to_end":
         raise bad_value("placement", config.placement, "null with guess=end_to_end, whose pipeline goes by rank")
     if config.resume == "auto" and config.run_dir is None:
         raise bad_value("resume", "auto", "with run_dir=FOLDER, the folder to continue in; or a run's folder")
@@ -66,7 +68,7 @@ def _check_target(config: Config) -> None:
         raise bad_value("target.depth", depth, "0 with target=local")
     if name == "intermediate" and (depth is None or depth < 1):
         raise bad_value("target.depth", depth, "a whole number of at least 1 with target=intermediate")
-    if config.guess == "end_to_end" and name != "global":
+    if config.guess_name == "end_to_end" and name != "global":
         raise bad_value("target", name, "global with guess=end_to_end")
 
 
@@ -92,44 +94,44 @@ def _check_replicas(config: Config) -> None:
         raise bad_value("feedback.lost", "skip", f"retry | fail with {replicas}, of which all make the same updates")
 
 
-def _check_subspace(config: Config) -> None:
-    if config.guess != "local_subspace":
-        if config.directions is not None:
-            raise bad_value("directions", config.directions, "null unless guess=local_subspace")
-        return
-    for key, only in (("space", "activity"), ("scope", "sample")):
-        if (value := getattr(config, key)) != only:
-            raise bad_value(key, value, f"{only} with guess=local_subspace")
-    if config.directions is not None and config.directions > config.share:
-        what = f"{config.share}, the samples of a replica" if config.replicas > 1 else f"batch_size={config.batch_size}"
-        raise bad_value("directions", config.directions, f"1 to {what}, or null")
+def _check_guess(config: Config) -> None:
+    """What the guess itself says, in a module that knows mathematics: it is loaded by its name, as any plug-in."""
+    guess = import_module("fgpipe.gradients.guesses").make(config.guess)
+    named = f"guess={guess.name}"
+    config.guess = {"name": guess.name, **asdict(guess)}
+    for key, allowed in (("space", guess.spaces), ("scope", guess.scopes)):
+        if (value := getattr(config, key)) not in allowed:
+            raise bad_value(key, value, f"{' | '.join(allowed)} with {named}")
+    guess.check(config)
+    plain = ("lanes", "exact"), ("decode", "plain"), ("step", "projection")
+    refused = []
+    if guess.is_plain(own_target=config.target.depth == 0):
+        refused.append((plain, f"{named} target={config.target.name}, which projects nothing"))
+    if not guess.steady:
+        refused.append((plain, f"{named} target={config.target.name}, whose directions change with every batch"))
+    if guess.centred:
+        refused.append((plain[1:2], f"{named}, whose coefficients have mean zero"))
+    for keys, reason in refused:
+        for key, only in keys:
+            if (value := getattr(config, key)) != only:
+                raise bad_value(key, value, f"{only} with {reason}")
 
 
 def _check_lanes(config: Config) -> None:
-    coded, method = config.lanes != "exact", f"guess={config.guess} target={config.target.name}"
-    if config.guess == "end_to_end" or (config.guess == "local" and config.target.depth == 0):
-        for key, only in (("lanes", "exact"), ("decode", "plain"), ("step", "projection")):
-            if (value := getattr(config, key)) != only:
-                raise bad_value(key, value, f"{only} with {method}, which projects nothing")
-    if config.guess == "local_subspace":
-        for key, only in (("lanes", "exact"), ("decode", "plain"), ("step", "projection")):
-            if (value := getattr(config, key)) != only:
-                raise bad_value(key, value, f"{only} with {method}, whose directions change with every batch")
+    coded = config.lanes != "exact"
     if coded and config.code == "hadamard" and config.lanes & (config.lanes - 1):
         raise bad_value("lanes", config.lanes, "a power of two with code=hadamard")
     if coded and config.tangents == "oracle" and config.scope == "sample":
         raise bad_value("lanes", config.lanes, "exact with tangents=oracle scope=sample, which projects each sample")
     if config.decode == "predicted" and not coded:
         raise bad_value("decode", config.decode, "plain | smoothed with lanes=exact, which has no noise")
-    if config.decode != "plain" and config.guess in RANDOM:
-        raise bad_value("decode", config.decode, f"plain with guess={config.guess}, whose coefficients have mean zero")
 
 
 def _check_link(config: Config) -> None:
     link = config.link
     if link.between is not None and not link.slow:
         raise bad_value("link.between", list(link.between), "null unless link.rate or link.rtt is given")
-    if link.slow and config.guess == "end_to_end":
+    if link.slow and config.guess_name == "end_to_end":
         raise link.refused("null with guess=end_to_end, whose gradients take links of their own; see launch/two_hosts")
 
 
@@ -147,7 +149,7 @@ def _check_precision(config: Config) -> None:
         for other, excluded in (("dtype", "float64"), ("tangents", "oracle")):
             if value and getattr(config, other) == excluded:
                 raise bad_value(key, str(value).lower(), f"{off} with {other}={excluded}")
-    if config.autocast and config.guess == "end_to_end":
+    if config.autocast and config.guess_name == "end_to_end":
         raise bad_value("autocast", "true", "false with guess=end_to_end")
 
 
@@ -191,9 +193,9 @@ def check_world(config: Config, world_size: int) -> None:
             f" and replica ({replicas})" if replicas > 1 else ""
         )
         raise bad_value("nproc_per_node", world_size * replicas, most)
-    if config.guess == "end_to_end" and config.schedule == "1f1b" and config.microbatches < world_size:
+    if config.guess_name == "end_to_end" and config.schedule == "1f1b" and config.microbatches < world_size:
         raise bad_value("microbatches", config.microbatches, f"at least the {world_size} processes with schedule=1f1b")
-    if config.guess == "end_to_end" and config.schedule == "zero_bubble" and config.microbatches % world_size:
+    if config.guess_name == "end_to_end" and config.schedule == "zero_bubble" and config.microbatches % world_size:
         raise bad_value(
             "microbatches", config.microbatches, f"a multiple of the {world_size} processes with schedule=zero_bubble"
         )

@@ -4,7 +4,9 @@ import copy
 import difflib
 import re
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
@@ -36,6 +38,7 @@ def compose_config(overrides: Sequence[str]) -> Config:
     parsed = {override: _parsed(override) for override in overrides}
     choices = [override for override, each in parsed.items() if each.key_or_group in GROUPS]
     try:
+        _offer_plug_ins(choices)
         composed = copy.deepcopy(_of_choices(tuple(choices)))
         for override in overrides:
             if override not in choices:
@@ -47,6 +50,15 @@ def compose_config(overrides: Sequence[str]) -> Config:
     assert isinstance(config, Config)
     check(config)
     return config
+
+
+def _offer_plug_ins(choices: Sequence[str]) -> None:
+    """Give Hydra the default keys of guesses that have no file."""
+    for choice in choices:
+        group, _, name = choice.partition("=")
+        if group == "guess" and not (CONFIGS / group / f"{name}.yaml").exists():
+            kind = import_module("fgpipe.gradients.guesses").find(name)
+            ConfigStore.instance().store(group=group, name=name, node={"name": name, **asdict(kind())})
 
 
 @lru_cache
@@ -77,7 +89,7 @@ def _parsed(override: str) -> Override:
 def _merge(config: DictConfig, override: str, parsed: Override) -> None:
     key = parsed.key_or_group
     try:
-        OmegaConf.update(config, key, parsed.value(), merge=True)
+        OmegaConf.update(config, key, parsed.value(), merge=True, force_add=key.startswith("guess."))  # it says which
     except (ConfigAttributeError, ConfigKeyError) as error:
         raise UserError(_no_such_key(override)) from error
     except OmegaConfBaseException as error:
@@ -126,4 +138,7 @@ def known_keys() -> list[str]:
             keys += walk(child, f"{prefix}{name}.") if isinstance(child, DictConfig) else [f"{prefix}{name}"]
         return keys
 
-    return walk(OmegaConf.structured(Config), "")
+    own = {
+        f"guess.{key}" for file in (CONFIGS / "guess").glob("*.yaml") for key in OmegaConf.load(file) if key != "name"
+    }
+    return sorted({*walk(OmegaConf.structured(Config), ""), *own} - {"guess"})

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from fgpipe.config.schema import GUESSES, SCOPES
+from fgpipe.config.schema import SCOPES
 from fgpipe.units import RATE, TIME, bits_per_second, seconds
 
 
@@ -102,9 +102,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "optim.warmup": (lambda value: 0 < value < 1, "a fraction between 0 and 1"),
     "observe.heads": _one_of(False, True),
     "observe.tensorboard": _one_of(False, True),
-    "guess": _one_of(*GUESSES),
     "space": _one_of(*SCOPES),
-    "directions": _optional((_is_count, "a whole number of at least 1")),
     "tangents": _one_of("forward", "oracle"),
     "lanes": (lambda value: value == "exact" or _is_count(value), "exact, or a whole number of at least 1"),
     "code": _one_of("hadamard", "rademacher"),

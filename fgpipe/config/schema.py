@@ -7,8 +7,6 @@ from omegaconf import MISSING
 
 from fgpipe.errors import UserError, bad_value
 
-RANDOM = ("gaussian", "rademacher")
-GUESSES = ("local", "local_subspace", "ntk", "fixed_ntk", *RANDOM, "end_to_end")
 SCOPES = {"weight": ("tensor", "block"), "activity": ("sample", "batch")}
 """Scopes of each space; the first is the paper's and the default."""
 
@@ -145,11 +143,10 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     observe: ObserveConfig = field(default_factory=ObserveConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    guess: str = MISSING
+    guess: dict[str, Any] = field(default_factory=dict)
+    """Its name, and the keys of its own."""
     space: str = MISSING
     scope: str | None = None
-    directions: int | None = None
-    """Of guess=local_subspace, at most; null is as many as the batch has samples."""
     tangents: str = MISSING
     lanes: Any = MISSING
     code: str = MISSING
@@ -174,6 +171,11 @@ class Config:
     trace: bool = False
     run_dir: str | None = None
     resume: str | None = None
+
+    @property
+    def guess_name(self) -> str:
+        """By which `fgpipe.gradients.guesses` knows it; `end_to_end` is backpropagation."""
+        return self.guess["name"]
 
     @property
     def share(self) -> int:

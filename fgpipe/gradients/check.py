@@ -126,7 +126,9 @@ def _check_runs(
         x = y.detach()
         if head is not None:
             with _naming(f"the head of block {j}"):
-                _check_head(head, x, labels, classes, pushed=bool(lanes.read_at(j)), redrawn=method.has_untrained_guess)
+                _check_head(
+                    head, x, labels, classes, pushed=bool(lanes.read_at(j)), redrawn=method.guesses_by_untrained_head
+                )
 
 
 def _check_head(head: Any, x: Tensor, labels: Tensor, classes: int, *, pushed: bool, redrawn: bool) -> None:

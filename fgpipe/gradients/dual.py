@@ -258,6 +258,14 @@ def empty(lanes: tuple[int, ...], like: Tensor) -> Tangent:
     return Tangent(lanes, torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout), fresh=True)
 
 
+def along(directions: Tensor, lanes: tuple[int, ...], like: Tensor) -> Tangent:
+    """A tangent that moves all samples of `like` `[B, ...]` alike, each lane along one of `directions` `[R, ...]`."""
+    assert len(directions) == len(lanes), "a lane for each direction"
+    tangent = empty(lanes, like)
+    tangent.per_lane().copy_(directions.unsqueeze(1))
+    return tangent
+
+
 def insert(tangent: Tangent | None, direction: Tensor, coefficients: Mapping[int, Factor]) -> Tangent | None:
     """Add `direction` `[B, ...]` to lanes of a tangent. The result may share the memory of either."""
     if tangent is None:

@@ -5,13 +5,12 @@ to the parameters (weight space), eq. 5 to a block's output, from which the bloc
 (activity space).
 """
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fgpipe.gradients.method import Method
 from fgpipe.gradients.running import RunningMean
 
 EPSILON = 1e-30
@@ -30,17 +29,17 @@ class StepRule:
     P probes of the block, S samples (scope sample) or 1; means are over batches and samples.
     """
 
-    mean: RunningMean | None
+    mean: RunningMean | None = None
     """Of c (decode=smoothed), in place of c: calm, and biased, for c changes with the guess."""
-    magnitude: RunningMean | None
+    magnitude: RunningMean | None = None
     """Of |c| (step=normalised), which c is divided by: its sign and its size among recent ones remain."""
 
     @classmethod
-    def of(cls, method: Method, probes: int, like: Tensor) -> "StepRule":
-        """The rule of a block, of the type and on the device of `like`."""
+    def of(cls, decode: str, step: str, probes: int, like: Tensor) -> "StepRule":
+        """The rule of a block, by the keys of these names, of the type and on the device of `like`."""
         return cls(
-            RunningMean(probes, like) if method.decode == "smoothed" else None,
-            RunningMean(probes, like) if method.step == "normalised" else None,
+            RunningMean(probes, like) if decode == "smoothed" else None,
+            RunningMean(probes, like) if step == "normalised" else None,
         )
 
     @property
@@ -58,27 +57,18 @@ class StepRule:
         return factors
 
 
-def weight_estimate(guesses: Mapping[str, Tensor], factors: Tensor) -> dict[str, Tensor]:
-    """c g for each parameter (eq. 4). `factors` is `[P]`: one for each tensor (scope tensor), or one for all (block)."""
-    per_tensor = factors.expand(len(guesses)) if len(factors) == 1 else factors
-    return {name: factor * guess for factor, (name, guess) in zip(per_tensor, guesses.items(), strict=True)}
+def squared_norms(directions: Sequence[Tensor], scope: str) -> Tensor:
+    """|g|^2 of each probe, `[P, S]`: of each tensor (scope tensor), each sample, or all together."""
+    if scope in ("sample", "batch"):
+        norms = directions[0].flatten(1).square().sum(dim=1)
+        return norms.unsqueeze(0) if scope == "sample" else norms.sum(0, keepdim=True).unsqueeze(0)
+    norms = torch.stack([direction.square().sum() for direction in directions])
+    return (norms if scope == "tensor" else norms.sum(0, keepdim=True)).unsqueeze(1)
 
 
-def activity_estimate(guess: Tensor, factors: Tensor) -> Tensor:
-    """c g for a block's output `[B, ...]` (eq. 5). `factors` is `[B]` (scope sample) or `[1]` (batch)."""
-    return factors.reshape(-1, *[1] * (guess.dim() - 1)) * guess
-
-
-def subspace_estimate(directions: Tensor, factors: Tensor) -> Tensor:
-    """sum_p c_p v_p for each sample's part of a block's output, `[B, ...]`.
-
-    With c the scalars of orthonormal `directions` v `[P, ...]`, the projection of the target's gradient on their
-    span (paper, table 6). `factors` is `[P, B]`.
-    """
-    return torch.tensordot(factors, directions, dims=([0], [0]))
-
-
-def activity_squared_norms(guess: Tensor, scope: str) -> Tensor:
-    """|g|^2 of each probe of an activity-space guess `[B, ...]`: `[B]` (scope sample) or `[1]` (batch)."""
-    norms = guess.flatten(1).square().sum(dim=1)
-    return norms if scope == "sample" else norms.sum(0, keepdim=True)
+def scaled(directions: Sequence[Tensor], factors: Tensor, scope: str) -> list[Tensor]:
+    """c g of each tensor, with `factors` `[P, S]`: one of each (scope tensor), of each sample, or one for all."""
+    if scope in ("sample", "batch"):
+        return [factors[0].reshape(-1, *[1] * (directions[0].dim() - 1)) * directions[0]]
+    per_tensor = factors[:, 0].expand(len(directions))
+    return [factor * direction for factor, direction in zip(per_tensor, directions, strict=True)]

@@ -2,9 +2,8 @@
 
 from dataclasses import dataclass
 
-from fgpipe.config import RANDOM, Config
-
-UNTRAINED = ("ntk", "fixed_ntk")
+from fgpipe.config import Config
+from fgpipe.gradients.guesses import Guess, Head, make
 
 
 @dataclass(frozen=True)
@@ -16,23 +15,22 @@ class Method:
     """
 
     blocks: int
-    guess: str
+    guess: Guess
     space: str
     scope: str
     depth: int | None
     decode: str = "plain"
     step: str = "projection"
-    directions: int = 0
-    """Probes of a block with a subspace guess."""
+    samples: int = 1
+    """Of a batch, in each replica."""
     idle: frozenset[int] = frozenset()
     """Blocks without trainable parameters: they pass activations and tangents on, and learn nothing."""
 
     @classmethod
     def of(cls, config: Config, idle: frozenset[int] = frozenset()) -> "Method":
         assert config.scope is not None
-        shape = config.model.blocks, config.guess, config.space, config.scope, config.target.depth
-        directions = (config.directions or config.share) if config.guess == "local_subspace" else 0
-        return cls(*shape, config.decode, config.step, directions, idle)
+        shape = config.model.blocks, make(config.guess), config.space, config.scope, config.target.depth
+        return cls(*shape, config.decode, config.step, config.share, idle)
 
     @property
     def last(self) -> int:
@@ -40,29 +38,14 @@ class Method:
         return self.blocks - 1
 
     @property
-    def is_random(self) -> bool:
-        """The guess is noise, drawn from its key."""
-        return self.guess in RANDOM
+    def guesses_by_trained_head(self) -> bool:
+        """The guess differentiates the loss of the trained head, whose gradient the same backward pass gives."""
+        return self.guess.head is Head.TRAINED
 
     @property
-    def is_subspace(self) -> bool:
-        """Each sample's target is projected on the span of the guesses of all samples (paper, table 6)."""
-        return self.guess == "local_subspace"
-
-    @property
-    def divides_by_norm(self) -> bool:
-        """As eq. 1 has it for deterministic guesses; random ones and orthonormal directions are not divided."""
-        return not self.is_random and not self.is_subspace
-
-    @property
-    def has_local_guess(self) -> bool:
-        """The guess comes from the trained head, whose gradient the same backward pass gives."""
-        return self.guess == "local" or self.is_subspace
-
-    @property
-    def has_untrained_guess(self) -> bool:
-        """The guess comes from a head that is never trained, beside the trained one if there is any."""
-        return self.guess in UNTRAINED
+    def guesses_by_untrained_head(self) -> bool:
+        """The guess differentiates the loss of a head that is never trained, beside the trained one if there is any."""
+        return self.guess.head in (Head.DRAWN_PER_BATCH, Head.DRAWN_ONCE)
 
     def target(self, block: int) -> int:
         """The block whose loss is the target of `block`."""
@@ -70,8 +53,7 @@ class Method:
 
     def is_plain(self, block: int) -> bool:
         """Nothing is projected: the block descends the gradient of its target itself."""
-        own = self.guess == "end_to_end" or (self.guess == "local" and self.target(block) == block)
-        return own or block == self.last
+        return block == self.last or self.guess.is_plain(own_target=self.target(block) == block)
 
     def projects(self, block: int) -> bool:
         """The block's estimate is a projection on guesses of its own."""
@@ -83,7 +65,7 @@ class Method:
 
     def trains_head(self, block: int) -> bool:
         """The guess or a target uses the trained head of `block`."""
-        return self.has_local_guess or any(self.target(lower) == block for lower in range(block + 1))
+        return self.guesses_by_trained_head or any(self.target(lower) == block for lower in range(block + 1))
 
     def keeps_graph(self, block: int) -> bool:
         """The block holds its autograd graph from its forward pass until its scalars arrive."""

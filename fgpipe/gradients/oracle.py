@@ -7,14 +7,15 @@ passes, and running statistics are updated once. Nothing here uses tangents: it 
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fgpipe.gradients.estimator import EPSILON
-from fgpipe.gradients.guess import noise_like, principal_directions
+from fgpipe.gradients.estimator import StepRule
+from fgpipe.gradients.guesses import View
 from fgpipe.gradients.method import Method
 from fgpipe.gradients.reverse import gradients as gradients_of
 from fgpipe.models.net import input_for
@@ -42,8 +43,12 @@ def _unchanged(scalars: Mapping[int, Tensor]) -> Mapping[int, Tensor]:
     return scalars
 
 
-def _projection(block: int, coefficients: Tensor) -> Tensor:
-    return coefficients
+def _projections(block: int) -> StepRule:
+    return StepRule()
+
+
+def _no_memory(block: int) -> dict[str, Tensor]:
+    return {}
 
 
 def estimate(
@@ -57,7 +62,8 @@ def estimate(
     seed: int,
     batch: int,
     transmit: Callable[[Mapping[int, Tensor]], Mapping[int, Tensor]] = _unchanged,
-    step_size: Callable[[int, Tensor], Tensor] = _projection,
+    step: Callable[[int], StepRule] = _projections,
+    memory: Callable[[int], Mapping[str, Tensor]] = _no_memory,
     cosine: bool = False,
 ) -> Estimates:
     """Estimate every block's gradient on one batch.
@@ -68,7 +74,8 @@ def estimate(
         x: images `[B, C, H, W]`.
         seed, batch: the key of random guesses.
         transmit: from the scalars `[P, S]` of the blocks that ask to what arrives of them.
-        step_size: from a block and its coefficients `[P, S]` to what its guesses are multiplied by.
+        step: the size of each block's steps along its guesses.
+        memory: what the guess of each block remembers.
         cosine: measure how well the guesses align with the gradient of the last loss; the estimates are the same.
     """
     outputs: list[Tensor] = []
@@ -96,32 +103,26 @@ def estimate(
             result.heads.append({})
             continue
         asking = [j for j in range(method.blocks) if method.target(j) == t]
-        guessing = [t] if method.has_local_guess and method.projects(t) else []
+        guessing = [t] if method.guesses_by_trained_head and method.projects(t) else []
         wanted = [*(places[j] for j in (*asking, *guessing)), tuple(trainable(head).values())]
         *found, of_head = _backward(loss, wanted)
         gradients.update(zip(asking, found))
         guesses.update(zip(guessing, found[len(asking) :]))
         result.heads.append(_named(head, of_head))
-    projecting = [j for j in range(method.blocks) if method.projects(j)]
-    for j in projecting:
-        if method.is_random:
-            guesses[j] = noise_like(method.guess, places[j], seed, j, batch)
-        elif method.has_untrained_guess:
+    directions: dict[int, Sequence[Tensor]] = {}
+    for j in filter(method.projects, range(method.blocks)):
+        if method.guesses_by_untrained_head:
             head = guess_heads[j]
             (guesses[j],) = _backward(head.losses(input_for(head, outputs[j]), labels)[0], [places[j]])
-    probes = guesses
-    if method.is_subspace:
-        probes = {j: (principal_directions(guesses[j][0], method.directions),) for j in projecting}
-    scalars = {j: _inner(method, gradients[j], probes[j]) for j in projecting}
+        view = View(places[j], (seed, j, batch), partial(guesses.__getitem__, j), memory(j))
+        directions[j] = method.guess.propose(view)
+    scalars = {j: method.guess.inner(gradients[j], each, method.scope) for j, each in directions.items()}
     result.scalars.extend(scalars.get(j) for j in range(method.blocks))
     received = transmit(scalars)
     for j, block in enumerate(blocks):
         estimates = gradients[j]
         if j in received:
-            coefficients = received[j]
-            if method.divides_by_norm:
-                coefficients = coefficients / (_inner(method, probes[j], probes[j]) + EPSILON)
-            estimates = _times(method, step_size(j, coefficients), probes[j])
+            estimates = method.guess.estimate(directions[j], received[j], method.scope, step(j))
             if method.space == "activity":
                 parameters = tuple(trainable(block).values())
                 estimates = gradients_of(outputs[j], parameters, estimates[0], retain_graph=True)
@@ -129,7 +130,10 @@ def estimate(
     if cosine:
         true: Sequence[Sequence[Tensor]] = _backward(losses[method.last], places[: method.last])
         by_sample = [method.space == "activity" and not method.is_plain(j) for j in range(method.last)]
-        result.cosines = [alignment(true[j], guesses.get(j, gradients[j]), by_sample[j]) for j in range(method.last)]
+        result.cosines = [
+            alignment(true[j], guesses.get(j) or directions.get(j) or gradients[j], by_sample[j])
+            for j in range(method.last)
+        ]
     return result
 
 
@@ -152,23 +156,3 @@ def _backward(losses: Tensor, places: Sequence[tuple[Tensor, ...]]) -> list[tupl
 
 def _named(module: nn.Module, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
     return dict(zip(trainable(module), tensors, strict=True))
-
-
-def _inner(method: Method, a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
-    """<a, b> for each probe and sample, `[P, S]`; `b` are the guesses, or the directions of a subspace guess."""
-    if method.is_subspace:
-        return b[0].flatten(1) @ a[0].flatten(1).T
-    products = [x * y for x, y in zip(a, b, strict=True)]
-    if method.scope == "sample":
-        return products[0].sum(tuple(range(1, products[0].dim()))).unsqueeze(0)
-    inner = torch.stack([product.sum() for product in products]).unsqueeze(1)
-    return inner if method.scope == "tensor" else inner.sum(0, keepdim=True)
-
-
-def _times(method: Method, factors: Tensor, guess: Sequence[Tensor]) -> list[Tensor]:
-    """c g for each tensor, with `factors` `[P, S]`; of a subspace guess the sum over its directions."""
-    if method.is_subspace:
-        return [(factors.T @ guess[0].flatten(1)).unflatten(1, guess[0].shape[1:])]
-    if method.scope == "sample":
-        return [factors.reshape(-1, *[1] * (guess[0].dim() - 1)) * guess[0]]
-    return [c * g for c, g in zip(factors.expand(len(guess), 1), guess, strict=True)]

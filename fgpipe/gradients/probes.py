@@ -73,9 +73,8 @@ def plan_lanes(method: Method, tensors: Sequence[int], lanes: int | str, code: s
     Raises:
         UserError: there are more lanes than probes could use.
     """
-    per_tensor = method.space == "weight" and method.scope == "tensor"
-    per_block = method.directions if method.is_subspace else 1
-    counts = tuple((tensors[j] if per_tensor else per_block) * method.projects(j) for j in range(method.blocks))
+    probes = [method.guess.probes(method.scope, each, method.samples) for each in tensors]
+    counts = tuple(probes[j] if method.projects(j) else 0 for j in range(method.blocks))
     if lanes == "exact":
         return ExactLanes(method, counts)
     coded = CodedLanes(method, counts, code, int(lanes), seed)
@@ -208,14 +207,6 @@ def arrange(tangent: Tangent, lanes: tuple[int, ...], readings: Tensor) -> Tenso
 def restrict(tangent: Tangent | None, lanes: tuple[int, ...]) -> Tangent | None:
     """The part of a tangent that lives in `lanes`."""
     return tangent.select(lanes) if tangent is not None and lanes else None
-
-
-def along(directions: Tensor, lanes: tuple[int, ...], like: Tensor) -> Tangent:
-    """A tangent that moves all samples of `like` `[B, ...]` alike, each lane along one of `directions` `[R, ...]`."""
-    assert len(directions) == len(lanes), "a lane for each direction"
-    tangent = empty(lanes, like)
-    tangent.per_lane().copy_(directions.unsqueeze(1))
-    return tangent
 
 
 def widen(tangent: Tangent | None, lanes: tuple[int, ...], like: Tensor) -> Tangent:

@@ -83,6 +83,6 @@ def block_costs(forward: Sequence[int], method: Method, lanes: Lanes) -> list[in
     costs = []
     for j, flops in enumerate(forward):
         live = set(lanes.on_link(j - 1) if j else ()) | set(lanes.of(j) if method.space == "weight" else ())
-        backward = method.is_plain(j) or not method.is_random or method.space == "activity"
+        backward = method.is_plain(j) or method.guess.head is not None or method.space == "activity"
         costs.append(flops * (1 + len(live) + (2 if backward else 0)))
     return costs

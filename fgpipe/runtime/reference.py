@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from fgpipe.gradients.estimator import StepRule
-from fgpipe.gradients.guess import redraw
+from fgpipe.gradients.guesses import Memory, redraw
 from fgpipe.gradients.method import Method
 from fgpipe.gradients.oracle import estimate
 from fgpipe.gradients.probes import Decoder, Lanes
 from fgpipe.models.net import input_for
 from fgpipe.observe.metrics import Metrics
-from fgpipe.optim import Optimizer, Trained, in_order, parts
+from fgpipe.optim import Optimizer, Trained, in_order, parts, trainable
 from fgpipe.runtime.finite import check_finite
 from fgpipe.runtime.worker import Source, never
 
@@ -48,7 +48,11 @@ class OracleTrainer:
         like = next(parameter for block in blocks for parameter in block.parameters())
         self._device = like.device
         self.decoders = [Decoder.of(lanes, j, like) for j in range(method.blocks)]
-        self.step_rules = [StepRule.of(method, probes, like) for probes in lanes.counts]
+        self.step_rules = [StepRule.of(method.decode, method.step, probes, like) for probes in lanes.counts]
+        self.memories = [
+            Memory(method.guess.remember(trainable(block)) if method.projects(j) else {})
+            for j, block in enumerate(blocks)
+        ]
 
     def train(
         self,
@@ -76,7 +80,7 @@ class OracleTrainer:
         found = estimate(
             self._method, self.blocks, self.heads, self._guess_heads, images, labels,
             seed=self._seed, batch=batch, transmit=partial(self._transmit, batch),
-            step_size=lambda block, coefficients: self.step_rules[block].factors(coefficients),
+            step=self.step_rules.__getitem__, memory=lambda block: self.memories[block].tensors,
             cosine=self._cosine is not None and batch % self._cosine == 0,
         )  # fmt: skip
         if found.cosines is not None:
@@ -85,6 +89,8 @@ class OracleTrainer:
             if losses is not None:
                 check_finite(losses, j, f"loss of batch {batch}")
         for j, (block, head) in enumerate(zip(self.blocks, self.heads, strict=True)):
+            if memory := self.memories[j].tensors:
+                self._method.guess.learn(memory, found.blocks[j])
             self._optimizers[j].step(in_order(block, found.blocks[j]), batch)
             if head is not None:
                 self._head_optimizers[j].step(in_order(head, found.heads[j]), batch)
@@ -114,8 +120,8 @@ class OracleTrainer:
     def trained(self) -> dict[int, dict[str, Trained]]:
         """As `Worker.trained`."""
         means = [
-            rule.means | {"prediction": decoder.prediction}
-            for rule, decoder in zip(self.step_rules, self.decoders, strict=True)
+            rule.means | {"prediction": decoder.prediction, "guess": memory.or_none}
+            for rule, decoder, memory in zip(self.step_rules, self.decoders, self.memories, strict=True)
         ]
         columns = zip(self.blocks, self._optimizers, self.heads, self._head_optimizers, means, strict=True)
         return {j: parts(*column) for j, column in enumerate(columns)}

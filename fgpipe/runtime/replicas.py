@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fgpipe.errors import one_line
+from fgpipe.errors import first_line
 from fgpipe.observe.ledger import Ledger
 from fgpipe.optim import Trained
 from fgpipe.runtime.links.distributed import LinkError
@@ -54,7 +54,7 @@ class Replicas:
             groups = [dist.new_group(list(ranks), **options) for ranks in members]
         except RuntimeError as error:
             what = f"start: no process group of ranks {', '.join(map(str, topology.peers))}, which have the same blocks"
-            raise LinkError(f"{what}: {one_line(error)}") from error
+            raise LinkError(f"{what}: {first_line(error)}") from error
         return cls(topology.peers, topology.replica, device, *groups)
 
     @property
@@ -111,6 +111,6 @@ class Replicas:
             others = [f"{index} (rank {rank})" for index, rank in enumerate(self.ranks) if index != self.index]
             lost = f"replica {others[0]}" if len(others) == 1 else f"one of replicas {', '.join(others)}"
             rank = next(rank for rank in self.ranks if rank != self.ranks[self.index]) if len(others) == 1 else None
-            line = f"replica {self.index} lost {lost} of {what} in their mean: {one_line(error)}"
+            line = f"replica {self.index} lost {lost} of {what} in their mean: {first_line(error)}"
             raise LinkError(line, rank) from error
         return tensor

@@ -1,6 +1,6 @@
 """One block's step: forward, guess, tangents, and the update when its scalars are there. It knows no processes.
 
-Where the formulas are: the guess (section 3.1) in `gradients.guess`, the estimate (eq. 1, 4, 5) in
+Where the formulas are: guesses (section 3.1) in `gradients.guesses`, the estimate (eq. 1, 4, 5) in
 `gradients.estimator`, tangents in `gradients.dual`, lanes in `gradients.probes`.
 """
 
@@ -13,18 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from fgpipe.gradients import Direction, Push, PushLosses, Tangent, linearize, linearize_losses
-from fgpipe.gradients.dual import add, insert
-from fgpipe.gradients.estimator import (
-    StepRule,
-    activity_estimate,
-    activity_squared_norms,
-    coefficients,
-    subspace_estimate,
-    weight_estimate,
-)
-from fgpipe.gradients.guess import noise_like, principal_directions, redraw, squared_norms
+from fgpipe.gradients.estimator import StepRule
+from fgpipe.gradients.guesses import Memory, View, redraw
 from fgpipe.gradients.method import Method
-from fgpipe.gradients.probes import Decoder, Lanes, along, arrange, read, restrict, widen
+from fgpipe.gradients.probes import Decoder, Lanes, arrange, read, restrict, widen
 from fgpipe.gradients.reverse import gradients
 from fgpipe.models.net import deep_copy, input_for
 from fgpipe.observe.metrics import Metrics
@@ -34,10 +26,6 @@ from fgpipe.runtime.finite import check_finite
 from fgpipe.runtime.links.base import Batch
 from fgpipe.runtime.phases import Phases
 from fgpipe.runtime.precision import Precision
-
-Guess = dict[str, Tensor] | Tensor
-"""By parameter name (weight space), or shaped as the block's output (activity space): `[B, ...]`, one for each sample,
-or the directions of a subspace guess, `[P, ...]`."""
 
 
 @dataclass(eq=False)
@@ -49,8 +37,8 @@ class InFlight:
     """The number under which its noise is drawn."""
     version: int
     """Updates of the block before its forward pass."""
-    guess: Guess | None
-    """None for random ones, which are redrawn."""
+    directions: Sequence[Tensor] | None
+    """None for those that are made again."""
     output: Tensor | None
     """The block's output with its graph (activity space)."""
     weights: nn.Module | None
@@ -63,7 +51,7 @@ class Stage:
     Args:
         block: the net's block; in the last one's place `head` is the classifier.
         head: the trained head, or None.
-        guess_head: the head of an untrained guess (ntk, fixed_ntk), or None.
+        guess_head: the untrained head that the guess differentiates, or None.
         make_optimizer: from modules to an optimizer of their parameters.
         window: batches that may be in flight here.
         run: id of the run, for messages.
@@ -101,7 +89,8 @@ class Stage:
         self._device = phases.device
         like = torch.empty(0, dtype=precision.dtype, device=self._device)
         self.decoder = Decoder.of(lanes, index, like)
-        self.step_rule = StepRule.of(method, lanes.counts[index], like)
+        self.step_rule = StepRule.of(method.decode, method.step, lanes.counts[index], like)
+        self.memory = Memory(method.guess.remember(trainable(block)) if self._projects else {})
         self._in_flight: deque[InFlight] = deque()
         self._version = 0
         stashed = method.keeps_graph(index) and window > 1
@@ -109,7 +98,7 @@ class Stage:
 
     def trained(self) -> dict[str, Trained]:
         """What the block has learnt, by name: all its state when no batch is in flight."""
-        means = self.step_rule.means | {"prediction": self.decoder.prediction}
+        means = self.step_rule.means | {"prediction": self.decoder.prediction, "guess": self.memory.or_none}
         return parts(self.block, self._optimizer, self.head, self._head_optimizer, means)
 
     @property
@@ -147,8 +136,8 @@ class Stage:
             with self._phase("send", batch.id, self.index + 1):
                 send(self._outgoing(batch, y, None))
         losses, push_losses = self._own_loss(y, batch)
-        guess, head_gradients = self._guess(y, losses, weights, batch) if self._projects else (None, None)
-        dy = self._push(push, batch, y, guess)
+        directions, head_gradients = self._guess(y, losses, weights, batch) if self._projects else (None, None)
+        dy = self._push(push, batch, y, directions)
         if above:  # all lanes of the plan, in its order: the receiver counts on it
             tangent = widen(restrict(dy, above), above, y.detach())
             with self._phase("send", batch.id, self.index + 1):
@@ -167,7 +156,7 @@ class Stage:
             batch.id,
             self._draw(batch),
             self._version,
-            guess=None if self._method.is_random else guess,
+            directions=directions if self._method.guess.kept else None,
             output=y if self._method.space == "activity" else None,
             weights=weights,
         )
@@ -191,7 +180,7 @@ class Stage:
         return weights
 
     def _primal(self, weights: nn.Module, batch: Batch) -> tuple[Tensor, Push | None]:
-        guessing = self._projects and (self._method.space == "activity" or not self._method.is_random)
+        guessing = self._projects and (self._method.space == "activity" or self._method.guess.head is not None)
         with torch.set_grad_enabled(self._plain or guessing):
             if batch.tangent is None and not self._projects:
                 return weights(input_for(weights, batch.x)), None
@@ -202,7 +191,7 @@ class Stage:
         gradient or guess comes from them."""
         if self.head is None:
             return None, None
-        attached = self._plain or (self._projects and self._method.has_local_guess)
+        attached = self._plain or (self._projects and self._method.guesses_by_trained_head)
         with self._phase("loss", batch.id), torch.enable_grad():
             losses, logits, push = linearize_losses(self.head, y if attached else y.detach(), batch.labels)
             check_finite(losses, self.index, f"loss of {batch.name}")
@@ -212,53 +201,49 @@ class Stage:
 
     def _guess(
         self, y: Tensor, losses: Tensor | None, weights: nn.Module, batch: Batch
-    ) -> tuple[Guess, tuple[Tensor, ...] | None]:
-        """The guess and, where the same backward pass gives it, the gradient of the trained head."""
-        with self._phase("guess", batch.id):
-            return self._make_guess(y, losses, weights, batch)
+    ) -> tuple[Sequence[Tensor], Sequence[Tensor] | None]:
+        """The directions and, where the same backward pass gives it, the gradient of the trained head."""
+        places = list(trainable(weights).values()) if self._method.space == "weight" else [y]
+        of_head: Sequence[Tensor] | None = None
 
-    def _make_guess(
-        self, y: Tensor, losses: Tensor | None, weights: nn.Module, batch: Batch
-    ) -> tuple[Guess, tuple[Tensor, ...] | None]:
-        in_weights = self._method.space == "weight"
-        places = list(trainable(weights).values()) if in_weights else [y]
-        if self._method.is_random:
-            found, head_gradients = self._noise(places, self._draw(batch)), None
-        elif self._method.has_untrained_guess:
+        def gradient() -> Sequence[Tensor]:
+            nonlocal of_head
+            if self.guess_head is None:
+                both = gradients(losses.mean(), [*places, *self._head_optimizer.parameters])
+                of_head = both[len(places) :]
+                return both[: len(places)]
             redraw(self.guess_head, self._method.guess, self._seed, self.index, batch.draw)
             with torch.enable_grad():
                 guess_losses, _ = self.guess_head.losses(input_for(self.guess_head, y), batch.labels)
-            found, head_gradients = gradients(guess_losses.mean(), places), None
-        else:
-            both = gradients(losses.mean(), [*places, *self._head_optimizer.parameters])
-            found, head_gradients = both[: len(places)], both[len(places) :]
-            if self._method.is_subspace:
-                found = [principal_directions(found[0], self._method.directions)]
-        return self._named(found) if in_weights else found[0], head_gradients
+            return gradients(guess_losses.mean(), places)
 
-    def _push(self, push: Push | None, batch: Batch, y: Tensor, guess: Guess | None) -> Tangent | None:
+        with self._phase("guess", batch.id):
+            return self._method.guess.propose(self._view(places, self._draw(batch), gradient)), of_head
+
+    def _view(self, places: Sequence[Tensor], draw: int, gradient: Callable[[], Sequence[Tensor]]) -> View:
+        return View(places, (self._seed, self.index, draw), gradient, self.memory.tensors)
+
+    def _push(self, push: Push | None, batch: Batch, y: Tensor, directions: Sequence[Tensor] | None) -> Tangent | None:
         """The lanes at the block's output: those from below, and the block's own probes."""
         if push is None:
             return None
         with self._phase("push", batch.id):
-            dy = self._push_lanes(push, batch, y, guess)
+            dy = self._push_lanes(push, batch, y, directions)
             if dy is None:
                 return None
             value = dy.value.to(self._precision.dtype)
             check_finite(value, self.index, f"tangent of {batch.name}")
             return Tangent(dy.lanes, value)
 
-    def _push_lanes(self, push: Push, batch: Batch, y: Tensor, guess: Guess | None) -> Tangent | None:
-        dx = batch.tangent
-        if guess is None:
-            return push(dx, {})
-        if self._method.is_subspace:
-            return add(push(dx, {}), along(guess, self._lanes.of(self.index), y))
+    def _push_lanes(self, push: Push, batch: Batch, y: Tensor, directions: Sequence[Tensor] | None) -> Tangent | None:
+        if directions is None:
+            return push(batch.tangent, {})
         carriers = self._lanes.carriers(self.index, self._draw(batch), y)
-        if not isinstance(guess, dict):
-            return insert(push(dx, {}), guess, carriers[0])
-        per_tensor = carriers if self._method.scope == "tensor" else carriers * len(guess)
-        return push(dx, {name: Direction(g, c) for (name, g), c in zip(guess.items(), per_tensor, strict=True)})
+        if self._method.space == "activity":
+            return self._method.guess.insert(push(batch.tangent, {}), directions[0], carriers, y)
+        per_tensor = carriers if self._method.scope == "tensor" else carriers * len(directions)
+        named = zip(trainable(self.block), directions, per_tensor, strict=True)
+        return push(batch.tangent, {name: Direction(each, lanes) for name, each, lanes in named})
 
     def _evaluate_targets(
         self, dy: Tangent | None, push_losses: PushLosses | None, batch: Batch, reply: Callable[[Feedback], None]
@@ -306,32 +291,27 @@ class Stage:
     def _update(self, entry: InFlight, scalars: Tensor) -> None:
         """Apply c g (eq. 4), or what c g gives when it is back-propagated through the block alone (eq. 5)."""
         with self._phase("update", entry.batch):
-            self._optimizer.step(self._estimates(entry, scalars), entry.batch)
+            estimates = self._estimates(entry, scalars)
+            if self.memory.tensors:
+                named = dict(zip(trainable(self.block), estimates, strict=True))
+                self._method.guess.learn(self.memory.tensors, named)
+            self._optimizer.step(estimates, entry.batch)
         self._version += 1
 
     def _estimates(self, entry: InFlight, scalars: Tensor) -> Sequence[Tensor]:
-        method = self._method
+        method, directions = self._method, entry.directions
+        if directions is None:
+            places = self._optimizer.parameters if method.space == "weight" else [entry.output]
+            directions = method.guess.propose(self._view(places, entry.draw, _no_gradient))
+        estimate = method.guess.estimate(directions, scalars, method.scope, self.step_rule)
         if method.space == "weight":
-            guess = entry.guess or self._named(self._noise(self._optimizer.parameters, entry.draw))
-            norms = squared_norms(guess, method.scope).unsqueeze(1) if method.divides_by_norm else None
-            factors = self.step_rule.factors(coefficients(scalars, norms))
-            return list(weight_estimate(guess, factors[:, 0]).values())
-        guess = self._noise([entry.output], entry.draw)[0] if entry.guess is None else entry.guess
-        norms = activity_squared_norms(guess, method.scope).unsqueeze(0) if method.divides_by_norm else None
-        factors = self.step_rule.factors(coefficients(scalars, norms))
-        signal = subspace_estimate(guess, factors) if method.is_subspace else activity_estimate(guess, factors[0])
-        return gradients(entry.output, list(trainable(entry.weights).values()), signal)
-
-    def _noise(self, like: list[Tensor], draw: int) -> list[Tensor]:
-        return noise_like(self._method.guess, like, self._seed, self.index, draw)
+            return estimate
+        return gradients(entry.output, list(trainable(entry.weights).values()), estimate[0])
 
     def _draw(self, batch: Batch) -> int:
         """The number under which noise and codes are drawn: of this share among all of the run's in activity space, so
         that no two samples have the same; of the batch in weight space, so that all replicas try one direction."""
         return batch.draw * self._replicas + self._replica if self._method.space == "activity" else batch.draw
-
-    def _named(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
-        return dict(zip(trainable(self.block), tensors, strict=True))
 
     @torch.no_grad()
     def evaluate(self, batch: Batch, send: Callable[[Batch], None]) -> None:
@@ -362,3 +342,7 @@ def _sharing_buffers(block: nn.Module) -> nn.Module:
     for own, shared in zip(twin.modules(), block.modules(), strict=True):
         own._buffers = shared._buffers
     return twin
+
+
+def _no_gradient() -> Sequence[Tensor]:
+    raise AssertionError("directions that are not kept are made again of places and key alone")

@@ -8,7 +8,7 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
-from fgpipe.errors import one_line
+from fgpipe.errors import first_line
 from fgpipe.runtime.links.distributed import LinkError
 
 BEAT, POLL = 1.0, 0.1
@@ -100,4 +100,4 @@ class Start:
         try:
             yield
         except dist.DistNetworkError as error:
-            raise LinkError(f"start: the rendezvous store is gone: {one_line(error)}") from error
+            raise LinkError(f"start: the rendezvous store is gone: {first_line(error)}") from error

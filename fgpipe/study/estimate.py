@@ -53,7 +53,9 @@ def cost(config: Config, dataset: str) -> Cost:
     else:
         lanes = plan_lanes(method, tensors, config.lanes, config.code, config.seed)
         step = sum(block_costs(blocks, method, lanes))
-        step += sum(3 * flops for j, flops in enumerate(heads) if method.trains_head(j) or method.has_untrained_guess)
+        step += sum(
+            3 * flops for j, flops in enumerate(heads) if method.trains_head(j) or method.guesses_by_untrained_head
+        )
     train = config.data.train_samples or published.train
     test = config.data.test_samples or published.test
     train -= train % config.batch_size
@@ -69,19 +71,19 @@ def oracle_flops(method: Method, blocks: Sequence[float], own: Sequence[float], 
             weights.
         own: of each block's backward pass to its weights alone, which needs no gradient of its input.
     """
-    through = [method.is_plain(j) or method.guess == "end_to_end" for j in range(method.blocks)]
+    through = [method.is_plain(j) for j in range(method.blocks)]
     to_weights = [plain or method.space == "weight" for plain in through]
     total = sum(blocks)
     for j, head in enumerate(heads):
         if method.trains_head(j):
-            guessing = method.has_local_guess and not through[j]
+            guessing = method.guesses_by_trained_head and not through[j]
             asking = {lower for lower in range(j + 1) if method.target(lower) == j or (guessing and lower == j)}
             lowest, *higher = range(min(asking), j + 1)
             total += 3 * head + own[lowest] * to_weights[lowest]
             total += sum(blocks[k] * (1 + (k in asking and to_weights[k])) for k in higher)
         if not through[j]:
             total += own[j] * (method.space == "activity")
-            total += (2 * head + own[j] * to_weights[j]) * method.has_untrained_guess
+            total += (2 * head + own[j] * to_weights[j]) * method.guesses_by_untrained_head
     return total
 
 

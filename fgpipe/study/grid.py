@@ -91,7 +91,7 @@ def _expected_seconds(configs: dict[str, tuple[Run, Config]], costs: dict[str, C
     """By name; the cheapest run of each guess and space is calibrated, the others of them cost as much per FLOP."""
     kinds: dict[tuple[str, str], list[str]] = {}
     for name, (_, config) in configs.items():
-        kinds.setdefault((config.guess, config.space), []).append(name)
+        kinds.setdefault((config.guess_name, config.space), []).append(name)
     seconds = {}
     for names in kinds.values():
         cheapest = min(names, key=lambda name: costs[name].step)

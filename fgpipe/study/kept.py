@@ -93,7 +93,7 @@ def kept_by_blocks(plan: Plan) -> list[Storages]:
     batch = Batch(0, 0, True, x, torch.randint(facts.classes, (size,), generator=source))
     kept, blocks = [], plan.method.blocks  # `kept` holds the tensors until all are there: no address comes twice
     for stage in build_stages(plan, device, Metrics(blocks), Ledger(blocks), Timeline(), Replicas()).values():
-        if plan.config.guess == "end_to_end":
+        if plan.config.guess_name == "end_to_end":
             found, x = kept_by_graph(stage.block, x)
         else:
             found, batch = kept_by_stage(stage, batch)
@@ -112,7 +112,7 @@ def kept_by_stage(stage: Stage, batch: Batch) -> tuple[list[Tensor], Batch]:
         stage.train(batch, MemoryLink(sent.append).send, _nowhere)
     tensors = graph.tensors
     for entry in stage.in_flight:
-        tensors += entry.guess.values() if isinstance(entry.guess, dict) else [entry.guess] * (entry.guess is not None)
+        tensors += entry.directions or ()
         tensors += [] if entry.output is None else [entry.output]
         tensors += [] if entry.weights in (None, stage.block) else entry.weights.parameters()
     return tensors, (sent or [batch])[0]

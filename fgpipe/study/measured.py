@@ -19,7 +19,7 @@ from fgpipe.study.runs import read_summary
 
 Values = Mapping[Key, Mapping[int, float]]
 """What was trained -> seed -> test accuracy in percent."""
-OF_CELL = {"model.blocks", "head.name", "target.name", "target.depth", "guess", "space", "scope"}
+OF_CELL = {"model.blocks", "head.name", "target.name", "target.depth", "guess.name", "space", "scope"}
 """Keys that the cell decides, or that nothing depends on where it leaves them open."""
 WATCHING = ("observe.", "checkpoint.", "link.", "slow.", "trace")
 """How keys begin that change no number."""

@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from fgpipe.assembly import DataFacts, Plan
-from fgpipe.config import RANDOM, Config, compose_config
+from fgpipe.config import SCOPES, Config, compose_config
 from fgpipe.errors import bad_value
-from fgpipe.gradients.method import UNTRAINED, Method
+from fgpipe.gradients.guesses import find, names
+from fgpipe.gradients.method import Method
 from fgpipe.runtime.schedule import windows
 from fgpipe.runtime.topology import runs_of
 from fgpipe.study import contest, throughput
@@ -60,11 +61,10 @@ class Options(contest.Options):
 
 def ways() -> list[Way]:
     """Backpropagation, and every guess in every space that it may be in, for a global and a local target."""
-    guesses = {"weight": ("local", *UNTRAINED, *RANDOM), "activity": ("local", "local_subspace", *UNTRAINED, *RANDOM)}
-    found = [Way("end_to_end", "weight", "global")]
-    for target in ("global", "local"):
-        found += [Way(guess, space, target) for space, names in guesses.items() for guess in names]
-    return found
+    guesses = [name for name in names() if name != "end_to_end"]
+    placed = [(name, space) for space in SCOPES for name in guesses if space in find(name).spaces]
+    backpropagation = Way("end_to_end", "weight", "global")
+    return [backpropagation, *(Way(*each, target) for target in ("global", "local") for each in placed)]
 
 
 def contestants(processes: int) -> list[Contestant]:
@@ -77,7 +77,7 @@ def in_flight(config: Config, split: Sequence[int]) -> list[int]:
 
     Args: split: blocks per process.
     """
-    if config.guess != "end_to_end":
+    if config.guess_name != "end_to_end":
         method = Method.of(config)
         return [window * method.waits(j) for j, window in enumerate(windows(method, config.window))]
     processes, counts = len(split), [config.microbatches] * len(split)
@@ -93,7 +93,7 @@ def kept_of_batch(config: Config, facts: DataFacts) -> list[Storages]:
 
 def microbatches(config: Config) -> int:
     """Of a batch; 1 for all but pipelined backpropagation."""
-    return config.microbatches if config.guess == "end_to_end" else 1
+    return config.microbatches if config.guess_name == "end_to_end" else 1
 
 
 def by_process(values: Sequence[Any], split: Sequence[int]) -> list[list[Any]]:

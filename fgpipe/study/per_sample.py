@@ -19,7 +19,7 @@ from fgpipe.config import compose_config
 from fgpipe.data import Batches, load
 from fgpipe.gradients import linearize, linearize_losses
 from fgpipe.gradients.dual import insert
-from fgpipe.gradients.estimator import activity_estimate, activity_squared_norms, coefficients
+from fgpipe.gradients.estimator import coefficients, scaled, squared_norms
 from fgpipe.gradients.probes import read
 from fgpipe.observe.ledger import Ledger
 from fgpipe.observe.metrics import Metrics
@@ -71,9 +71,11 @@ def compare(trainer: OracleTrainer, images: Tensor, labels: Tensor) -> Tensor:
         y, parameters, guess = outputs[j + 1], list(trainer.blocks[j].parameters()), guesses[j]
         target = torch.autograd.grad(losses.mean(), [y, *parameters], retain_graph=True)
         exact = (target[0] * guess).flatten(1).sum(dim=1)
-        norms = activity_squared_norms(guess, "sample")
+        norms = squared_norms([guess], "sample")
         estimates = [
-            torch.autograd.grad(y, parameters, activity_estimate(guess, coefficients(c, norms)), retain_graph=True)
+            torch.autograd.grad(
+                y, parameters, scaled([guess], coefficients(c[None], norms), "sample"), retain_graph=True
+            )
             for c in (one_tangent, exact)
         ]
         ours, theirs, true = (torch.cat([g.flatten() for g in gradients]) for gradients in (*estimates, target[1:]))

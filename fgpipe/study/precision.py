@@ -38,9 +38,9 @@ def main(arguments: list[str]) -> int:
         UserError: the arguments cannot be run, or the data cannot be read.
     """
     config = compose_config([*arguments, *UNIT_STEP])
-    if config.guess in ("gaussian", "rademacher"):
+    if config.guess_name in ("gaussian", "rademacher"):
         raise bad_value(
-            "guess", config.guess, "local | local_subspace | ntk | fixed_ntk, which float64 and float32 agree on"
+            "guess", config.guess_name, "local | local_subspace | ntk | fixed_ntk, which float64 and float32 agree on"
         )
     torch.set_num_threads(Place(0, 1, 0, 1).threads(config.threads))
     dataset = load(config.data)

@@ -99,7 +99,7 @@ def mismatches(key: Key, config: Mapping[str, Any]) -> Iterator[str]:
         "model.blocks": (key.blocks,),
         "target.name": (key.target,),
         "target.depth": (DEPTHS[key.target],),
-        "guess": (key.guess,),
+        "guess.name": (key.guess,),
     }
     if key.aux is not None:
         wanted["head.name"] = (key.aux,)

@@ -15,6 +15,6 @@ class Way:
         """With one lane, the least compute, wherever anything is projected."""
         keys = [f"guess={self.guess}", f"space={self.space}", f"target={self.target}"]
         if self.guess == "local_subspace":
-            return [*keys, "directions=1"]  # which has lanes of its own
+            return [*keys, "guess.directions=1"]  # which has lanes of its own
         projects = self.guess != "end_to_end" and not (self.guess == "local" and self.target == "local")
         return keys + ["lanes=1"] * projects

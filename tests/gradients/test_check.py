@@ -170,6 +170,6 @@ def test_the_net_is_left_as_it_is() -> None:
 def test_an_untrained_head_must_be_drawn_anew() -> None:
     """`ntk` draws it for every batch."""
     own = net(heads={0: head(Bare())})
-    assert plan(own, "guess=local").method.guess == "local"
+    assert plan(own, "guess=local").method.guess.name == "local"
     with pytest.raises(UserError, match="^the head of block 0: 0.gain: Bare has no reset_parameters that draws it"):
         plan(own, "guess=ntk")

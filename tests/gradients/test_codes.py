@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fgpipe.gradients.codes import hadamard, signs
 from fgpipe.gradients.estimator import StepRule
+from fgpipe.gradients.guesses import make
 from fgpipe.gradients.method import Method
 from fgpipe.gradients.probes import CodedLanes, Decoder, plan_lanes
 from fgpipe.models.heads import Head
@@ -208,7 +209,7 @@ def test_mean_and_variance(
 
 def test_prediction_takes_the_noise_away_and_nothing_else() -> None:
     """With a fixed prediction e the mean stays, and the variance is that of the scalars d - e."""
-    method = Method(6, "local", "weight", "tensor", None, decode="predicted")
+    method = Method(6, make("local"), "weight", "tensor", None, decode="predicted")
     lanes = plan_lanes(method, [3, 2, 3, 2, 3, 2], 2, "rademacher", 1)
     rng = torch.Generator().manual_seed(2)
     scalars = torch.randn(13, 1, generator=rng, dtype=torch.float64)
@@ -288,9 +289,15 @@ def test_by_hand(decode: str, step: str, lanes: int | str, monkeypatch: pytest.M
 
 def test_per_sample_by_hand() -> None:
     """Running means of per-sample values are over batches and samples."""
-    method = Method(4, "local", "activity", "sample", None, decode="smoothed", step="normalised")
-    rule, mean, size = StepRule.of(method, 1, torch.zeros(1, dtype=torch.float64)), Remembered(), Remembered()
-    lanes = plan_lanes(Method(4, "local", "activity", "sample", None, decode="predicted"), [1] * 4, 2, "rademacher", 1)
+    method = Method(4, make("local"), "activity", "sample", None, decode="smoothed", step="normalised")
+    rule, mean, size = (
+        StepRule.of(method.decode, method.step, 1, torch.zeros(1, dtype=torch.float64)),
+        Remembered(),
+        Remembered(),
+    )
+    lanes = plan_lanes(
+        Method(4, make("local"), "activity", "sample", None, decode="predicted"), [1] * 4, 2, "rademacher", 1
+    )
     decoder, predictions = Decoder.of(lanes, 3, torch.zeros(1, dtype=torch.float64)), [Remembered() for _ in range(3)]
     rng = torch.Generator().manual_seed(4)
     for batch in range(5):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fgpipe.config import compose_config
 from fgpipe.errors import UserError
-from fgpipe.gradients.guess import principal_directions
+from fgpipe.gradients.guesses.local_subspace import principal_directions
 from fgpipe.gradients.oracle import Estimates
 from fgpipe.models.heads import Head
 from fgpipe.models.net import Net
@@ -114,7 +114,7 @@ def test_few_directions_are_the_first_principal_ones(count: int, monkeypatch: py
         axes = [guesses.T @ vectors[:, -r - 1] / np.sqrt(sizes[-r - 1]) for r in range(count)]
         return sum(np.outer(wanted @ axis, axis) for axis in axes)
 
-    found, before = pipeline(monkeypatch, "global", "deep", f"directions={count}").step(0)
+    found, before = pipeline(monkeypatch, "global", "deep", f"guess.directions={count}").step(0)
     assert_projects(found, before, on_the_first, "global")
 
 
@@ -123,7 +123,7 @@ def test_the_projection_on_a_local_target_is_the_target(monkeypatch: pytest.Monk
     assert_projects(found, before, lambda wanted, guesses: wanted, "local")
 
 
-@pytest.mark.parametrize("more", [[], ["directions=3"]], ids=" ".join)
+@pytest.mark.parametrize("more", [[], ["guess.directions=3"]], ids=" ".join)
 @pytest.mark.parametrize("head", ["linear", "deep"])
 @pytest.mark.parametrize("target", TARGETS)
 def test_forward_mode_agrees(target: str, head: str, more: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,7 +136,7 @@ def test_forward_mode_agrees(target: str, head: str, more: list[str], monkeypatc
 def test_sums_over_samples_with_batch_norm(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Along each lane all samples move together, which is exact for their sum; a direction's sign is arbitrary."""
     case = ("local_subspace", "cnn", "activity", "sample", target, 8)
-    trained = Pipeline(configuration(*case, "directions=3"), monkeypatch)
+    trained = Pipeline(configuration(*case, "guess.directions=3"), monkeypatch)
     for batch in range(STEPS):
         replies = record_replies(trained, monkeypatch)
         wanted, before = trained.step(batch)
@@ -175,9 +175,10 @@ SUBSPACE = ["guess=local_subspace", "space=activity"]
 @pytest.mark.parametrize("overrides, expected", [
     (["guess=local_subspace"], "space=weight: allowed: activity with guess=local_subspace"),
     ([*SUBSPACE, "scope=batch"], "scope=batch: allowed: sample with guess=local_subspace"),
-    ([*SUBSPACE, "directions=65"], "directions=65: allowed: 1 to batch_size=64, or null"),
-    ([*SUBSPACE, "directions=0"], "directions=0: allowed: a whole number of at least 1, or null"),
-    (["guess=local", "directions=8"], "directions=8: allowed: null unless guess=local_subspace"),
+    ([*SUBSPACE, "guess.directions=65"], "guess.directions=65: allowed: 1 to batch_size=64, or null"),
+    ([*SUBSPACE, "guess.directions=0"], "guess.directions=0: allowed: 1 to batch_size=64, or null"),
+    ([*SUBSPACE, "guess.directions=many"], "guess.directions=many: Value 'many' of type 'str' could not be converted"),
+    (["guess=local", "guess.directions=8"], "guess.directions=8: allowed: as a key of guess=local, none"),
     ([*SUBSPACE, "lanes=4"], "lanes=4: allowed: exact with guess=local_subspace target=global"),
     ([*SUBSPACE, "decode=smoothed"], "decode=smoothed: allowed: plain with guess=local_subspace target=global"),
     ([*SUBSPACE, "step=normalised"], "step=normalised: allowed: projection with guess=local_subspace target=global"),

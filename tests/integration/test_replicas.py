@@ -17,7 +17,7 @@ from fgpipe.assembly import DataFacts, Plan, _modules
 from fgpipe.checkpoint import Checkpoints
 from fgpipe.config import compose_config
 from fgpipe.data import Batches, load
-from fgpipe.gradients.guess import redraw
+from fgpipe.gradients.guesses import redraw
 from fgpipe.gradients.oracle import estimate
 from tests.integration.launching import ROOT, Job, fork, wait_until
 from tests.integration.rewinding import rewind

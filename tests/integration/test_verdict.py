@@ -7,6 +7,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -107,11 +108,16 @@ def test_stopped_rank(tmp_path: Path) -> None:
     """SIGSTOP: the survivor's deadline ends the job, though the stopped process hears no SIGTERM."""
     run = tmp_path / "run"
     overrides = [f"run_dir={run}", "epochs=500", "deadline=8", "partition=[4,4]", *SMALL]
+    overrides += [
+        "data.train_samples=1400",
+        "batch_size=4",
+    ]  # an epoch takes seconds, and between two all wait in a sum
     with (tmp_path / "log").open("w") as log:
         job = subprocess.Popen(command(2, "-m", "fgpipe.train", *overrides), env=environment(), stdout=log, stderr=log)
     text = (tmp_path / "log").read_text
     try:
-        assert wait_until(lambda: "epoch 2/500:" in text(), 200), text()
+        assert wait_until(lambda: "epoch 1/500:" in text(), 200), text()
+        time.sleep(1)
         workers = workers_with(str(run))
         os.kill(workers[0], signal.SIGSTOP)
         assert wait_until((run / "verdict.json").exists, 25), text()

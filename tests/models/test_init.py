@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fgpipe.gradients.guess import redraw
+from fgpipe.gradients.guesses import make, redraw
 from fgpipe.models.heads import Head
 from fgpipe.models.init import NotInitialized, materialize
 from fgpipe.rng import generator
@@ -106,7 +106,7 @@ def test_ntk_draws_all_layers_anew() -> None:
     for guess, differs in (("ntk", True), ("fixed_ntk", False)):
         drawn = []
         for batch in (0, 1, 0):
-            redraw(head, guess, 5, 2, batch)
+            redraw(head, make(guess), 5, 2, batch)
             drawn.append({name: value.clone() for name, value in head.named_parameters()})
         for name in ("0.weight", "2.weight", "2.bias"):
             assert torch.equal(drawn[0][name], drawn[1][name]) != differs

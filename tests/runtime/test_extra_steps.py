@@ -4,13 +4,17 @@ With three uses for each of four batches that is, in both blocks: step 0, two ex
 steps on that one, step 2, two more, and step 3, after which no other comes.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import pytest
 import torch
 from torch import Tensor
 
 from fgpipe.assembly import DataFacts, Plan, build_stages
 from fgpipe.config import compose_config
-from fgpipe.gradients.guess import noise_like
+from fgpipe.gradients.guesses import View, guess
+from fgpipe.gradients.guesses.gaussian import Gaussian
 from fgpipe.models.init import initialize
 from fgpipe.observe.ledger import Ledger
 from fgpipe.observe.metrics import Metrics
@@ -129,18 +133,26 @@ def test_what_they_leave(monkeypatch: pytest.MonkeyPatch) -> None:
             assert torch.equal(value, pairs[1][name]), f"{name} of block {block}"
 
 
+PROPOSED: dict[int, list[Sequence[Tensor]]] = {}
+
+
+@guess("gaussian_in_sight")
+@dataclass(frozen=True)
+class InSight(Gaussian):
+    """Gaussian guesses whose every draw is put into `PROPOSED`, by block."""
+
+    def propose(self, view: View) -> Sequence[Tensor]:
+        PROPOSED.setdefault(view.key[1], []).append(super().propose(view))
+        return PROPOSED[view.key[1]][-1]
+
+
 @pytest.mark.parametrize("space, scope", [("weight", "tensor"), ("activity", "sample")])
-def test_noise(space: str, scope: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_noise(space: str, scope: str) -> None:
     """Every step has noise of its own in guess and update alike; the epoch's steps have that of their number."""
-    drawn: dict[int, list[list[Tensor]]] = {LOWER: [], UPPER: []}
-
-    def recording(kind: str, values, seed: int, block: int, number: int) -> list[Tensor]:
-        drawn[block].append(noise_like(kind, values, seed, block, number))
-        return drawn[block][-1]
-
-    monkeypatch.setattr("fgpipe.runtime.stage.noise_like", recording)
-    Process("guess=gaussian", f"space={space}", f"scope={scope}", "optim.lr=0.001").train()
-    for block, found in drawn.items():
+    PROPOSED.clear()
+    Process("guess=gaussian_in_sight", f"space={space}", f"scope={scope}", "optim.lr=0.001").train()
+    assert PROPOSED.keys() == {LOWER, UPPER}
+    for block, found in PROPOSED.items():
         guesses, updates = found[::2], found[1::2]
         assert all(torch.equal(a, b) for pair in zip(guesses, updates, strict=True) for a, b in zip(*pair, strict=True))
         assert len({each[0].sum().item() for each in guesses}) == len(guesses) == len(STEPS)
@@ -157,7 +169,7 @@ def test_untrained_heads(monkeypatch: pytest.MonkeyPatch) -> None:
         drawn.append(source.initial_seed())
         initialize(head, source)
 
-    monkeypatch.setattr("fgpipe.gradients.guess.initialize", recording)
+    monkeypatch.setattr("fgpipe.gradients.guesses.base.initialize", recording)
     Process("guess=ntk", "optim.lr=0.001").train()
     for block, seeds in ((LOWER, drawn[::2]), (UPPER, drawn[1::2])):
         assert len(set(seeds)) == len(seeds) == len(STEPS)

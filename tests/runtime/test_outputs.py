@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from fgpipe.runtime.links.base import Batch
 from fgpipe.runtime.stage import Stage
-from tests.nets import Doubled
+from tests.nets import CHANNELS, KINDS
 from tests.test_transparency import BATCH, Pipeline, configuration
 
 
@@ -45,15 +45,18 @@ def test_a_head_that_writes_over_its_input_gets_a_copy(
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("target", ["local", "global"])
+@pytest.mark.parametrize("index", [1, 2, 3])
 def test_a_block_that_writes_over_its_input_gets_a_copy(
-    target: str, training: bool, monkeypatch: pytest.MonkeyPatch
+    index: int, target: str, training: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The input is a receive buffer, or the output of the block below."""
-    stage, x = a_stage(monkeypatch, target), images()
-    came = x.clone()
-    wanted = sent_by(a_stage(monkeypatch, target), 2 * x, training)
-    stage.block = nn.Sequential(Doubled(), stage.block)
-    assert torch.allclose(sent_by(stage, x, training), wanted)
+    net = KINDS["blocks that begin in place"]()
+    config = configuration("local", "mlp", "weight", "tensor", target, 8)
+    config.model.blocks = len(net.blocks)
+    stage = Pipeline(config, monkeypatch, net).stages[index]
+    x = torch.randn(BATCH, CHANNELS, 16, 16, dtype=torch.float64)
+    came, wanted = x.clone(), stage.block(x.clone()).detach()
+    assert torch.equal(sent_by(stage, x, training), wanted)
     assert torch.equal(x, came)
 
 

@@ -5,6 +5,7 @@ from collections import deque
 
 import pytest
 
+from fgpipe.gradients.guesses import make
 from fgpipe.gradients.method import Method
 from fgpipe.gradients.probes import plan_lanes
 from fgpipe.runtime.schedule import Action, Apply, Forward, actions, turn, windows
@@ -12,7 +13,7 @@ from fgpipe.runtime.topology import balanced
 
 
 def method(guess: str = "local", depth: int | None = None, blocks: int = 4) -> Method:
-    return Method(blocks, guess, "weight", "tensor", depth)
+    return Method(blocks, make(guess), "weight", "tensor", depth)
 
 
 def text(batches: int, window: int, waits: bool = True) -> str:

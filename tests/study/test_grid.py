@@ -57,7 +57,9 @@ def test_every_cell_composes(profile: str) -> None:
         config = compose_config([f"{key}={value}" for key, value in run.settings.items()])
         for cell in run.cells:
             assert (
-                config.model.blocks == cell.blocks and config.target.name == cell.target and config.guess == cell.guess
+                config.model.blocks == cell.blocks
+                and config.target.name == cell.target
+                and config.guess_name == cell.guess
             )
             assert config.target.depth == {"global": None, "intermediate": 1, "local": 0}[cell.target]
             assert config.model.width == widths[cell.width] * (1 if profile == "full" else 0.25)

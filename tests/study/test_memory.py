@@ -1,6 +1,7 @@
 """What is kept, by PyTorch's allocator and by hand; what is in flight; the tables; and one real study."""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from fgpipe.assembly import DataFacts, Plan, build_stages
 from fgpipe.config import compose_config
+from fgpipe.gradients.guesses.registry import OWN
 from fgpipe.observe.ledger import Ledger
 from fgpipe.observe.metrics import Metrics
 from fgpipe.observe.timeline import Timeline
@@ -212,7 +214,10 @@ def test_ways_can_be_run() -> None:
     found = ways()
     for way in found:
         compose_config(way.overrides())
-    assert len(set(found)) == len(found) == 1 + 2 * (5 + 6)
+    guesses = {"weight": 5, "activity": 6}
+    placed = [(way.guess, way.space) for way in found if way.guess in OWN and way.guess != "end_to_end"]
+    assert len(set(found)) == len(found)
+    assert Counter(space for _, space in set(placed)) == guesses and len(placed) == 2 * sum(guesses.values())
 
 
 @pytest.mark.parametrize("processes", [2, 8])

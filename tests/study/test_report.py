@@ -94,7 +94,7 @@ def test_what_cannot_be_read_is_listed(tmp_path: Path, capsys: pytest.CaptureFix
         "cut": write_run(tmp_path, what, 70, seed=1, cosine={0: [0.1] * 7}),
         "folder": write_run(tmp_path, what, 70, seed=2),
         "bare": write_run(tmp_path, what, 70, seed=3),
-        "other cell": write_run(tmp_path, what, 70, seed=4, settings={"guess": "ntk"}),
+        "other cell": write_run(tmp_path, what, 70, seed=4, settings={"guess.name": "ntk"}),
     }
     (broken["cut"] / "cosine.jsonl").write_text('{"step": 0, "cosine": {"0": 0.1}}\n{"step": 5, "cos')
     (broken["folder"] / "summary.json").unlink()
@@ -110,7 +110,7 @@ def test_what_cannot_be_read_is_listed(tmp_path: Path, capsys: pytest.CaptureFix
         "cut": "cosine.jsonl: line 2 cannot be read",
         "folder": "summary.json: cannot be read: Is a directory",
         "bare": "no summary of fgpipe.train",
-        "other cell": "another cell: guess=ntk (the cell has local)",
+        "other cell": "another cell: guess.name=ntk (the cell has local)",
     }.items():
         assert expected in reasons[broken[name]]
 

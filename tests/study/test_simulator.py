@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fgpipe.gradients.guesses import make
 from fgpipe.gradients.method import Method
 from fgpipe.gradients.probes import plan_lanes
 from fgpipe.observe.metrics import Metrics
@@ -40,7 +41,7 @@ def links(processes: int, rate: float | None = None, rtt: float = 0.0) -> SlowLi
 
 def net(costs: Costs, depth: int | None = None, window: int | str = "auto", activation: int = 0) -> ForwardGradients:
     """Local guesses in one lane, for any target."""
-    method = Method(len(costs), "local", "weight", "block", depth)
+    method = Method(len(costs), make("local"), "weight", "block", depth)
     lanes = plan_lanes(method, [1] * len(costs), "exact" if depth == 0 else 1, "hadamard", 0)
     activations = [activation] * (len(costs) - 1)
     return ForwardGradients(method, lanes, windows(method, window), costs, activations, batch_size=0)

@@ -50,7 +50,12 @@ def test_setting() -> None:
     """That of the grid, by forward mode; arguments win."""
     config = compose_config(settings(["epochs=1"]))
     assert (config.data.size, config.model.width, config.batch_size, config.epochs) == (32, 0.25, 64, 1)
-    assert (config.guess, config.target.name, config.scope, config.tangents) == ("local", "global", "tensor", "forward")
+    assert (config.guess_name, config.target.name, config.scope, config.tangents) == (
+        "local",
+        "global",
+        "tensor",
+        "forward",
+    )
     assert config.data.train_samples == 6400 and config.optim.lr == 0.1
 
 

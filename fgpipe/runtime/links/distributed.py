@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fgpipe.errors import one_line
+from fgpipe.errors import first_line
 from fgpipe.gradients.dual import Tangent
 from fgpipe.observe.ledger import Ledger
 from fgpipe.observe.timeline import RECEIVE, Timeline
@@ -136,7 +136,7 @@ class DistributedLink(Link):
 
     def _lost(self, sending: "_Sending", error: Exception) -> LinkError:
         way = f"{sending.name} was on its way to it for {time.monotonic() - sending.began:.1f} s"
-        what = f"lost block {self._block + 1} (rank {self._peer}) on the forward plane; {way}: {one_line(error)}"
+        what = f"lost block {self._block + 1} (rank {self._peer}) on the forward plane; {way}: {first_line(error)}"
         return LinkError(what, self._peer)
 
     def close(self) -> None:
@@ -334,5 +334,5 @@ class Receiver:
             if self._latest
             else "nothing came yet"
         )
-        what = f"lost block {self._block - 1} (rank {self._peer}) on the forward plane; {last}: {one_line(error)}"
+        what = f"lost block {self._block - 1} (rank {self._peer}) on the forward plane; {last}: {first_line(error)}"
         return LinkError(what, self._peer)

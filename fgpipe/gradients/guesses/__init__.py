@@ -1,0 +1,10 @@
+"""Gradient guesses (paper, section 3.1), one file each; `Guess` says what another one needs to say.
+
+A guess is a class under a name: `@guess("name")`. Installed packages bring theirs by entry points of the group
+`fgpipe.guesses`, each a module or class whose import registers it. A configuration names guesses, never modules.
+"""
+
+from fgpipe.gradients.guesses.base import Guess, Head, Memory, View, redraw
+from fgpipe.gradients.guesses.registry import find, guess, make, names
+
+__all__ = ["Guess", "Head", "Memory", "View", "find", "guess", "make", "names", "redraw"]

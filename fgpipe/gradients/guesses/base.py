@@ -1,0 +1,139 @@
+"""What every guess says of itself, and what it may look at."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from fgpipe.config import Config
+from fgpipe.gradients import estimator
+from fgpipe.gradients.dual import Factor, Tangent, insert
+from fgpipe.gradients.estimator import StepRule
+from fgpipe.models.init import initialize
+from fgpipe.rng import generator
+
+
+class Head(Enum):
+    """The head whose loss a guess differentiates, through the head and the block."""
+
+    TRAINED = "trained on its own loss"
+    DRAWN_PER_BATCH = "never trained, its weights drawn for every batch"
+    DRAWN_ONCE = "never trained, its weights drawn once"
+
+
+@dataclass
+class View:
+    """One block on one batch, as its guess sees it."""
+
+    places: Sequence[Tensor]
+    """Where directions live: the block's trainable parameters (weight space), or its output alone (activity space)."""
+    key: tuple[int, int, int]
+    """Seed, block, and the number under which the batch's random draws are made."""
+    gradient: Callable[[], Sequence[Tensor]]
+    """The gradient of the loss of the guess's `head`, shaped as `places`; a backward pass, so it is called once."""
+    memory: Mapping[str, Tensor] = field(default_factory=dict)
+    """From `Guess.remember`, to be written in place."""
+
+
+@dataclass(frozen=True)
+class Guess:
+    """Where a block's directions come from, and what becomes of their readings.
+
+    Subclasses are frozen dataclasses; their fields, all with defaults, are the keys of `guess.*`. Shapes: P probes of a
+    block, S samples (scope sample) or 1, B samples of the batch. An instance serves all blocks and keeps nothing.
+    """
+
+    name: ClassVar[str] = ""
+    spaces: ClassVar[tuple[str, ...]] = ("weight", "activity")
+    scopes: ClassVar[tuple[str, ...]] = ("tensor", "block", "sample", "batch")
+    head: ClassVar[Head | None] = None
+    """None: no gradient is needed, and in weight space no graph."""
+    divided: ClassVar[bool] = True
+    """Coefficients are divided by |g|^2 (eq. 1), as deterministic directions want it; random ones have E[gg^T] = I."""
+    kept: ClassVar[bool] = True
+    """Directions are kept until their readings come; otherwise they are made again, of `places` and `key` alone."""
+    steady: ClassVar[bool] = True
+    """Directions of neighbouring batches are alike enough for running means of their coefficients."""
+    centred: ClassVar[bool] = False
+    """Coefficients have mean zero, so that a running mean of them says nothing."""
+
+    def check(self, config: Config) -> None:
+        """Refuse what the guess cannot be combined with, beyond `spaces` and `scopes`.
+
+        Raises:
+            UserError: with key, value and what is allowed.
+        """
+
+    def is_plain(self, own_target: bool) -> bool:
+        """Whether a block descends the gradient of its target itself, so that nothing is projected.
+
+        Args: own_target: the target is the block's own loss.
+        """
+        return False
+
+    def probes(self, scope: str, tensors: int, samples: int) -> int:
+        """The number of probes of a block with so many trainable tensors, on a batch of so many samples."""
+        return tensors if scope == "tensor" else 1
+
+    def remember(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The block's memory before the first batch, by name; it is saved and restored with the block."""
+        return {}
+
+    def propose(self, view: View) -> Sequence[Tensor]:
+        """The directions of a batch, shaped as `view.places`."""
+        raise NotImplementedError
+
+    def insert(
+        self, tangent: Tangent | None, direction: Tensor, carriers: Sequence[Mapping[int, Factor]], y: Tensor
+    ) -> Tangent | None:
+        """Add the block's probes to the lanes at its output `y` (activity space).
+
+        Args: carriers: of each probe, the lanes that carry it and with what factor.
+        """
+        return insert(tangent, direction, carriers[0])
+
+    def inner(self, gradient: Sequence[Tensor], directions: Sequence[Tensor], scope: str) -> Tensor:
+        """The exact readings `[P, S]`: <gradient, direction> of each probe; what tangents are held to."""
+        products = [x * y for x, y in zip(gradient, directions, strict=True)]
+        if scope == "sample":
+            return products[0].sum(tuple(range(1, products[0].dim()))).unsqueeze(0)
+        inner = torch.stack([product.sum() for product in products]).unsqueeze(1)
+        return inner if scope == "tensor" else inner.sum(0, keepdim=True)
+
+    def estimate(self, directions: Sequence[Tensor], readings: Tensor, scope: str, step: StepRule) -> Sequence[Tensor]:
+        """The gradient estimate, shaped as the directions' places, from readings `[P, S]` (eq. 1, 4, 5)."""
+        norms = estimator.squared_norms(directions, scope) if self.divided else None
+        factors = step.factors(estimator.coefficients(readings, norms))
+        return estimator.scaled(directions, factors, scope)
+
+    def learn(self, memory: Mapping[str, Tensor], estimates: Mapping[str, Tensor]) -> None:
+        """Take the estimate of the block's parameters into its memory, in place, as the update is made."""
+
+
+class Memory(nn.Module):
+    """What a guess remembers of one block; a module for its buffers, which are saved with the block."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        for name, tensor in tensors.items():
+            self.register_buffer(name, tensor)
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """By name, to be written in place."""
+        return dict(self.named_buffers())
+
+    @property
+    def or_none(self) -> "Memory | None":
+        """Itself, if it holds anything."""
+        return self if self.tensors else None
+
+
+def redraw(head: nn.Module, guess: Guess, seed: int, block: int, batch: int) -> None:
+    """Give an untrained head its weights: new ones for every batch, or always the same."""
+    counter = batch if guess.head is Head.DRAWN_PER_BATCH else 0
+    device = next(head.parameters(), torch.empty(0)).device
+    initialize(head, generator(seed, guess.name, block, counter, device=device))
