@@ -1,1 +1,36 @@
-"""Train a net as one process per block, with forward-mode tangents up and only scalars back."""
+"""Training as one process per block: forward-mode tangents up, only scalars back.
+
+The public names. Each is imported when it is first used, so that `import fgpipe` takes no time.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fgpipe.config import compose_config as compose
+    from fgpipe.gradients import linearize
+    from fgpipe.gradients.guesses import Guess, GuessHead, View, guess
+    from fgpipe.models.heads import Head
+    from fgpipe.models.net import Net
+    from fgpipe.session import run
+
+__all__ = ["Guess", "GuessHead", "Head", "Net", "View", "compose", "guess", "linearize", "run"]
+
+_PLACES = {
+    "compose": ("fgpipe.config", "compose_config"),
+    "linearize": ("fgpipe.gradients", "linearize"),
+    "Head": ("fgpipe.models.heads", "Head"),
+    "Net": ("fgpipe.models.net", "Net"),
+    "run": ("fgpipe.session", "run"),
+} | {name: ("fgpipe.gradients.guesses", name) for name in ("Guess", "GuessHead", "View", "guess")}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, attribute = _PLACES[name]
+    return getattr(import_module(module), attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,4 +1,4 @@
-"""Puts a run together: the only file, with `run.py`, that chooses concrete classes."""
+"""Puts a run together: the only file, with `session.py`, that chooses concrete classes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

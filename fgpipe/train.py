@@ -19,7 +19,7 @@ from fgpipe.checkpoint import CheckpointError
 from fgpipe.command import FAILED, command, say
 from fgpipe.config import CONFIGS, compose_config, known_keys
 from fgpipe.errors import one_line
-from fgpipe.run import run
+from fgpipe.session import run
 from fgpipe.runtime.allocator import keep_pages
 from fgpipe.runtime.feedback.messages import FeedbackError
 from fgpipe.runtime.finite import NotFiniteError

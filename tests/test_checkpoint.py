@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 import fgpipe.export
-import fgpipe.run
+import fgpipe.session
 import fgpipe.train
 from fgpipe.checkpoint import CheckpointError, Checkpoints, Manifest, config_hash, read_block, write_block
 from fgpipe.config import OptimConfig, compose_config
@@ -51,7 +51,7 @@ METHODS = {
 
 @pytest.fixture(autouse=True)
 def recording(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fgpipe.run, "Metrics", Recorded)
+    monkeypatch.setattr(fgpipe.session, "Metrics", Recorded)
 
 
 def recorded(folder: Path, name: str, overrides: list[str]) -> dict[str, np.ndarray]:

@@ -11,7 +11,7 @@ from fgpipe.checkpoint import CheckpointError, Checkpoints, Manifest, read_block
 from fgpipe.config import compose_config
 from fgpipe.errors import UserError, one_line, reason, typed_line
 from fgpipe.optim import Trained
-from fgpipe.run import run
+from fgpipe.session import run
 from fgpipe.runtime.stage import Stage
 from fgpipe.study.arguments import StudyOptions, own_keys
 from fgpipe.study.options import parse_options

@@ -13,8 +13,8 @@ LAYERS = {
     "claim": 2, "runtime": 4, "resume": 4, "export": 4, "verdict": 4,
     "study.baselines": 5,
     "assembly": 6,
-    "saver": 7, "tracer": 7, "run": 8, "study": 9,
-    "train": 10, "grid": 10, "report": 10, "doctor": 10, "bench": 10, "simulate": 10,
+    "saver": 7, "tracer": 7, "session": 8, "study": 9,
+    "train": 10, "grid": 10, "report": 10, "doctor": 10, "bench": 10, "simulate": 10, "__init__": 11,
 }  # fmt: skip
 """A module imports from its own package, and from lower layers; the longest prefix of its name counts."""
 MATHEMATICS_FOR = {

@@ -20,7 +20,7 @@ from fgpipe.observe.metrics import Score
 from fgpipe.observe.record import RunFolder
 from fgpipe.observe.timeline import Event
 from fgpipe.observe.trace import write as write_trace
-from fgpipe.run import run
+from fgpipe.session import run
 from fgpipe.study import grid, report
 from fgpipe.study.bench import command as bench
 from fgpipe.study.bench.table import Row

@@ -16,7 +16,7 @@ from fgpipe.config import Config, compose_config
 from fgpipe.errors import UserError
 from fgpipe.models.heads import Head
 from fgpipe.models.net import Net
-from fgpipe.run import run
+from fgpipe.session import run
 from fgpipe.runtime.stage import Stage
 from tests.integration.launching import environment
 
@@ -156,10 +156,10 @@ def test_nothing_else_is_changed(ends: str, tmp_path: Path, monkeypatch: pytest.
 
 FAULTS = """
 import resource, sys, torch
-import fgpipe.run, fgpipe.train
+import fgpipe.session, fgpipe.train
 from fgpipe.config import compose_config
 overrides = sys.argv[2:]
-fgpipe.train.main(overrides) if sys.argv[1] == "command" else fgpipe.run.run(compose_config(overrides))
+fgpipe.train.main(overrides) if sys.argv[1] == "command" else fgpipe.session.run(compose_config(overrides))
 faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(12):
     before = faults()

@@ -25,7 +25,7 @@ from fgpipe.models.net import Net, deep_copy
 from fgpipe.observe.ledger import Ledger
 from fgpipe.observe.metrics import Metrics
 from fgpipe.optim import Optimizer
-from fgpipe.run import run
+from fgpipe.session import run
 from fgpipe.runtime.process import Cluster, Place
 from fgpipe.runtime.stage import Stage
 from tests.nets import KINDS

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from fgpipe.config import Config
-from fgpipe.gradients.guesses import Guess, Head, make
+from fgpipe.gradients.guesses import Guess, GuessHead, make
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,12 @@ class Method:
     @property
     def guesses_by_trained_head(self) -> bool:
         """The guess differentiates the loss of the trained head, whose gradient the same backward pass gives."""
-        return self.guess.head is Head.TRAINED
+        return self.guess.head is GuessHead.TRAINED
 
     @property
     def guesses_by_untrained_head(self) -> bool:
         """The guess differentiates the loss of a head that is never trained, beside the trained one if there is any."""
-        return self.guess.head in (Head.DRAWN_PER_BATCH, Head.DRAWN_ONCE)
+        return self.guess.head in (GuessHead.DRAWN_PER_BATCH, GuessHead.DRAWN_ONCE)
 
     def target(self, block: int) -> int:
         """The block whose loss is the target of `block`."""

@@ -22,7 +22,7 @@ from fgpipe.command import STARTED, command
 from fgpipe.config import compose_config
 from fgpipe.errors import UserError, one_line
 from fgpipe.outputs import written
-from fgpipe.run import run
+from fgpipe.session import run
 from fgpipe.runtime.allocator import keep_pages
 
 GRACE = 40.0

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fgpipe.config import CONFIGS, compose_config
 from fgpipe.errors import UserError
-from fgpipe.gradients.guesses import Guess, Head, View, find, guess, make, names
+from fgpipe.gradients.guesses import Guess, GuessHead, View, find, guess, make, names
 from tests.test_transparency import STEPS, Pipeline, assert_agrees, configuration
 
 
@@ -25,7 +25,7 @@ class RunningMean(Guess):
     decay: float = 0.5
 
     spaces: ClassVar[tuple[str, ...]] = ("weight",)
-    head: ClassVar[Head | None] = Head.TRAINED
+    head: ClassVar[GuessHead | None] = GuessHead.TRAINED
 
     def remember(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {f"mean{number}": torch.zeros_like(each) for number, each in enumerate(parameters.values())}

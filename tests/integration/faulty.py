@@ -12,7 +12,7 @@ import threading
 from pathlib import Path
 
 import fgpipe.assembly
-import fgpipe.run
+import fgpipe.session
 from fgpipe.runtime.feedback.memory import MemoryFeedback
 from fgpipe.runtime.feedback.messages import Feedback, Lost, decode
 from fgpipe.runtime.feedback.zmq import ZmqFeedback
@@ -81,7 +81,7 @@ if __name__ == "__main__":
     Lossy.lost = {(block, batch) for block, batch in faults.pop("lost", [])}
     Faulty.probabilities = faults
     fgpipe.assembly.MemoryFeedback, fgpipe.assembly.ZmqFeedback = Lossy, Faulty
-    fgpipe.run.Metrics = Recorded
+    fgpipe.session.Metrics = Recorded
     for name, overrides in json.loads((folder / "runs.json").read_text()).items():
         record(folder, name, overrides)
     (folder / f"faults-{RANK}.json").write_text(json.dumps({**Faulty.counts, "dropped": Faulty.dropped}))

@@ -18,7 +18,7 @@ import psutil
 import torch.distributed as dist
 
 ROOT = Path(__file__).resolve().parents[2]
-IMPORTED = ["torch.distributed", "torch._meta_registrations", "fgpipe.run"]
+IMPORTED = ["torch.distributed", "torch._meta_registrations", "fgpipe.session"]
 """By the process that `fork` forks; it computes nothing, as threads would be lost."""
 
 

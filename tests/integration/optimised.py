@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import fgpipe.run
+import fgpipe.session
 from fgpipe.runtime.links.base import Batch
 from tests.integration.recording import Recorded, record
 from tests.test_transparency import BATCH, Pipeline, configuration
@@ -44,7 +44,7 @@ def skipped() -> list[list[int]]:
 
 
 if __name__ == "__main__":
-    fgpipe.run.Metrics = Recorded
+    fgpipe.session.Metrics = Recorded
     for name, overrides in RUNS.items():
         record(Path(sys.argv[1]), name, [*COMMON, *overrides])
     print(json.dumps({"asserts": __debug__, "in flight": skipped()}))

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 import fgpipe.assembly
-import fgpipe.run
+import fgpipe.session
 from fgpipe.config import compose_config
 from fgpipe.observe.metrics import Metrics
 from tests.integration.launching import listening
@@ -71,7 +71,7 @@ def connections() -> list[dict[str, int]]:
 def record(folder: Path, name: str, overrides: list[str]) -> None:
     modules: dict[int, fgpipe.assembly.Modules] = {}
     make = fgpipe.assembly._modules
-    figures = fgpipe.run._Run._figures
+    figures = fgpipe.session._Run._figures
 
     def remember(plan, j, device):
         modules[j] = make(plan, j, device)
@@ -83,14 +83,14 @@ def record(folder: Path, name: str, overrides: list[str]) -> None:
         (folder / f"{name}-{RANK}-listening.json").write_text(json.dumps(Recorded.last.listening))
         return figures(self, seconds)
 
-    fgpipe.assembly._modules, fgpipe.run._Run._figures = remember, count
+    fgpipe.assembly._modules, fgpipe.session._Run._figures = remember, count
     torch.manual_seed(0)
     own = [KINDS[each.removeprefix("net=")]() for each in overrides if each.startswith("net=")]
     overrides = [each for each in overrides if not each.startswith("net=")]
     try:
-        fgpipe.run.run(compose_config([*overrides, f"run_dir={folder / name}"]), *own)
+        fgpipe.session.run(compose_config([*overrides, f"run_dir={folder / name}"]), *own)
     finally:
-        fgpipe.assembly._modules, fgpipe.run._Run._figures = make, figures
+        fgpipe.assembly._modules, fgpipe.session._Run._figures = make, figures
     arrays = {key: np.array(values) for key, values in Recorded.last.losses.items()}
     for j, each in modules.items():
         for kind, module in (("block", each.block), ("head", each.head)):
@@ -101,6 +101,6 @@ def record(folder: Path, name: str, overrides: list[str]) -> None:
 
 if __name__ == "__main__":
     gc.freeze()  # as the command does
-    fgpipe.run.Metrics = Recorded
+    fgpipe.session.Metrics = Recorded
     for name, overrides in json.loads((Path(sys.argv[1]) / "runs.json").read_text()).items():
         record(Path(sys.argv[1]), name, overrides)

@@ -139,7 +139,7 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from fgpipe.config import compose_config
-from fgpipe.run import run
+from fgpipe.session import run
 from fgpipe.runtime.stage import Stage
 
 overrides = Path(sys.argv[1]).read_text().split()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fgpipe.config import compose_config
-from fgpipe.run import run
+from fgpipe.session import run
 from fgpipe.runtime.finite import NotFiniteError, check_finite
 from tests.integration.launching import ROOT, launch, processes_with
 from tests.runtime.poison import KINDS, poison

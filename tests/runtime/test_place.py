@@ -12,7 +12,7 @@ import pytest
 from fgpipe.command import REPORT_BY_FIRST
 from fgpipe.config import compose_config
 from fgpipe.errors import UserError
-from fgpipe.run import run
+from fgpipe.session import run
 from fgpipe.runtime.interface import Interface
 from fgpipe.runtime.links.distributed import LinkError
 from fgpipe.runtime.process import NUMBERS, Cluster, Place

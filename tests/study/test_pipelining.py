@@ -13,7 +13,7 @@ from fgpipe.errors import UserError
 from fgpipe.models.heads import Head
 from fgpipe.models.net import Net
 from fgpipe.observe.timeline import Timeline
-from fgpipe.run import run
+from fgpipe.session import run
 from fgpipe.runtime.links.distributed import wire
 from fgpipe.runtime.phases import Phases
 from fgpipe.runtime.precision import Precision

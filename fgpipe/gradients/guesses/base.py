@@ -16,7 +16,7 @@ from fgpipe.models.init import initialize
 from fgpipe.rng import generator
 
 
-class Head(Enum):
+class GuessHead(Enum):
     """The head whose loss a guess differentiates, through the head and the block."""
 
     TRAINED = "trained on its own loss"
@@ -49,7 +49,7 @@ class Guess:
     name: ClassVar[str] = ""
     spaces: ClassVar[tuple[str, ...]] = ("weight", "activity")
     scopes: ClassVar[tuple[str, ...]] = ("tensor", "block", "sample", "batch")
-    head: ClassVar[Head | None] = None
+    head: ClassVar[GuessHead | None] = None
     """None: no gradient is needed, and in weight space no graph."""
     divided: ClassVar[bool] = True
     """Coefficients are divided by |g|^2 (eq. 1), as deterministic directions want it; random ones have E[gg^T] = I."""
@@ -134,6 +134,6 @@ class Memory(nn.Module):
 
 def redraw(head: nn.Module, guess: Guess, seed: int, block: int, batch: int) -> None:
     """Give an untrained head its weights: new ones for every batch, or always the same."""
-    counter = batch if guess.head is Head.DRAWN_PER_BATCH else 0
+    counter = batch if guess.head is GuessHead.DRAWN_PER_BATCH else 0
     device = next(head.parameters(), torch.empty(0)).device
     initialize(head, generator(seed, guess.name, block, counter, device=device))

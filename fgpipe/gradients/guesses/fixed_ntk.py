@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fgpipe.gradients.guesses.base import Head
+from fgpipe.gradients.guesses.base import GuessHead
 from fgpipe.gradients.guesses.ntk import NTK
 from fgpipe.gradients.guesses.registry import guess
 
@@ -13,4 +13,4 @@ from fgpipe.gradients.guesses.registry import guess
 class FixedNTK(NTK):
     """As NTK guesses, of the same random head for all batches (paper, section 3.1)."""
 
-    head: ClassVar[Head | None] = Head.DRAWN_ONCE
+    head: ClassVar[GuessHead | None] = GuessHead.DRAWN_ONCE

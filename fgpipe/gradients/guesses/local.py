@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from fgpipe.gradients.guesses.base import Guess, Head, View
+from fgpipe.gradients.guesses.base import Guess, GuessHead, View
 from fgpipe.gradients.guesses.registry import guess
 
 
@@ -15,7 +15,7 @@ from fgpipe.gradients.guesses.registry import guess
 class Local(Guess):
     """The gradient of the loss of the block's trained head (paper, section 3.1); with a local target it is followed as it is."""
 
-    head: ClassVar[Head | None] = Head.TRAINED
+    head: ClassVar[GuessHead | None] = GuessHead.TRAINED
 
     def is_plain(self, own_target: bool) -> bool:
         return own_target

@@ -11,7 +11,7 @@ from fgpipe.config import Config
 from fgpipe.errors import bad_value
 from fgpipe.gradients.dual import Factor, Tangent, add, along
 from fgpipe.gradients.estimator import StepRule
-from fgpipe.gradients.guesses.base import Guess, Head, View
+from fgpipe.gradients.guesses.base import Guess, GuessHead, View
 from fgpipe.gradients.guesses.registry import guess
 
 
@@ -25,7 +25,7 @@ class LocalSubspace(Guess):
 
     spaces: ClassVar[tuple[str, ...]] = ("activity",)
     scopes: ClassVar[tuple[str, ...]] = ("sample",)
-    head: ClassVar[Head | None] = Head.TRAINED
+    head: ClassVar[GuessHead | None] = GuessHead.TRAINED
     divided: ClassVar[bool] = False
     steady: ClassVar[bool] = False
 

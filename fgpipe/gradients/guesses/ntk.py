@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from fgpipe.gradients.guesses.base import Guess, Head, View
+from fgpipe.gradients.guesses.base import Guess, GuessHead, View
 from fgpipe.gradients.guesses.registry import guess
 
 
@@ -15,7 +15,7 @@ from fgpipe.gradients.guesses.registry import guess
 class NTK(Guess):
     """The gradient through random heads, whose mean over draws is a neural tangent kernel's (paper, section 3.1)."""
 
-    head: ClassVar[Head | None] = Head.DRAWN_PER_BATCH
+    head: ClassVar[GuessHead | None] = GuessHead.DRAWN_PER_BATCH
 
     def propose(self, view: View) -> Sequence[Tensor]:
         return view.gradient()

@@ -1,0 +1,25 @@
+"""A guess of one's own: torchrun --nproc_per_node=8 docs/examples/own_guess.py [key=value ...]
+
+The signs of the local gradient, each tensor at the gradient's mean size; `guess.blend=0.5` mixes in the gradient itself.
+It gets lanes, transport, oracle, checkpoints and every study as the guesses of the paper do.
+"""
+
+import sys
+from dataclasses import dataclass
+
+import fgpipe
+
+
+@fgpipe.guess("signs")
+@dataclass(frozen=True)
+class Signs(fgpipe.Guess):
+    blend: float = 0.0
+
+    head = fgpipe.GuessHead.TRAINED
+
+    def propose(self, view):
+        return [(1 - self.blend) * g.sign() * g.abs().mean() + self.blend * g for g in view.gradient()]
+
+
+if __name__ == "__main__":
+    fgpipe.run(fgpipe.compose(["guess=signs", *sys.argv[1:]]))
