@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from fgpipe.assembly import DataFacts, Plan, build_trainer
 from fgpipe.config import Config, compose_config
-from fgpipe.gradients.guesses import redraw
+from fgpipe.gradients.guesses import make, redraw
+from fgpipe.gradients.guesses.registry import OWN
 from fgpipe.gradients.oracle import Estimates, estimate
 from fgpipe.models.heads import Head
 from fgpipe.models.net import Net, deep_copy
@@ -33,19 +34,18 @@ from tests.nets import KINDS
 BATCH, STEPS, TOLERANCE = 8, 2, 1e-9
 SPACES = [("weight", "tensor"), ("weight", "block"), ("activity", "batch"), ("activity", "sample")]
 TARGETS = {"global": [], "local": [], "intermediate": ["target.depth=1"], "depth 3": ["target.depth=3"]}
-TRAINED, RANDOM = ("local", "ntk", "fixed_ntk"), ("gaussian", "rademacher")
+GUESSES = [make(name) for name in OWN if name != "end_to_end"]
 HEADS = ("cnn", "mlp", "linear", "predsim")
 
 
 def combinations() -> list[tuple[str, str, str, str, str]]:
-    """Guess, head, space, scope and target; random guesses for a global target have no head to vary."""
+    """Every guess, head, space, scope and target; guesses without a head have none to vary for a global target."""
     found = []
     for (space, scope), target in itertools.product(SPACES, TARGETS):
-        for guess, head in itertools.product(TRAINED, HEADS):
-            found.append((guess, head, space, scope, target))
-        for guess in RANDOM:
-            for head in HEADS if target != "global" else HEADS[:1]:
-                found.append((guess, head, space, scope, target))
+        for guess in GUESSES:
+            if space in guess.spaces and scope in guess.scopes:
+                heads = HEADS if guess.head is not None or target != "global" else HEADS[:1]
+                found += [(guess.name, head, space, scope, target) for head in heads]
     return found
 
 

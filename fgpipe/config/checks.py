@@ -102,6 +102,8 @@ def _check_guess(config: Config) -> None:
     for key, allowed in (("space", guess.spaces), ("scope", guess.scopes)):
         if (value := getattr(config, key)) not in allowed:
             raise bad_value(key, value, f"{' | '.join(allowed)} with {named}")
+    if config.replicas > 1 and guess.remembers:
+        raise bad_value("replicas", config.replicas, f"1 with {named}, whose memories would differ")
     guess.check(config)
     plain = ("lanes", "exact"), ("decode", "plain"), ("step", "projection")
     refused = []

@@ -59,6 +59,7 @@ def test_a_registered_guess_is_a_choice_with_keys() -> None:
     (["guess=running_mean", "guess.decay=slow"], "guess.decay=slow: Value 'slow' of type 'str' could not be converted to Float"),
     (["guess=running_mean", "guess.speed=1"], "guess.speed=1: allowed: as a key of guess=running_mean, decay$"),
     (["guess=running_mean", "space=activity"], "space=activity: allowed: weight with guess=running_mean$"),
+    (["guess=running_mean", "replicas=2"], "replicas=2: allowed: 1 with guess=running_mean, whose memories would differ$"),
 ])  # fmt: skip
 def test_bad_input(overrides: list[str], line: str) -> None:
     with pytest.raises(UserError, match=f"^{line}"):

@@ -82,6 +82,11 @@ class Guess:
         """The block's memory before the first batch, by name; it is saved and restored with the block."""
         return {}
 
+    @property
+    def remembers(self) -> bool:
+        """Whether it has a memory."""
+        return type(self).remember is not Guess.remember
+
     def propose(self, view: View) -> Sequence[Tensor]:
         """The directions of a batch, shaped as `view.places`."""
         raise NotImplementedError
