@@ -19,7 +19,6 @@ from fgpipe.checkpoint import CheckpointError
 from fgpipe.command import FAILED, command, say
 from fgpipe.config import CONFIGS, compose_config, known_keys
 from fgpipe.errors import one_line
-from fgpipe.session import run
 from fgpipe.runtime.allocator import keep_pages
 from fgpipe.runtime.feedback.messages import FeedbackError
 from fgpipe.runtime.finite import NotFiniteError
@@ -27,6 +26,7 @@ from fgpipe.runtime.links.distributed import LinkError
 from fgpipe.runtime.process import Place
 from fgpipe.runtime.worker import Stalled
 from fgpipe.saver import Preempted
+from fgpipe.session import run
 
 PREEMPTED = 75
 """Exit code: `EX_TEMPFAIL` of sysexits.h, try again later."""

@@ -1,5 +1,6 @@
 """What all tests share: the order in which they run, and a network that is not there."""
 
+import signal
 from collections import Counter
 from urllib.error import URLError
 
@@ -20,3 +21,9 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
         raise URLError("Connection refused")
 
     monkeypatch.setattr("torchvision.datasets.utils.download_url", refuse)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Have Ctrl-C heard by the processes that tests start, also where these tests run in a shell's background."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)

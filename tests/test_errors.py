@@ -11,8 +11,8 @@ from fgpipe.checkpoint import CheckpointError, Checkpoints, Manifest, read_block
 from fgpipe.config import compose_config
 from fgpipe.errors import UserError, one_line, reason, typed_line
 from fgpipe.optim import Trained
-from fgpipe.session import run
 from fgpipe.runtime.stage import Stage
+from fgpipe.session import run
 from fgpipe.study.arguments import StudyOptions, own_keys
 from fgpipe.study.options import parse_options
 from fgpipe.study.profile import Profile

@@ -16,8 +16,8 @@ from fgpipe.config import Config, compose_config
 from fgpipe.errors import UserError
 from fgpipe.models.heads import Head
 from fgpipe.models.net import Net
-from fgpipe.session import run
 from fgpipe.runtime.stage import Stage
+from fgpipe.session import run
 from tests.integration.launching import environment
 
 SMALL = [

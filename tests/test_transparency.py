@@ -26,9 +26,9 @@ from fgpipe.models.net import Net, deep_copy
 from fgpipe.observe.ledger import Ledger
 from fgpipe.observe.metrics import Metrics
 from fgpipe.optim import Optimizer
-from fgpipe.session import run
 from fgpipe.runtime.process import Cluster, Place
 from fgpipe.runtime.stage import Stage
+from fgpipe.session import run
 from tests.nets import KINDS
 
 BATCH, STEPS, TOLERANCE = 8, 2, 1e-9

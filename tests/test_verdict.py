@@ -100,8 +100,8 @@ TWO_HOSTS = {
         (ONE_HOST, [], False, "torchrun --standalone --nproc_per_node=4 -m fgpipe.train run_dir=runs/a resume=auto"),
         (
             TWO_HOSTS, [], False,
-            "torchrun --nnodes=2 --rdzv_backend=c10d --rdzv_endpoint=node7 --nproc_per_node=4 --max-restarts=3 -m fgpipe.train"
-            " run_dir=runs/a resume=auto",
+            ("torchrun --nnodes=2 --rdzv_backend=c10d --rdzv_endpoint=node7 --nproc_per_node=4 --max-restarts=3 "
+             "-m fgpipe.train run_dir=runs/a resume=auto"),
         ),
     ],
 )  # fmt: skip

@@ -11,6 +11,9 @@ from fgpipe.runtime.straggler import Straggler
 _UNTIMED: AbstractContextManager[None] = nullcontext()
 
 
+CPU = torch.device("cpu")
+
+
 class Phases(AbstractContextManager[None]):
     """`with phases("forward", batch):` around each piece of work of a block, in its one compute thread; not nested.
 
@@ -27,7 +30,7 @@ class Phases(AbstractContextManager[None]):
         timeline: Timeline,
         straggler: Straggler | None = None,
         share: float = 1.0,
-        device: torch.device = torch.device("cpu"),
+        device: torch.device = CPU,
     ) -> None:
         self._block, self._timeline, self._straggler, self._share = block, timeline, straggler, share
         self.device = device

@@ -1,6 +1,7 @@
 """Where processes stand along the pipeline (`placement=FILE`), and whether hosts meet at its widest link."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -75,7 +76,7 @@ def wide_boundary(topology: Topology, hosts: Sequence[int], link_bytes: Sequence
         link_bytes: of a training batch in one replica, upwards from each block but the last.
     """
     widest, narrowest = max(link_bytes, default=0), min(link_bytes, default=0)
-    for below, above in (pair for ranks in topology.pipelines for pair in zip(ranks, ranks[1:], strict=False)):
+    for below, above in (pair for ranks in topology.pipelines for pair in pairwise(ranks)):
         block = topology.of(below)[-1]
         if hosts[below] != hosts[above] and link_bytes[block] == widest > narrowest:
             best = link_bytes.index(narrowest)

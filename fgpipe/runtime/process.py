@@ -127,7 +127,7 @@ class Cluster:
         self.store: dist.Store | None = None
         if place.world_size > 1:
             # The store outlives a run: torchrun keeps it over restarts, and a program may call `train.run` again.
-            attempt = f"fgpipe/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{next(_runs)}"
+            attempt = f"fgpipe/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{next(_runs)}"
             patience = timedelta(seconds=deadline)
             try:
                 shared, _, _ = next(dist.rendezvous("env://", place.rank, place.world_size, timeout=patience))

@@ -5,7 +5,7 @@ same order: updates, which follow the windows; whether to drain; and what is lef
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 
 import torch
@@ -27,7 +27,7 @@ class Replicas:
     """Of the processes with the blocks of this one, replica 0's first."""
     index: int = 0
     """Of this process's replica."""
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     """Where what is sent lives."""
     group: dist.ProcessGroup | None = None
     """Of `ranks`."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from itertools import accumulate
 
 
@@ -88,7 +88,7 @@ def balanced(costs: Sequence[float], parts: int) -> tuple[int, ...]:
     """Sizes of `parts` contiguous, non-empty runs of blocks whose dearest run is as cheap as can be."""
     costs = tuple(costs)
 
-    @lru_cache(maxsize=None)
+    @cache
     def best(first: int, parts: int) -> tuple[float, tuple[int, ...]]:
         if parts == 1:
             return sum(costs[first:]), (len(costs) - first,)

@@ -4,22 +4,23 @@ import io
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from math import isnan
 from pathlib import Path
 from statistics import mean
 
 import matplotlib
 
 matplotlib.use("svg")
-from matplotlib import pyplot as plt  # noqa: E402  the backend must be chosen first
-from matplotlib.axes import Axes  # noqa: E402
-from matplotlib.colors import to_hex, to_rgb  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
-from matplotlib.ticker import MaxNLocator  # noqa: E402
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex, to_rgb
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-from fgpipe.study.measured import Measurement, Values  # noqa: E402
-from fgpipe.study.paper import Key, spelled, unpublished  # noqa: E402
-from fgpipe.study.paper import published as all_published  # noqa: E402
-from fgpipe.study.ranks import Ranks  # noqa: E402
+from fgpipe.study.measured import Measurement, Values
+from fgpipe.study.paper import Key, spelled, unpublished
+from fgpipe.study.paper import published as all_published
+from fgpipe.study.ranks import Ranks
 
 INK = "#2b2f36"
 """Of text and axes; `currentColor` in the SVG, so that the page's scheme decides."""
@@ -157,11 +158,11 @@ def _heat_map(group: tuple[str, int, str, str], keys: Sequence[Key], values: Val
             numbers = [
                 [mean(source[key].values()) if key in source else float("nan") for key in line] for line in cells
             ]
-            top = max([10.1, *(number for line in numbers for number in line if number == number)])
+            top = max([10.1, *(number for line in numbers for number in line if not isnan(number))])
             axes.pcolormesh(range(-1, 2), range(len(rows) + 1), numbers, cmap="viridis", vmin=10, vmax=top)
             for i, line in enumerate(numbers):
                 for k, number in enumerate(line):
-                    missing = number != number
+                    missing = isnan(number)
                     color = INK if missing else "white" if number < 10 + 0.65 * (top - 10) else "black"
                     axes.text(
                         k - 0.5,

@@ -22,8 +22,8 @@ from fgpipe.command import STARTED, command
 from fgpipe.config import compose_config
 from fgpipe.errors import UserError, one_line
 from fgpipe.outputs import written
-from fgpipe.session import run
 from fgpipe.runtime.allocator import keep_pages
+from fgpipe.session import run
 
 GRACE = 40.0
 """Seconds that processes have to end; torchrun gives its workers 30."""

@@ -9,19 +9,20 @@ scalars.
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import matplotlib
 
 matplotlib.use("agg")
-from matplotlib import pyplot as plt  # noqa: E402  the backend must be chosen first
-from matplotlib.axes import Axes  # noqa: E402
-from matplotlib.patches import Patch  # noqa: E402
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.patches import Patch
 
-from fgpipe.errors import UserError, bad_value  # noqa: E402
-from fgpipe.observe.timeline import RECEIVE, SCALARS, WAITS, Event  # noqa: E402
-from fgpipe.observe.trace import chains, read  # noqa: E402
-from fgpipe.outputs import check_file, written  # noqa: E402
+from fgpipe.errors import UserError, bad_value
+from fgpipe.observe.timeline import RECEIVE, SCALARS, WAITS, Event
+from fgpipe.observe.trace import chains, read
+from fgpipe.outputs import check_file, written
 
 COLORS = {
     "forward": "#2f7ed8",
@@ -111,7 +112,7 @@ def _arrows(axes: Axes, events: Mapping[int, Sequence[Event]], batch: int, start
         if chain[0][1].batch != batch:
             continue
         ends = [event for _, event in chain]
-        for first, second in zip(ends, ends[1:], strict=False):
+        for first, second in pairwise(ends):
             if first.block != second.block and second.kind != "reply":  # what comes back shows where from
                 back = second.block < first.block
                 axes.annotate(

@@ -54,13 +54,13 @@ class Rank:
 
 @contextmanager
 def ranks(
-    world_size: int, kept: int = 4, deadline: float = 20, link: LinkConfig = LinkConfig()
+    world_size: int, kept: int = 4, deadline: float = 20, link: LinkConfig | None = None
 ) -> Iterator[tuple[list[Rank], dist.Store]]:
     """Planes that have exchanged their keys, and the store; closed at the end."""
     store, made = dist.HashStore(), {}
 
     def make(rank: int) -> None:
-        made[rank] = Rank(rank, world_size, store, kept, deadline, link)
+        made[rank] = Rank(rank, world_size, store, kept, deadline, link or LinkConfig())
 
     threads = [threading.Thread(target=make, args=(rank,)) for rank in range(world_size)]
     for thread in threads:

@@ -37,7 +37,7 @@ def test_a_slow_link() -> None:
             for batch in range(5):
                 sender.plane.send(feedback(batch, receiver=block, sender=1 - block))
             assert time.monotonic() - began < 0.2
-            assert wait_for(lambda: len(receiver.arrived) == 5)
+            assert wait_for(lambda receiver=receiver: len(receiver.arrived) == 5)
             assert time.monotonic() - began >= 0.2 + 5 * 0.0199
             assert [each.batch for each in receiver.arrived] == list(range(5))
         assert not below.errors and not above.errors
@@ -106,28 +106,27 @@ def stranger(context: zmq.Context, store: dist.Store, how: str) -> zmq.Socket:
 @pytest.mark.parametrize("how", ["wrong key", "stolen name", "wrong server", "password", "no key"])
 def test_strangers_are_refused(how: str) -> None:
     """A perfect message from somebody without a key of the run never arrives; the run goes on."""
-    with ranks(2) as ((below, above), store), zmq.Context() as context:
-        with stranger(context, store, how) as socket:
-            monitor = socket.get_monitor_socket()
-            failures = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-            failures |= zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_DISCONNECTED
-            socket.connect(store.get("feedback/0").decode())
-            socket.send(encode(feedback(0, scalars=(6.66,))))
-            seen = 0
-            for _ in range(100):
-                if monitor.poll(200):
-                    event = recv_monitor_message(monitor)["event"]
-                    assert event != zmq.EVENT_HANDSHAKE_SUCCEEDED
-                    seen |= event & failures
-                if seen:
-                    break
-            assert seen, "refused, not just slow"
-            socket.disable_monitor()
-            monitor.close()
-            above.plane.send(feedback(0))
-            assert wait_for(lambda: bool(below.arrived))
-            assert not wait_for(lambda: len(below.arrived) > 1, 0.5)
-            assert below.arrived == [feedback(0)] and not below.errors
+    with ranks(2) as ((below, above), store), zmq.Context() as context, stranger(context, store, how) as socket:
+        monitor = socket.get_monitor_socket()
+        failures = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+        failures |= zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_DISCONNECTED
+        socket.connect(store.get("feedback/0").decode())
+        socket.send(encode(feedback(0, scalars=(6.66,))))
+        seen = 0
+        for _ in range(100):
+            if monitor.poll(200):
+                event = recv_monitor_message(monitor)["event"]
+                assert event != zmq.EVENT_HANDSHAKE_SUCCEEDED
+                seen |= event & failures
+            if seen:
+                break
+        assert seen, "refused, not just slow"
+        socket.disable_monitor()
+        monitor.close()
+        above.plane.send(feedback(0))
+        assert wait_for(lambda: bool(below.arrived))
+        assert not wait_for(lambda: len(below.arrived) > 1, 0.5)
+        assert below.arrived == [feedback(0)] and not below.errors
 
 
 def test_a_key_of_the_run_is_let_in() -> None:

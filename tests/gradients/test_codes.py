@@ -337,7 +337,7 @@ def test_the_oracle_emulates_lanes(
         images = torch.randn(8, 3, 16, 16, generator=rng, dtype=torch.float64)
         labels = torch.randint(0, 5, (8,), generator=rng)
         for pipeline in (forward, oracle):
-            pipeline.trainer.train(batch, 1, lambda epoch, index: (images, labels))
+            pipeline.trainer.train(batch, 1, lambda *_, batch=(images, labels): batch)
         for j, stage in enumerate(forward.stages):
             for got, wanted in zip(oracle.trainer._optimizers[j].last, stage._optimizer.last, strict=True):
                 assert_close(got, wanted, f"block {j} at batch {batch}")

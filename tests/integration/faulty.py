@@ -10,6 +10,7 @@ import random
 import sys
 import threading
 from pathlib import Path
+from typing import ClassVar
 
 import fgpipe.assembly
 import fgpipe.session
@@ -27,8 +28,8 @@ class Faulty(ZmqFeedback):
     """Each message, a request or an answer too, has at most one fault."""
 
     probabilities: dict[str, float]
-    counts = dict.fromkeys(FAULTS, 0)
-    dropped: list[tuple[int, int]] = []
+    counts: ClassVar[dict[str, int]] = dict.fromkeys(FAULTS, 0)
+    dropped: ClassVar[list[tuple[int, int]]] = []
     random = random.Random(f"faults {RANK}")
 
     def _transmit(self, rank: int, data: bytes) -> None:

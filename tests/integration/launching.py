@@ -16,6 +16,7 @@ from unittest import mock
 
 import psutil
 import torch.distributed as dist
+from typing_extensions import Self
 
 ROOT = Path(__file__).resolve().parents[2]
 IMPORTED = ["torch.distributed", "torch._meta_registrations", "fgpipe.session"]
@@ -37,9 +38,8 @@ def environment() -> dict[str, str]:
 
 def launch(processes: int, *arguments: str, timeout: float = 900, **options) -> subprocess.CompletedProcess[str]:
     """Run to the end, and return exit code, stdout and stderr."""
-    return subprocess.run(
-        command(processes, *arguments), env=environment(), capture_output=True, text=True, timeout=timeout, **options
-    )
+    options |= {"capture_output": True, "text": True}
+    return subprocess.run(command(processes, *arguments), env=environment(), timeout=timeout, check=False, **options)
 
 
 def fork(processes: int, *arguments: str, timeout: float = 900, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -121,7 +121,7 @@ class Job:
         for pid in processes_with(str(self.run)):
             os.kill(pid, signal.SIGKILL)
 
-    def __enter__(self) -> "Job":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:

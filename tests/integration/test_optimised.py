@@ -21,7 +21,7 @@ def test_without_asserts_nothing_changes(tmp_path: Path) -> None:
         folder = tmp_path / "-".join(("python", *options))
         folder.mkdir()
         command = [sys.executable, *options, str(ROOT / "tests/integration/optimised.py"), str(folder)]
-        done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
+        done = subprocess.run(command, env=environment(), check=False, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
         said[options], found[options] = json.loads(done.stdout.splitlines()[-1]), results(folder, RUNS)
     assert [each["asserts"] for each in said.values()] == [True, False]

@@ -268,7 +268,8 @@ def test_sigterm(tmp_path: Path) -> None:
         os.kill(job.workers()[1], signal.SIGTERM)
         assert job.process.wait(timeout=60) != 0
         assert set(re.findall(r"exitcode\s*: (-?\d+)", job.text)) == {"75"}, job.text
-        assert (newest := job.newest) is not None and f"step-{newest.step} on SIGTERM" in job.text
+        newest = job.newest
+        assert newest is not None and f"step-{newest.step} on SIGTERM" in job.text
     with Run(tmp_path / "run", 2, *overrides, "resume=auto") as again:
         again.wait_for_step(newest.step + 3)
 

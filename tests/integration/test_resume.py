@@ -132,7 +132,8 @@ def test_killed_run(whole, start) -> None:
         job.wait_for_step(step + 2)
         time.sleep(moments.uniform(0, 0.1))
         job.end()
-        assert (newest := job.newest) is not None and newest.step >= step + 2
+        newest = job.newest
+        assert newest is not None and newest.step >= step + 2
         step = newest.step
     last = start(1, "killed", *settings)
     assert last.process.wait(timeout=200) == 0, last.text
@@ -178,7 +179,8 @@ def test_sigterm_under_torchrun(receiver: str, start) -> None:
     assert wait_until(lambda: not processes_with(str(job.run)), 5)
     said = [line for line in job.text.splitlines() if line.startswith("fgpipe: ")]
     assert len(said) == 1 and "on SIGTERM" in said[0], job.text
-    assert (newest := job.newest) is not None and f"step-{newest.step} on SIGTERM" in said[0]
+    newest = job.newest
+    assert newest is not None and f"step-{newest.step} on SIGTERM" in said[0]
     assert "is gone" not in job.text
     if receiver != "torchrun":
         assert set(re.findall(r"exitcode\s*: (-?\d+)", job.text)) == {"75"}, job.text

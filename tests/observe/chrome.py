@@ -7,13 +7,14 @@ slices of one thread nest or do not overlap; a flow is one start, any steps and 
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 NUMBER = (int, float)
 FIELDS = {
     "X": {"name": str, "cat": str, "pid": int, "tid": int, "ts": NUMBER, "dur": NUMBER, "args": dict},
     "M": {"name": str, "pid": int, "tid": int, "args": dict},
-    **dict.fromkeys("stf", {"name": str, "cat": str, "pid": int, "tid": int, "ts": NUMBER, "id": int}),
+    **{key: {"name": str, "cat": str, "pid": int, "tid": int, "ts": NUMBER, "id": int} for key in "stf"},
 }
 Record = dict[str, Any]
 
@@ -41,7 +42,7 @@ def faults(trace: Record) -> Iterator[str]:
         if track not in named:
             yield f"track {track} has no name"
         found.sort()
-        for (_, ended, first), (began, _, second) in zip(found, found[1:], strict=False):
+        for (_, ended, first), (began, _, second) in pairwise(found):
             if began < ended:
                 yield f"{first} and {second} overlap on track {track}"
     for number, flow in flows.items():

@@ -107,8 +107,8 @@ LINKS = [10, 30, 20, 30, 5, 10, 10]
 
 
 @pytest.mark.parametrize("sizes, ranks, expected", [
-    ((1, 1, 2, 4), (0, 1, 2, 3), "two hosts (ranks 1 and 2) meet at the widest link, blocks 1 and 2: 30 bytes a batch; "
-     "the narrowest, blocks 4 and 5, has 5 "),
+    ((1, 1, 2, 4), (0, 1, 2, 3), ("two hosts (ranks 1 and 2) meet at the widest link, blocks 1 and 2: 30 bytes a batch; "
+     "the narrowest, blocks 4 and 5, has 5 ")),
     ((1, 1, 1, 5), (2, 0, 1, 3), None),
     ((1, 1, 2, 4), (2, 0, 1, 3), "two hosts (ranks 1 and 3) meet at the widest link, blocks 3 and 4: 30"),
     ((2, 3, 1, 2), (0, 1, 2, 3), None),

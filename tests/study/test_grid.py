@@ -6,6 +6,7 @@ import os
 import subprocess
 from collections import Counter
 from dataclasses import asdict, replace
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -326,4 +327,4 @@ def test_slurm_tasks_share_the_runs(tmp_path: Path) -> None:
         )
         assert done.stdout.split()[:3] == ["-m", "fgpipe.grid", "table=2"]
         shards.append([run.name for run in plan(*done.stdout.split()[2:]).runs])
-    assert sorted(sum(shards, [])) == sorted(run.name for run in plan("table=2").runs)
+    assert sorted(chain(*shards)) == sorted(run.name for run in plan("table=2").runs)

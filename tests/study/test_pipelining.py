@@ -13,10 +13,10 @@ from fgpipe.errors import UserError
 from fgpipe.models.heads import Head
 from fgpipe.models.net import Net
 from fgpipe.observe.timeline import Timeline
-from fgpipe.session import run
 from fgpipe.runtime.links.distributed import wire
 from fgpipe.runtime.phases import Phases
 from fgpipe.runtime.precision import Precision
+from fgpipe.session import run
 from fgpipe.study.baselines.pipelining import Part
 from tests.integration.launching import fork
 

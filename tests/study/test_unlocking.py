@@ -123,8 +123,8 @@ def test_verdict() -> None:
         name, together = verdict({slow: spans(of_run) for slow, of_run in found.items()})
         assert (name, together.batches) == (unlocked, checked)
         if events in (LOCAL, GLOBAL):
-            for slow in found:
-                late = moved(found[slow], "update", slow - 1, 100, 101)
+            for slow, of_slow in found.items():
+                late = moved(of_slow, "update", slow - 1, 100, 101)
                 rest = {other: spans(of_run) for other, of_run in found.items() if other != slow}
                 assert verdict({**rest, slow: late})[0] == "?", slow
                 assert slow == LAST or verdict(rest)[0] == "?", "a run is missing"

@@ -178,7 +178,7 @@ class ZmqFeedback(FeedbackPlane):
                 if self._pull.poll(100):
                     frame = self._pull.recv(copy=False)
                     self._handle(decode(frame.bytes), self._keys.ranks[frame.get("User-Id").encode()])
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - of a thread, to be raised in the main one
             self._fail(error)
 
     def _handle(self, message: Message, rank: int) -> None:

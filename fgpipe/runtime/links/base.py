@@ -68,6 +68,6 @@ def canonical(x: Tensor) -> Tensor:
     """
     if x.dim() != 4:
         return x.contiguous()
-    batch, channels, height, width = x.shape
+    _, channels, height, width = x.shape
     strides = (height * width * channels, 1, width * channels, channels)
     return x.contiguous(memory_format=torch.channels_last).as_strided(x.shape, strides)

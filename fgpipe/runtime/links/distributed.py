@@ -230,7 +230,7 @@ class Receiver:
                 if self._coming is None:
                     self._room.acquire()
                 deliver(self.receive())
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - of a thread, to be raised in the main one
             fail(error)
 
     def receive(self, shape: tuple[int, ...] | None = None) -> Batch:

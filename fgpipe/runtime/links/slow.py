@@ -81,7 +81,7 @@ class Delay:
                 with self._changed:
                     self._waiting.popleft()
                     self._changed.notify_all()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - of a thread, to be raised in the main one
             with self._changed:
                 self._failed = True
                 self._changed.notify_all()
