@@ -38,10 +38,8 @@ def main(arguments: list[str]) -> int:
         UserError: the arguments cannot be run, or the data cannot be read.
     """
     config = compose_config([*arguments, *UNIT_STEP])
-    if config.guess_name in ("gaussian", "rademacher"):
-        raise bad_value(
-            "guess", config.guess_name, "local | local_subspace | ntk | fixed_ntk, which float64 and float32 agree on"
-        )
+    if not make(config.guess).kept:
+        raise bad_value("guess", config.guess_name, "one without noise, which float64 and float32 agree on")
     torch.set_num_threads(Place(0, 1, 0, 1).threads(config.threads))
     dataset = load(config.data)
     batches = Batches(dataset, config.data, config.batch_size, config.seed, DTYPES["float32"])

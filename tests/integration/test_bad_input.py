@@ -22,7 +22,11 @@ def test_under_torchrun(tmp_path: Path) -> None:
 
 
 CASES = {
-    "a wrong choice": (2, ["guess=psychic"], "guess=psychic: allowed: end_to_end | fixed_ntk | gaussian | local | local_subspace | ntk"),
+    "a wrong choice": (
+        2,
+        ["guess=psychic"],
+        "guess=psychic: allowed: end_to_end | fixed_ntk | gaussian | local | local_subspace | ntk",
+    ),
     "replicas that do not fit": (3, ["replicas=2"], "replicas=2: allowed: a divisor of the number of processes (3)"),
     "missing data": (2, ["data=image_folder", "data.root=nowhere-at-all"], "nowhere-at-all"),
     "too many processes": (9, [], "nproc_per_node=9: allowed: at most one process per block of the net (8)"),
