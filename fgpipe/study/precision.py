@@ -14,6 +14,7 @@ from fgpipe.assembly import DataFacts, Plan, build_trainer
 from fgpipe.config import compose_config
 from fgpipe.data import Batches, load
 from fgpipe.errors import bad_value
+from fgpipe.gradients.guesses import make
 from fgpipe.observe.ledger import Ledger
 from fgpipe.observe.metrics import Metrics
 from fgpipe.runtime.precision import DTYPES
