@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, weight_norm
+from torchvision.models.convnext import CNBlock
 
 from fgpipe.models.heads import Head
 from fgpipe.models.net import Net
@@ -57,6 +58,47 @@ class MultiHead(nn.Module):
         tokens = x.flatten(2).mT
         y, _ = self.attention(tokens, tokens, tokens, need_weights=False)
         return (tokens + y).mT.unflatten(2, x.shape[2:])
+
+
+class WithWeights(MultiHead):
+    """As before, by the layer's own products instead of the fused kernel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.flatten(2).mT
+        return self.attention(tokens, tokens, tokens, need_weights=True)[0].mT.unflatten(2, x.shape[2:])
+
+
+class ToTokens(nn.Module):
+    """`[B, C, H, W]` to normalised tokens `[B, T, C]`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(CHANNELS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x.flatten(2).mT)
+
+
+class Recurrent(nn.Module):
+    """Reads tokens in their order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru = nn.GRU(CHANNELS, CHANNELS, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gru(x)[0]
+
+
+class Spectral(nn.Module):
+    """Scales frequencies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(CHANNELS, 16, 9))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.fft.irfft2(torch.fft.rfft2(x) * self.gain, s=x.shape[2:])
 
 
 class RunningScale(nn.Module):
@@ -139,6 +181,21 @@ KINDS: dict[str, Callable[[], Net]] = {
     ),
     "a parameter without use": lambda: net(Spare()),
     "attention": lambda: net(Attention(), MultiHead()),
+    "attention with weights": lambda: net(WithWeights()),
+    "tokens": lambda: Net(
+        [conv(3), ToTokens(), nn.Sequential(nn.Linear(CHANNELS, CHANNELS), nn.GELU())],
+        [head(), *(Head(nn.Flatten(), nn.Linear(256 * CHANNELS, 5)) for _ in range(2))],
+    ),
+    "a recurrent block": lambda: Net(
+        [
+            nn.Sequential(conv(3), nn.AvgPool2d(4)),
+            nn.Sequential(ToTokens(), Recurrent()),
+            nn.Linear(CHANNELS, CHANNELS),
+        ],
+        [head(), *(Head(nn.Flatten(), nn.Linear(16 * CHANNELS, 5)) for _ in range(2))],
+    ),
+    "Fourier transforms": lambda: net(Spectral()),
+    "ConvNeXt": lambda: net(CNBlock(CHANNELS, layer_scale=0.1, stochastic_depth_prob=0.0)),
     "weight norm": lambda: net(parametrizations.weight_norm(conv()), nn.Sequential(conv(), hooked_weight_norm())),
     "buffers that a forward pass changes": lambda: net(RunningScale(), conv()),
 }
