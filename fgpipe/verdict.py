@@ -149,7 +149,7 @@ def _program(name: str) -> list[str] | None:
 def _launcher(environment: Mapping[str, str]) -> list[str]:
     if "WORLD_SIZE" not in environment:
         return ["python"]
-    local, hosts = environment["LOCAL_WORLD_SIZE"], int(environment.get("GROUP_WORLD_SIZE", 1))
+    local, hosts = environment["LOCAL_WORLD_SIZE"], int(environment.get("GROUP_WORLD_SIZE") or 1)
     if hosts == 1:
         meet = ["--standalone"]
     else:

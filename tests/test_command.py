@@ -59,7 +59,7 @@ ENDS = {
         ModuleNotFoundError("No module named 'scipy'", name="scipy"), 2,
         "scipy is not installed: pip install 'fgpipe[report]'",
     ),
-    "a full disk": (OSError(28, "No space left on device", "/tmp/a"), 1, "/tmp/a: No space left on device"),
+    "a full disk": (OSError(28, "No space left on device", "some/file"), 1, "some/file: No space left on device"),
 }  # fmt: skip
 
 
