@@ -2,7 +2,7 @@
 
 Blocks and heads must have tensors of their own and the shapes that `models.net.Net` says; give the same output when
 they are run again, since a layer without a tangent rule is run twice; and have a forward mode, where tangents pass, that
-agrees with their reverse mode: <dy, J dx> = <J^T dy, dx> for a random dx and dy = J dx.
+agrees with their reverse mode: <u, J dx> = <J^T u, dx> for a random dx and u = J dx + noise.
 """
 
 import copy
@@ -159,10 +159,11 @@ def _check_block_tangents(block: nn.Module, x: Tensor, guessed: dict[str, nn.Par
 
 
 def _compare(dy: Tensor, y: Tensor, inputs: Sequence[Tensor], directions: Sequence[Tensor]) -> None:
-    found = gradients(y, inputs, dy)
-    forward = dy.square().sum().item()
+    probe = dy + _random(dy)  # not dy alone: a tangent that is zero would agree with any gradient
+    found = gradients(y, inputs, probe)
+    forward = (probe * dy).sum().item()
     reverse = sum((gradient * direction).sum() for gradient, direction in zip(found, directions, strict=True)).item()
-    if abs(forward - reverse) > TOLERANCES[dy.dtype] * forward:
+    if abs(forward - reverse) > TOLERANCES[dy.dtype] * max(abs(forward), abs(reverse)):
         raise UserError(
             f"the derivative is {reverse:.6g} in reverse mode and {forward:.6g} in forward mode: allowed: a forward pass "
             "that both differentiate alike (x.detach() instead of torch.no_grad(), no torch.autograd.Function without jvp)"

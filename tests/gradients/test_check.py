@@ -52,6 +52,35 @@ class Stopped(nn.Module):
         return self.conv(x) * factor
 
 
+class Straight(torch.autograd.Function):
+    """Rounding that reverse mode passes through and forward mode has no tangent of."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.round()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx, dy: Tensor) -> Tensor:
+        return dy
+
+    @staticmethod
+    def jvp(ctx, dx: Tensor) -> Tensor:
+        return torch.zeros_like(dx)
+
+
+class Rounded(nn.Module):
+    """Its tangent is zero, its gradient is not."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return Straight.apply(x)
+
+
 class Bare(nn.Module):
     """Its parameter has no initialisation but its constructor's."""
 
@@ -107,6 +136,10 @@ REFUSED: dict[str, tuple[Callable[[], Net], str]] = {
     ),
     "state outside buffers": (lambda: net(Counting()), "block 1: gives another output when it is run again"),
     "a gradient stopped in one mode": (lambda: net(Stopped()), "block 1: the derivative is .* in reverse mode and"),
+    "a tangent that is zero": (
+        lambda: net(Rounded()),
+        "block 1: the derivative is .* in reverse mode and 0 in forward",
+    ),
     "no forward mode": (
         lambda: net(parametrizations.spectral_norm(conv())),
         "block 1: NotImplementedError: Trying to use",
