@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from fgpipe.gradients.guesses import Guess, GuessHead, View, guess
     from fgpipe.models.heads import Head
     from fgpipe.models.net import Net
-    from fgpipe.session import run
+    from fgpipe.trainers.session import run
 
 __all__ = ["Guess", "GuessHead", "Head", "Net", "View", "compose", "guess", "linearize", "run"]
 
@@ -21,7 +21,7 @@ _PLACES = {
     "linearize": ("fgpipe.gradients", "linearize"),
     "Head": ("fgpipe.models.heads", "Head"),
     "Net": ("fgpipe.models.net", "Net"),
-    "run": ("fgpipe.session", "run"),
+    "run": ("fgpipe.trainers.session", "run"),
 } | {name: ("fgpipe.gradients.guesses", name) for name in ("Guess", "GuessHead", "View", "guess")}
 
 

@@ -29,11 +29,11 @@ import zmq
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from fgpipe import durable
+from fgpipe.cluster.interface import Interface
 from fgpipe.command import command
 from fgpipe.errors import UserError, bad_value, one_line, reason
-from fgpipe.outputs import check_folder, nearest
-from fgpipe.runtime.interface import Interface
+from fgpipe.saving import durable
+from fgpipe.saving.outputs import check_folder, nearest
 
 OK, WARNING, FAILED = "ok", "warning", "FAILED"
 MOST_PROCESSES = 16

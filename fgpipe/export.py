@@ -18,11 +18,11 @@ from pathlib import Path
 
 import safetensors.torch
 
-from fgpipe import durable
-from fgpipe.checkpoint import CheckpointError, Checkpoints, Manifest, read_tensors
 from fgpipe.command import command, say
 from fgpipe.errors import UserError, one_line
-from fgpipe.outputs import check_file, written
+from fgpipe.saving import durable
+from fgpipe.saving.checkpoint import CheckpointError, Checkpoints, Manifest, read_tensors
+from fgpipe.saving.outputs import check_file, written
 
 
 @command

@@ -1,6 +1,6 @@
-"""The command `python -m fgpipe.grid`; see `fgpipe.study.grid`."""
+"""The command `python -m fgpipe.grid`; see `fgpipe.study.paper.grid`."""
 
 from fgpipe.command import start
 
 if __name__ == "__main__":
-    start("fgpipe.study.grid")
+    start("fgpipe.study.paper.grid")

@@ -15,18 +15,18 @@ from typing import NoReturn
 
 from omegaconf import OmegaConf
 
-from fgpipe.checkpoint import CheckpointError
+from fgpipe.cluster.allocator import keep_pages
+from fgpipe.cluster.process import Place
 from fgpipe.command import FAILED, command, say
 from fgpipe.config import CONFIGS, compose_config, known_keys
 from fgpipe.errors import one_line
-from fgpipe.runtime.allocator import keep_pages
-from fgpipe.runtime.feedback.messages import FeedbackError
-from fgpipe.runtime.finite import NotFiniteError
-from fgpipe.runtime.links.distributed import LinkError
-from fgpipe.runtime.process import Place
-from fgpipe.runtime.worker import Stalled
-from fgpipe.saver import Preempted
-from fgpipe.session import run
+from fgpipe.saving.checkpoint import CheckpointError
+from fgpipe.trainers.finite import NotFiniteError
+from fgpipe.trainers.saver import Preempted
+from fgpipe.trainers.session import run
+from fgpipe.trainers.worker import Stalled
+from fgpipe.wire.feedback.messages import FeedbackError
+from fgpipe.wire.links.distributed import LinkError
 
 PREEMPTED = 75
 """Exit code: `EX_TEMPFAIL` of sysexits.h, try again later."""

@@ -7,9 +7,9 @@ import torch
 from torchvision.transforms import functional
 
 from fgpipe.config import DataConfig
+from fgpipe.config.rng import generator
 from fgpipe.data import Batches, Dataset, augment
 from fgpipe.errors import UserError
-from fgpipe.rng import generator
 from tests.datasets import configured
 
 

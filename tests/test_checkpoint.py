@@ -19,14 +19,14 @@ import torch
 from torch import nn
 
 import fgpipe.export
-import fgpipe.session
 import fgpipe.train
-from fgpipe.checkpoint import CheckpointError, Checkpoints, Manifest, config_hash, read_block, write_block
+import fgpipe.trainers.session
 from fgpipe.config import OptimConfig, compose_config
 from fgpipe.data import Batches, load
+from fgpipe.gradients.optim import Optimizer, Trained
 from fgpipe.models.net import resnet, sequential
-from fgpipe.optim import Optimizer, Trained
-from fgpipe.runtime.schedule import Apply, Forward, actions, drain
+from fgpipe.plan.schedule import Apply, Forward, actions, drain
+from fgpipe.saving.checkpoint import CheckpointError, Checkpoints, Manifest, config_hash, read_block, write_block
 from tests.integration.recording import Recorded, record
 from tests.integration.rewinding import rewind
 
@@ -51,7 +51,7 @@ METHODS = {
 
 @pytest.fixture(autouse=True)
 def recording(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fgpipe.session, "Metrics", Recorded)
+    monkeypatch.setattr(fgpipe.trainers.session, "Metrics", Recorded)
 
 
 def recorded(folder: Path, name: str, overrides: list[str]) -> dict[str, np.ndarray]:
@@ -114,10 +114,10 @@ def without_momentum(patch: pytest.MonkeyPatch) -> None:
 
 
 def without_head(patch: pytest.MonkeyPatch) -> None:
-    read = fgpipe.saver.read_block
+    read = fgpipe.trainers.saver.read_block
     last = 7
     patch.setattr(
-        fgpipe.saver,
+        fgpipe.trainers.saver,
         "read_block",
         lambda folder, block, parts: read(folder, block, parts if block == last else {"block": parts["block"]}),
     )
@@ -134,9 +134,9 @@ def without_statistics(patch: pytest.MonkeyPatch) -> None:
 
 def without_step(patch: pytest.MonkeyPatch) -> None:
     """The next batch gets the id, and so the draws, of the one after it."""
-    step = fgpipe.runtime.reference.OracleTrainer._step
+    step = fgpipe.trainers.oracle.OracleTrainer._step
     patch.setattr(
-        fgpipe.runtime.reference.OracleTrainer,
+        fgpipe.trainers.oracle.OracleTrainer,
         "_step",
         lambda self, epoch, index, batch, source: step(self, epoch, index, batch + 1, source),
     )

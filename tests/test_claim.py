@@ -14,15 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from fgpipe import claim, resume
-from fgpipe.claim import claimed
 from fgpipe.config import Config, compose_config
 from fgpipe.errors import UserError
+from fgpipe.saving import claim, resume
+from fgpipe.saving.claim import claimed
 from tests.integration.launching import ROOT, Job, environment, fork, wait_until
 
 HOLDER = """
 import os, sys, time
-from fgpipe.claim import claimed
+from fgpipe.saving.claim import claimed
 from fgpipe.config import compose_config
 with claimed(compose_config([f"run_dir={sys.argv[1]}"])):
     if sys.argv[2] == "forks":
@@ -110,7 +110,7 @@ def test_child_that_ends_before_it(tmp_path: Path, hold) -> None:
 
 def test_same_process(tmp_path: Path) -> None:
     """A second run at the same time is refused, and leaves the first one its lock; one after the other is not."""
-    ask = f"from fgpipe.claim import claimed; from fgpipe.config import compose_config; \
+    ask = f"from fgpipe.saving.claim import claimed; from fgpipe.config import compose_config; \
         claimed(compose_config(['run_dir={tmp_path / 'run'}'])).__enter__()"
     for _ in range(2):
         with claimed(into(tmp_path / "run")) as folder:

@@ -23,8 +23,8 @@ MAINS = {
     "train": "fgpipe.train",
     "export": "fgpipe.export",
     "doctor": "fgpipe.doctor",
-    "grid": "fgpipe.study.grid",
-    "report": "fgpipe.study.report",
+    "grid": "fgpipe.study.paper.grid",
+    "report": "fgpipe.study.card.report",
     "bench": "fgpipe.study.bench.command",
     "simulate": "fgpipe.study.simulator.command",
     "study": "fgpipe.study.__main__",
@@ -319,4 +319,4 @@ def test_every_command_starts_alike() -> None:
             block = rest.partition("\n\n\n")[0].replace("    from fgpipe.command import start\n\n", "").strip()
             assert re.fullmatch(r"start\(\"[\w.]+\"\)(\n\n(import|from) .*)?", block, re.DOTALL), path
             found.append(re.match(r"start\(\"([\w.]+)", block)[1])
-    assert sorted(found) == sorted([*MAINS.values(), "fgpipe.study.series"])
+    assert sorted(found) == sorted([*MAINS.values(), "fgpipe.study.common.series"])

@@ -10,7 +10,7 @@ from fgpipe.config import CONFIGS, RULES, check_world, compose_config, known_key
 from fgpipe.errors import UserError
 from fgpipe.models.heads import Head
 from fgpipe.models.net import Net
-from fgpipe.session import run
+from fgpipe.trainers.session import run
 
 WRONG = {
     "data.size": ["0", "huge"],

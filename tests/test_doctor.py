@@ -9,8 +9,8 @@ import psutil
 import pytest
 
 from fgpipe import doctor
+from fgpipe.cluster.interface import Interface
 from fgpipe.doctor import FAILED, OK, WARNING
-from fgpipe.runtime.interface import Interface
 from tests.integration.launching import launch
 
 LOOPBACK = Interface("lo", "127.0.0.1")

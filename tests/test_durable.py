@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fgpipe import durable
+from fgpipe.saving import durable
 
 REFUSALS = [errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.ENOSYS]
 NO_LINKS = [errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK]

@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from fgpipe.checkpoint import CheckpointError, Checkpoints, Manifest, read_block
 from fgpipe.config import compose_config
 from fgpipe.errors import UserError, one_line, reason, typed_line
-from fgpipe.optim import Trained
-from fgpipe.runtime.stage import Stage
-from fgpipe.session import run
-from fgpipe.study.arguments import StudyOptions, own_keys
-from fgpipe.study.options import parse_options
-from fgpipe.study.profile import Profile
+from fgpipe.gradients.optim import Trained
+from fgpipe.saving.checkpoint import CheckpointError, Checkpoints, Manifest, read_block
+from fgpipe.study.common.arguments import StudyOptions, own_keys
+from fgpipe.study.paper.options import parse_options
+from fgpipe.study.paper.profile import Profile
+from fgpipe.trainers.session import run
+from fgpipe.trainers.stage import Stage
 
 MESSAGES = {
     "plain": ("it broke", "it broke"),

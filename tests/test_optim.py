@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fgpipe.config import compose_config
-from fgpipe.optim import Optimizer, learning_rate
+from fgpipe.gradients.optim import Optimizer, learning_rate
 
 LAYOUTS = {"channels last": torch.channels_last, "contiguous": torch.contiguous_format}
 

@@ -13,19 +13,20 @@ import fgpipe.doctor
 import fgpipe.export
 import fgpipe.study.__main__
 import fgpipe.train
-from fgpipe import durable
 from fgpipe.config import compose_config
 from fgpipe.errors import OutputError, UserError
 from fgpipe.observe.metrics import Score
 from fgpipe.observe.record import RunFolder
 from fgpipe.observe.timeline import Event
 from fgpipe.observe.trace import write as write_trace
-from fgpipe.session import run
-from fgpipe.study import grid, report
+from fgpipe.saving import durable
 from fgpipe.study.bench import command as bench
 from fgpipe.study.bench.table import Row
+from fgpipe.study.card import report
+from fgpipe.study.paper.tables import grid
 from fgpipe.study.simulator import command as simulate
 from fgpipe.study.simulator.calibration import METHODS, Calibration
+from fgpipe.trainers.session import run
 from tests.integration.launching import ROOT, fork
 from tests.study.results import key, write_run
 
@@ -385,4 +386,4 @@ def test_note_that_was_cut_off(tmp_path: Path) -> None:
     """A study's folder on a file system without hard links, left by a call that was killed as it claimed it."""
     (tmp_path / "arguments.json").touch()
     with pytest.raises(UserError, match=r"arguments\.json: no list of arguments: allowed: none, if no study is in"):
-        fgpipe.study.arguments.claim(tmp_path, [])
+        fgpipe.study.common.arguments.claim(tmp_path, [])

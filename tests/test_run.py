@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import nn
 
-from fgpipe.checkpoint import Checkpoints
 from fgpipe.config import Config, compose_config
 from fgpipe.errors import UserError
 from fgpipe.models.heads import Head
 from fgpipe.models.net import Net
-from fgpipe.runtime.stage import Stage
-from fgpipe.session import run
+from fgpipe.saving.checkpoint import Checkpoints
+from fgpipe.trainers.session import run
+from fgpipe.trainers.stage import Stage
 from tests.integration.launching import environment
 
 SMALL = [
@@ -156,10 +156,10 @@ def test_nothing_else_is_changed(ends: str, tmp_path: Path, monkeypatch: pytest.
 
 FAULTS = """
 import resource, sys, torch
-import fgpipe.session, fgpipe.train
+import fgpipe.trainers.session, fgpipe.train
 from fgpipe.config import compose_config
 overrides = sys.argv[2:]
-fgpipe.train.main(overrides) if sys.argv[1] == "command" else fgpipe.session.run(compose_config(overrides))
+fgpipe.train.main(overrides) if sys.argv[1] == "command" else fgpipe.trainers.session.run(compose_config(overrides))
 faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(12):
     before = faults()

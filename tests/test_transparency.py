@@ -16,19 +16,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fgpipe.assembly import DataFacts, Plan, build_trainer
+from fgpipe.cluster.process import Cluster, Place
 from fgpipe.config import Config, compose_config
 from fgpipe.gradients.guesses import make, redraw
 from fgpipe.gradients.guesses.registry import OWN
+from fgpipe.gradients.optim import Optimizer
 from fgpipe.gradients.oracle import Estimates, estimate
 from fgpipe.models.heads import Head
 from fgpipe.models.net import Net, deep_copy
 from fgpipe.observe.ledger import Ledger
 from fgpipe.observe.metrics import Metrics
-from fgpipe.optim import Optimizer
-from fgpipe.runtime.process import Cluster, Place
-from fgpipe.runtime.stage import Stage
-from fgpipe.session import run
+from fgpipe.plan.plan import DataFacts, Plan
+from fgpipe.trainers.build import build_trainer
+from fgpipe.trainers.session import run
+from fgpipe.trainers.stage import Stage
 from tests.nets import KINDS
 
 BATCH, STEPS, TOLERANCE = 8, 2, 1e-9
@@ -79,12 +80,12 @@ class Pipeline:
     """All stages in one process, as `python -m fgpipe.train` builds them, with what they learnt laid open."""
 
     def __init__(self, config: Config, monkeypatch: pytest.MonkeyPatch, net: Net | None = None) -> None:
-        monkeypatch.setattr("fgpipe.assembly.Optimizer", RecordingOptimizer)
+        monkeypatch.setattr("fgpipe.trainers.build.Optimizer", RecordingOptimizer)
         self.stages: list[Stage] = []
-        monkeypatch.setattr("fgpipe.assembly.Stage", self._stage)
+        monkeypatch.setattr("fgpipe.trainers.build.Stage", self._stage)
         self.config = config
         facts = DataFacts(train_batches=1, test_batches=1, classes=5, channels=3, height=16, width=16)
-        self.plan = Plan.make(config, facts, net, rank=0, world_size=1)
+        self.plan = Plan.make(config, facts, net)
         place = Place(rank=0, world_size=1, local_rank=0, local_world_size=1)
         blocks = self.plan.method.blocks
         device = torch.device("cpu")

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from fgpipe import durable, verdict
+from fgpipe.saving import durable, verdict
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from fgpipe.config.schema import SCOPES
-from fgpipe.units import RATE, TIME, bits_per_second, seconds
+from fgpipe.config.units import RATE, TIME, bits_per_second, seconds
 
 
 def _one_of(*allowed: str | bool) -> tuple[Callable[[Any], bool], str]:

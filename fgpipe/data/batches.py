@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from fgpipe.config import DataConfig
+from fgpipe.config.rng import generator
 from fgpipe.data import augment
 from fgpipe.data.dataset import Dataset
 from fgpipe.errors import bad_value
-from fgpipe.rng import generator
 
 
 class Batches:

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fgpipe.config.rng import generator
 from fgpipe.errors import UserError, bad_value
-from fgpipe.rng import generator
 
 FIXED_SEED = 0
 """Splits and subsets are drawn with this seed, so that runs with different seeds see the same samples."""

@@ -16,12 +16,12 @@ import torch
 from torch.nn.functional import interpolate
 
 from fgpipe.config import DataConfig
+from fgpipe.config.rng import generator
 from fgpipe.data.dataset import FIXED_SEED, Dataset, checked_labels, reason, subset
 from fgpipe.data.fetch import Published, locate
 from fgpipe.data.folders import read_folders
 from fgpipe.data.unpickle import read_pickled_arrays
 from fgpipe.errors import UserError, bad_value
-from fgpipe.rng import generator
 
 Arrays = tuple[np.ndarray, np.ndarray]
 """Images uint8 [N, C, S, S] and labels int64 [N]."""

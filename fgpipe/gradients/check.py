@@ -16,15 +16,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
+from fgpipe.config.rng import generator
 from fgpipe.errors import UserError, typed_line
 from fgpipe.gradients.dual import Direction, Tangent, linearize, linearize_losses
 from fgpipe.gradients.method import Method
+from fgpipe.gradients.optim import trainable
 from fgpipe.gradients.probes import Lanes
 from fgpipe.gradients.reverse import gradients
 from fgpipe.models.init import NotInitialized, materialize
 from fgpipe.models.net import deep_copy, input_for
-from fgpipe.optim import trainable
-from fgpipe.rng import generator
 
 SAMPLES = 3
 TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-3}

@@ -11,7 +11,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from fgpipe.rng import generator
+from fgpipe.config.rng import generator
 
 CODES = ("hadamard", "rademacher")
 

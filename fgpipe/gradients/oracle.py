@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from fgpipe.gradients.estimator import StepRule
 from fgpipe.gradients.guesses import View
 from fgpipe.gradients.method import Method
+from fgpipe.gradients.optim import trainable
 from fgpipe.gradients.reverse import gradients as gradients_of
 from fgpipe.models.net import input_for
-from fgpipe.optim import trainable
 
 
 @dataclass

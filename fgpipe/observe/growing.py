@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from fgpipe.outputs import unwritten
+from fgpipe.saving.outputs import unwritten
 
 
 class Growing:

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from fgpipe import durable
 from fgpipe.config import Config
 from fgpipe.observe.growing import Events, Growing
 from fgpipe.observe.metrics import PHASES, Score
-from fgpipe.outputs import needed, unwritten
+from fgpipe.saving import durable
+from fgpipe.saving.outputs import needed, unwritten
 
 COSINES = "cosine.jsonl"
 Scores = Mapping[str, Mapping[int, Score]]
@@ -31,10 +31,10 @@ class RunFolder:
     """
 
     def __init__(self, config: Config, path: Path, epochs: Sequence[Mapping[str, Any]] = (), step: int = 0) -> None:
-        """Begin in the folder, or go on in one that `fgpipe.resume` allows.
+        """Begin in the folder, or go on in one that `fgpipe.saving.resume` allows.
 
         Args:
-            path: from `fgpipe.claim`.
+            path: from `fgpipe.saving.claim`.
             epochs: the lines of those that are done; whatever else `metrics.jsonl` holds is dropped.
             step: training steps that are done; what `cosine.jsonl` holds of later ones is dropped.
 

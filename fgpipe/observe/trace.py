@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fgpipe import durable
 from fgpipe.observe.timeline import COMPUTE, RECEIVE, SCALARS, WAITS, Event
+from fgpipe.saving import durable
 
 TRACKS = ("compute", "batches in", "scalars in")
 _TRACK = {RECEIVE: 1, SCALARS: 2}

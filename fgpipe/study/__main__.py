@@ -15,21 +15,33 @@ from fgpipe.command import FAILED, command, say
 from fgpipe.errors import UserError
 
 STUDIES = {
-    "lanes": "accuracy and time per image against lanes, decoding and step size",
-    "timeline": "a picture of a few batches of a trace",
-    "unlocking": "the paper's table 1, measured: what each update waits for, compute, bytes, memory in flight",
-    "throughput": "images per second, beside pipelined backpropagation and backpropagation in one process",
-    "memory": "what each block keeps of a batch in flight, and the peak of each process, beside GPipe and 1F1B",
-    "link": "images per second over a slow link between two hosts",
-    "straggler": "what a slow block costs the others, with and without replay buffers",
-    "slowdown": "what a slow block costs in accuracy, with and without replay buffers",
-    "simulation": "the simulator's predictions beside runs, and what it says of more stages and other links",
-    "staleness": "accuracy against the window, with feedback in order and eager",
-    "compiling": "what torch.compile gains, on the CPU",
-    "precision": "how far bfloat16 takes the estimates from the float64 oracle",
-    "per_sample": "per-sample scalars from one tangent beside the exact projection of every sample",
+    "lanes": ("accuracies", "accuracy and time per image against lanes, decoding and step size"),
+    "timeline": ("probes", "a picture of a few batches of a trace"),
+    "unlocking": (
+        "probes",
+        "the paper's table 1, measured: what each update waits for, compute, bytes, memory in flight",
+    ),
+    "throughput": (
+        "contests",
+        "images per second, beside pipelined backpropagation and backpropagation in one process",
+    ),
+    "memory": (
+        "contests",
+        "what each block keeps of a batch in flight, and the peak of each process, beside GPipe and 1F1B",
+    ),
+    "link": ("contests", "images per second over a slow link between two hosts"),
+    "straggler": ("contests", "what a slow block costs the others, with and without replay buffers"),
+    "slowdown": ("accuracies", "what a slow block costs in accuracy, with and without replay buffers"),
+    "simulation": (
+        "contests",
+        "the simulator's predictions beside runs, and what it says of more stages and other links",
+    ),
+    "staleness": ("accuracies", "accuracy against the window, with feedback in order and eager"),
+    "compiling": ("probes", "what torch.compile gains, on the CPU"),
+    "precision": ("probes", "how far bfloat16 takes the estimates from the float64 oracle"),
+    "per_sample": ("probes", "per-sample scalars from one tangent beside the exact projection of every sample"),
 }
-"""Module of this package to what it finds out; its `main` takes the arguments and returns the exit code."""
+"""Name to the room that has its module, and what it finds out; the module's `main` takes the arguments and returns the exit code."""
 
 
 @command
@@ -37,12 +49,12 @@ def main(arguments: list[str]) -> int:
     """Run the study that the first argument names; returns the exit code."""
     if not arguments or arguments[0] in ("--help", "-h"):
         print("usage: python -m fgpipe.study STUDY [arguments]; STUDY --help says more\n")
-        print("\n".join(f"  {name:<11} {what}" for name, what in STUDIES.items()))
+        print("\n".join(f"  {name:<11} {what}" for name, (_, what) in STUDIES.items()))
         return 0
     name, *rest = arguments
     if name not in STUDIES:
         raise UserError(f"{name}: allowed: {' | '.join(STUDIES)}")
-    study = importlib.import_module(f"fgpipe.study.{name}")
+    study = importlib.import_module(f"fgpipe.study.{STUDIES[name][0]}.{name}")
     if "--help" in rest or "-h" in rest:
         print(study.__doc__.rstrip())
         return 0

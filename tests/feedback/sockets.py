@@ -10,10 +10,10 @@ import torch.distributed as dist
 from fgpipe.config import LinkConfig
 from fgpipe.observe.ledger import Ledger
 from fgpipe.observe.metrics import Metrics
-from fgpipe.runtime.feedback.messages import Feedback, Lost, Request
-from fgpipe.runtime.feedback.zmq import ZmqFeedback
-from fgpipe.runtime.links.slow import SlowLinks
-from fgpipe.runtime.topology import Topology
+from fgpipe.plan.topology import Topology
+from fgpipe.wire.feedback.messages import Feedback, Lost, Request
+from fgpipe.wire.feedback.zmq import ZmqFeedback
+from fgpipe.wire.slow import SlowLinks
 
 RUN = 4242
 

@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fgpipe.observe.metrics import Metrics
-from fgpipe.runtime.feedback.mailbox import Mailbox
-from fgpipe.runtime.feedback.messages import Feedback, FeedbackError, Lost, Request
+from fgpipe.wire.feedback.messages import Feedback, FeedbackError, Lost, Request
+from fgpipe.wire.mailbox import Mailbox
 
 RUN, SENDER, BLOCK = 99, 7, 2
 

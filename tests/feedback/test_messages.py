@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fgpipe.runtime.feedback.messages import (
+from fgpipe.wire.feedback.messages import (
     PER_MESSAGE,
     PER_PROBE,
     PER_SCALAR,

@@ -10,8 +10,8 @@ from zmq.utils.monitor import recv_monitor_message
 
 from fgpipe.config import LinkConfig
 from fgpipe.observe.ledger import report
-from fgpipe.runtime.feedback.keys import Keys
-from fgpipe.runtime.feedback.messages import FeedbackError, Lost, Request, encode
+from fgpipe.wire.feedback.keys import Keys
+from fgpipe.wire.feedback.messages import FeedbackError, Lost, Request, encode
 from tests.feedback.sockets import RUN, feedback, ranks, wait_for
 
 

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from fgpipe.assembly import DataFacts, Plan
 from fgpipe.config import compose_config
 from fgpipe.errors import UserError
 from fgpipe.models.heads import Head
 from fgpipe.models.net import Net
+from fgpipe.plan.plan import DataFacts, Plan
 from tests.nets import CHANNELS, conv, frozen, head, net
 
 
@@ -175,7 +175,7 @@ def plan(net: Net, *overrides: str) -> Plan:
     facts = DataFacts(train_batches=1, test_batches=1, classes=5, channels=3, height=16, width=16)
     config = compose_config(["window=1", "dtype=float64", *overrides])
     config.model.blocks = len(net.blocks)
-    return Plan.make(config, facts, net, rank=0, world_size=1)
+    return Plan.make(config, facts, net)
 
 
 @pytest.mark.parametrize("what", REFUSED)

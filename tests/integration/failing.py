@@ -2,8 +2,8 @@
 
 import sys
 
-from fgpipe.runtime.stage import Stage
 from fgpipe.train import main
+from fgpipe.trainers.stage import Stage
 
 if __name__ == "__main__":
     block, batch = map(int, sys.argv[1:3])

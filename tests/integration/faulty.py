@@ -12,11 +12,11 @@ import threading
 from pathlib import Path
 from typing import ClassVar
 
-import fgpipe.assembly
-import fgpipe.session
-from fgpipe.runtime.feedback.memory import MemoryFeedback
-from fgpipe.runtime.feedback.messages import Feedback, Lost, decode
-from fgpipe.runtime.feedback.zmq import ZmqFeedback
+import fgpipe.trainers.build
+import fgpipe.trainers.session
+from fgpipe.wire.feedback.memory import MemoryFeedback
+from fgpipe.wire.feedback.messages import Feedback, Lost, decode
+from fgpipe.wire.feedback.zmq import ZmqFeedback
 from tests.integration.recording import RANK, Recorded, record
 
 FAULTS = ("drop", "duplicate", "reorder", "delay")
@@ -81,8 +81,8 @@ if __name__ == "__main__":
     faults = json.loads((folder / "faults.json").read_text())
     Lossy.lost = {(block, batch) for block, batch in faults.pop("lost", [])}
     Faulty.probabilities = faults
-    fgpipe.assembly.MemoryFeedback, fgpipe.assembly.ZmqFeedback = Lossy, Faulty
-    fgpipe.session.Metrics = Recorded
+    fgpipe.trainers.build.MemoryFeedback, fgpipe.trainers.build.ZmqFeedback = Lossy, Faulty
+    fgpipe.trainers.session.Metrics = Recorded
     for name, overrides in json.loads((folder / "runs.json").read_text()).items():
         record(folder, name, overrides)
     (folder / f"faults-{RANK}.json").write_text(json.dumps({**Faulty.counts, "dropped": Faulty.dropped}))

@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-from fgpipe import durable
+from fgpipe.saving import durable
 from fgpipe.train import main
 
 if __name__ == "__main__":

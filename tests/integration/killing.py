@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from fgpipe.checkpoint import Checkpoints, read_block
+from fgpipe.saving.checkpoint import Checkpoints, read_block
 from tests.test_checkpoint import save, small
 
 BLOCKS = 3

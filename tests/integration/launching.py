@@ -19,7 +19,7 @@ import torch.distributed as dist
 from typing_extensions import Self
 
 ROOT = Path(__file__).resolve().parents[2]
-IMPORTED = ["torch.distributed", "torch._meta_registrations", "fgpipe.session"]
+IMPORTED = ["torch.distributed", "torch._meta_registrations", "fgpipe.trainers.session"]
 """By the process that `fork` forks; it computes nothing, as threads would be lost."""
 
 

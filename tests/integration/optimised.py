@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-import fgpipe.session
-from fgpipe.runtime.links.base import Batch
+import fgpipe.trainers.session
+from fgpipe.wire.links.base import Batch
 from tests.integration.recording import Recorded, record
 from tests.test_transparency import BATCH, Pipeline, configuration
 
@@ -44,7 +44,7 @@ def skipped() -> list[list[int]]:
 
 
 if __name__ == "__main__":
-    fgpipe.session.Metrics = Recorded
+    fgpipe.trainers.session.Metrics = Recorded
     for name, overrides in RUNS.items():
         record(Path(sys.argv[1]), name, [*COMMON, *overrides])
     print(json.dumps({"asserts": __debug__, "in flight": skipped()}))

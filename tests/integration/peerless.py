@@ -7,9 +7,9 @@ import time
 import torch
 import torch.distributed as dist
 
-from fgpipe.runtime.links.distributed import LinkError
-from fgpipe.runtime.replicas import Replicas
-from fgpipe.runtime.topology import Topology
+from fgpipe.cluster.replicas import Replicas
+from fgpipe.plan.topology import Topology
+from fgpipe.wire.links.distributed import LinkError
 
 if __name__ == "__main__":
     dist.init_process_group("gloo")

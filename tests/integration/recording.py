@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import fgpipe.assembly
-import fgpipe.session
+import fgpipe.trainers.build
+import fgpipe.trainers.session
 from fgpipe.config import compose_config
 from fgpipe.observe.metrics import Metrics
 from tests.integration.launching import listening
@@ -69,9 +69,9 @@ def connections() -> list[dict[str, int]]:
 
 
 def record(folder: Path, name: str, overrides: list[str]) -> None:
-    modules: dict[int, fgpipe.assembly.Modules] = {}
-    make = fgpipe.assembly._modules
-    figures = fgpipe.session._Run._figures
+    modules: dict[int, fgpipe.trainers.build.Modules] = {}
+    make = fgpipe.trainers.build._modules
+    figures = fgpipe.trainers.session._Run._figures
 
     def remember(plan, j, device):
         modules[j] = make(plan, j, device)
@@ -83,14 +83,14 @@ def record(folder: Path, name: str, overrides: list[str]) -> None:
         (folder / f"{name}-{RANK}-listening.json").write_text(json.dumps(Recorded.last.listening))
         return figures(self, seconds)
 
-    fgpipe.assembly._modules, fgpipe.session._Run._figures = remember, count
+    fgpipe.trainers.build._modules, fgpipe.trainers.session._Run._figures = remember, count
     torch.manual_seed(0)
     own = [KINDS[each.removeprefix("net=")]() for each in overrides if each.startswith("net=")]
     overrides = [each for each in overrides if not each.startswith("net=")]
     try:
-        fgpipe.session.run(compose_config([*overrides, f"run_dir={folder / name}"]), *own)
+        fgpipe.trainers.session.run(compose_config([*overrides, f"run_dir={folder / name}"]), *own)
     finally:
-        fgpipe.assembly._modules, fgpipe.session._Run._figures = make, figures
+        fgpipe.trainers.build._modules, fgpipe.trainers.session._Run._figures = make, figures
     arrays = {key: np.array(values) for key, values in Recorded.last.losses.items()}
     for j, each in modules.items():
         for kind, module in (("block", each.block), ("head", each.head)):
@@ -101,6 +101,6 @@ def record(folder: Path, name: str, overrides: list[str]) -> None:
 
 if __name__ == "__main__":
     gc.freeze()  # as the command does
-    fgpipe.session.Metrics = Recorded
+    fgpipe.trainers.session.Metrics = Recorded
     for name, overrides in json.loads((Path(sys.argv[1]) / "runs.json").read_text()).items():
         record(Path(sys.argv[1]), name, overrides)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fgpipe.checkpoint import Checkpoints
+from fgpipe.saving.checkpoint import Checkpoints
 from tests.integration.launching import Job, living, processes_with, wait_until
 
 SMALL = [

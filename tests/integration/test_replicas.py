@@ -13,12 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from fgpipe.assembly import DataFacts, Plan, _modules
-from fgpipe.checkpoint import Checkpoints
 from fgpipe.config import compose_config
 from fgpipe.data import Batches, load
 from fgpipe.gradients.guesses import redraw
 from fgpipe.gradients.oracle import estimate
+from fgpipe.plan.plan import DataFacts, Plan
+from fgpipe.saving.checkpoint import Checkpoints
+from fgpipe.trainers.build import _modules
 from tests.integration.launching import ROOT, Job, fork, wait_until
 from tests.integration.rewinding import rewind
 from tests.integration.test_resume import Run
@@ -82,7 +83,7 @@ class Reference:
         config = compose_config([*COMMON, *overrides, "window=1", "dtype=float64"])
         dataset = load(config.data)
         self.batches = Batches(dataset, config.data, config.batch_size, config.seed, torch.float64)
-        plan = Plan.make(config, DataFacts.of(dataset, self.batches, config.data.size), None, 0, 1)
+        plan = Plan.make(config, DataFacts.of(dataset, self.batches, config.data.size))
         modules = [_modules(plan, j, torch.device("cpu")) for j in range(8)]
         nets = ([getattr(each, kind) for each in modules] for kind in ("block", "head", "guess_head"))
         self.copies = [copy.deepcopy(net) for net in [tuple(nets)] * shares]
@@ -207,7 +208,7 @@ def test_averages_are_a_plane_of_their_own(four) -> None:
     """One message per update of a block or head, and one for the statistics of each drain; no scalar goes astray."""
     summary = json.loads((four[0] / "auto" / "summary.json").read_text())
     config = compose_config([*COMMON, *PIPELINED["auto"]])
-    plan = Plan.make(config, DataFacts(3, 4, 10, 1, config.data.size, config.data.size), None, 0, 1)
+    plan = Plan.make(config, DataFacts(3, 4, 10, 1, config.data.size, config.data.size))
     for j, (block, head) in enumerate(zip(plan.net.blocks, plan.net.heads, strict=True)):
         parameters, statistics = (
             sum(tensor.numel() for module in (block, head) for tensor in tensors(module) if tensor.is_floating_point())

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fgpipe.checkpoint import Checkpoints, Manifest
+from fgpipe.saving.checkpoint import Checkpoints, Manifest
 from tests.integration.launching import ROOT, Job, fork, processes_with, wait_until
 from tests.integration.rewinding import rewind
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fgpipe.checkpoint import Checkpoints
+from fgpipe.saving.checkpoint import Checkpoints
 from tests.integration.launching import ROOT, environment, processes_with, wait_until
 
 JOB = os.getpid()

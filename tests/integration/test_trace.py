@@ -9,7 +9,7 @@ import pytest
 
 from fgpipe.observe import trace
 from fgpipe.observe.timeline import Event
-from fgpipe.runtime.straggler import Straggler
+from fgpipe.trainers.straggler import Straggler
 from tests.integration.launching import ROOT, fork
 from tests.observe.chrome import faults
 

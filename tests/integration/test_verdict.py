@@ -141,8 +141,8 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from fgpipe.config import compose_config
-from fgpipe.session import run
-from fgpipe.runtime.stage import Stage
+from fgpipe.trainers.session import run
+from fgpipe.trainers.stage import Stage
 
 overrides = Path(sys.argv[1]).read_text().split()
 if not Path(sys.argv[2]).exists():

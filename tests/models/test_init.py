@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fgpipe.config.rng import generator
 from fgpipe.gradients.guesses import make, redraw
 from fgpipe.models.heads import Head
 from fgpipe.models.init import NotInitialized, materialize
-from fgpipe.rng import generator
 
 LAYERS = {
     "convolution": lambda: nn.Conv1d(3, 4, 3),

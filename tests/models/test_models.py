@@ -11,7 +11,7 @@ from fgpipe.models.convolution import PaddedConv2d
 from fgpipe.models.init import initialize
 from fgpipe.models.net import resnet
 from fgpipe.models.resnet import resnet18
-from fgpipe.runtime.costs import ForwardPass, head_flops
+from fgpipe.plan.costs import ForwardPass, head_flops
 
 
 def torchvisions(stem: str) -> nn.Module:

@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 
 from fgpipe.config import compose_config
-from fgpipe.session import run
+from fgpipe.trainers.session import run
 
 RUN = ["data=digits", "data.train_samples=320", "data.test_samples=32", "batch_size=32", "epochs=1", "threads=1"]
 RUN += ["model.width=0.125", "window=1", "observe.tensorboard=false", "device=cpu"]

@@ -1,4 +1,4 @@
-"""Prints what `runtime.clock` finds; ranks above 0 claim to be on another host, with a clock that is NANOSECONDS ahead.
+"""Prints what `cluster.clock` finds; ranks above 0 claim to be on another host, with a clock that is NANOSECONDS ahead.
 
 Usage: torchrun ... clocks.py NANOSECONDS.
 """
@@ -12,7 +12,7 @@ from dataclasses import asdict
 import torch.distributed as dist
 from torch import Tensor
 
-from fgpipe.runtime.clock import offsets
+from fgpipe.cluster.clock import offsets
 
 RANK = int(os.environ["RANK"])
 

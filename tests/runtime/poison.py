@@ -6,8 +6,8 @@ from dataclasses import replace as changed
 
 import torch
 
-from fgpipe.runtime.stage import Stage
 from fgpipe.train import main
+from fgpipe.trainers.stage import Stage
 
 KINDS = [
     ("activation", 3, "activation of batch 2"),

@@ -10,7 +10,7 @@ from tests.integration.launching import environment
 
 BUFFERS = """
 import resource, sys, torch
-from fgpipe.runtime.allocator import keep_pages
+from fgpipe.cluster.allocator import keep_pages
 if sys.argv[1] == "kept":
     keep_pages()
 faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt

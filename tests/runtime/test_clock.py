@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fgpipe.runtime.clock import Offset, to_rank_0
+from fgpipe.cluster.clock import Offset, to_rank_0
 from tests.integration.launching import ROOT, fork
 from tests.integration.test_two_hosts import rights, two_hosts  # noqa: F401
 

@@ -11,24 +11,25 @@ import pytest
 import torch
 from torch import Tensor
 
-from fgpipe.assembly import DataFacts, Plan, build_stages
+from fgpipe.cluster.replicas import Replicas
 from fgpipe.config import compose_config
+from fgpipe.config.rng import generator
 from fgpipe.gradients.guesses import View, guess
 from fgpipe.gradients.guesses.gaussian import Gaussian
+from fgpipe.gradients.optim import Optimizer
 from fgpipe.models.init import initialize
 from fgpipe.observe.ledger import Ledger
 from fgpipe.observe.metrics import Metrics
 from fgpipe.observe.timeline import Timeline, events_of
-from fgpipe.optim import Optimizer
-from fgpipe.rng import generator
-from fgpipe.runtime.feedback.memory import MemoryFeedback
-from fgpipe.runtime.inbox import Inbox
-from fgpipe.runtime.links.base import Batch, Link
-from fgpipe.runtime.links.memory import MemoryLink
-from fgpipe.runtime.replay import Replay
-from fgpipe.runtime.replicas import Replicas
-from fgpipe.runtime.stage import Stage
-from fgpipe.runtime.worker import Node, Worker
+from fgpipe.plan.plan import DataFacts, Plan
+from fgpipe.trainers.build import build_stages
+from fgpipe.trainers.stage import Stage
+from fgpipe.trainers.worker import Node, Worker
+from fgpipe.wire.feedback.memory import MemoryFeedback
+from fgpipe.wire.inbox import Inbox
+from fgpipe.wire.links.base import Batch, Link
+from fgpipe.wire.links.memory import MemoryLink
+from fgpipe.wire.replay import Replay
 
 BATCHES, SAMPLES, SEED = 4, 8, 5
 LOWER, UPPER = 2, 3
@@ -72,7 +73,7 @@ class Process:
             "head=linear",
             "target=local",
         ]
-        plan = Plan.make(compose_config([*keys, *overrides]), DataFacts(BATCHES, 1, 10, 3, 16, 16), None, 0, 1)
+        plan = Plan.make(compose_config([*keys, *overrides]), DataFacts(BATCHES, 1, 10, 3, 16, 16))
         self.metrics, self.timeline, self.wire = Metrics(8), Timeline(on=True), Wire()
         parts = (torch.device("cpu"), self.metrics, Ledger(8), self.timeline, Replicas())
         self.stages: dict[int, Stage] = {
@@ -111,7 +112,7 @@ def test_what_they_leave(monkeypatch: pytest.MonkeyPatch) -> None:
             rates.append(batch)
             super().step(estimates, batch)
 
-    monkeypatch.setattr("fgpipe.assembly.Optimizer", Recording)
+    monkeypatch.setattr("fgpipe.trainers.build.Optimizer", Recording)
     process = Process("optim=constant")
     process.train()
     ids = [id for id, _ in STEPS]

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from fgpipe.config import compose_config
-from fgpipe.runtime.finite import NotFiniteError, check_finite
-from fgpipe.session import run
+from fgpipe.trainers.finite import NotFiniteError, check_finite
+from fgpipe.trainers.session import run
 from tests.integration.launching import ROOT, launch, processes_with
 from tests.runtime.poison import KINDS, poison
 

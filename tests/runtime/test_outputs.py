@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fgpipe.runtime.links.base import Batch
-from fgpipe.runtime.stage import Stage
+from fgpipe.trainers.stage import Stage
+from fgpipe.wire.links.base import Batch
 from tests.nets import CHANNELS, KINDS
 from tests.test_transparency import BATCH, Pipeline, configuration
 

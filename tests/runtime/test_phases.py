@@ -8,8 +8,8 @@ import pytest
 
 from fgpipe.config import SlowConfig
 from fgpipe.observe.timeline import Timeline, events_of
-from fgpipe.runtime.phases import Phases
-from fgpipe.runtime.straggler import Straggler
+from fgpipe.trainers.phases import Phases
+from fgpipe.trainers.straggler import Straggler
 
 WORK = 0.02
 

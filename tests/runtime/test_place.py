@@ -9,13 +9,13 @@ from pathlib import Path
 import psutil
 import pytest
 
+from fgpipe.cluster.interface import Interface
+from fgpipe.cluster.process import NUMBERS, Cluster, Place
 from fgpipe.command import REPORT_BY_FIRST
 from fgpipe.config import compose_config
 from fgpipe.errors import UserError
-from fgpipe.runtime.interface import Interface
-from fgpipe.runtime.links.distributed import LinkError
-from fgpipe.runtime.process import NUMBERS, Cluster, Place
-from fgpipe.session import run
+from fgpipe.trainers.session import run
+from fgpipe.wire.links.distributed import LinkError
 from tests.integration import launching
 
 WHOLE = {

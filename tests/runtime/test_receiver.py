@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fgpipe.observe.timeline import Timeline
-from fgpipe.runtime.links.distributed import MAGIC, LinkError, Receiver
+from fgpipe.wire.links.distributed import MAGIC, LinkError, Receiver
 
 SHAPE, LANES = (32, 16, 8, 8), (0, 1, 2)
 TRAINING = [MAGIC, 5, 1, 1, 3, 4, 32, 16, 8, 8, 0]

@@ -7,8 +7,8 @@ import torch
 
 from fgpipe.config import ReplayConfig
 from fgpipe.observe.metrics import REPLAYS, Metrics
-from fgpipe.runtime.links.base import Batch
-from fgpipe.runtime.replay import Replay, copied
+from fgpipe.wire.links.base import Batch
+from fgpipe.wire.replay import Replay, copied
 
 
 class Buffer:

@@ -8,8 +8,8 @@ import pytest
 from fgpipe.gradients.guesses import make
 from fgpipe.gradients.method import Method
 from fgpipe.gradients.probes import plan_lanes
-from fgpipe.runtime.schedule import Action, Apply, Forward, actions, turn, windows
-from fgpipe.runtime.topology import balanced
+from fgpipe.plan.schedule import Action, Apply, Forward, actions, turn, windows
+from fgpipe.plan.topology import balanced
 
 
 def method(guess: str = "local", depth: int | None = None, blocks: int = 4) -> Method:

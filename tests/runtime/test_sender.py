@@ -8,8 +8,8 @@ import torch
 import torch.distributed as dist
 
 from fgpipe.observe.ledger import Ledger
-from fgpipe.runtime.links.base import Batch
-from fgpipe.runtime.links.distributed import IN_FLIGHT, DistributedLink, LinkError
+from fgpipe.wire.links.base import Batch
+from fgpipe.wire.links.distributed import IN_FLIGHT, DistributedLink, LinkError
 
 LINE = r"lost block 4 \(rank 2\) on the forward plane; (test )?batch 7 was on its way to it for \d\.\d s: Timed out"
 

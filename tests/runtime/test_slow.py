@@ -7,8 +7,8 @@ from functools import partial
 import pytest
 
 from fgpipe.config import LinkConfig
-from fgpipe.runtime.links.slow import Delay, SlowLinks
-from fgpipe.units import bits_per_second, seconds
+from fgpipe.config.units import bits_per_second, seconds
+from fgpipe.wire.slow import Delay, SlowLinks
 
 LOOSE = 2.0
 """Seconds that a busy machine may add."""

@@ -7,11 +7,11 @@ import pytest
 
 from fgpipe.observe.metrics import Metrics
 from fgpipe.observe.timeline import Timeline
-from fgpipe.runtime.feedback.mailbox import Mailbox
-from fgpipe.runtime.feedback.messages import Feedback
-from fgpipe.runtime.inbox import Inbox
-from fgpipe.runtime.schedule import Apply, Forward
-from fgpipe.runtime.worker import Node, Stalled, Worker
+from fgpipe.plan.schedule import Apply, Forward
+from fgpipe.trainers.worker import Node, Stalled, Worker
+from fgpipe.wire.feedback.messages import Feedback
+from fgpipe.wire.inbox import Inbox
+from fgpipe.wire.mailbox import Mailbox
 
 
 def waiting_worker(action: Forward | Apply) -> tuple[Worker, Inbox, Node]:

@@ -9,8 +9,8 @@ from datetime import timedelta
 import pytest
 import torch.distributed as dist
 
-from fgpipe.runtime.links.distributed import LinkError
-from fgpipe.runtime.start import Late, Start
+from fgpipe.cluster.start import Late, Start
+from fgpipe.wire.links.distributed import LinkError
 
 DEADLINE = 2.0
 SERVER = """

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from fgpipe.assembly import DataFacts, Plan
 from fgpipe.config import compose_config
 from fgpipe.errors import UserError
-from fgpipe.runtime.placement import read, wide_boundary
-from fgpipe.runtime.topology import Topology
+from fgpipe.plan.placement import read, wide_boundary
+from fgpipe.plan.plan import DataFacts, Plan
+from fgpipe.plan.topology import Topology
 
 FACTS = DataFacts(train_batches=1, test_batches=1, classes=10, channels=3, height=16, width=16)
 
@@ -137,6 +137,6 @@ def test_nothing_to_choose() -> None:
 def test_link_bytes() -> None:
     """Eight blocks of width 1 on 16 x 16 pixels: channels, sides, and lanes that grow by one each (scope block)."""
     config = compose_config(["scope=block", "model.width=1", "model.stem=cifar", "batch_size=4", "dtype=float64"])
-    plan = Plan.make(config, FACTS, None, 0, 1)
+    plan = Plan.make(config, FACTS)
     activations = [64 * 16**2] * 2 + [128 * 8**2] * 2 + [256 * 4**2] * 2 + [512 * 2**2]
     assert plan.link_bytes == [4 * 8 * size * (2 + j) for j, size in enumerate(activations)]

@@ -18,7 +18,7 @@ from fgpipe.observe.metrics import Metrics
 with atheris.instrument_imports(include=["fgpipe", "msgpack"]):
     import msgpack.fallback
 
-    from fgpipe.runtime.feedback import mailbox, messages
+    from fgpipe.wire.feedback import mailbox, messages
 
 PROBES, SAMPLES, WINDOW, RUN = 3, 4, 4, 12345
 METRICS = Metrics(8)

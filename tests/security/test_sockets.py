@@ -10,8 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from fgpipe.cluster.interface import Interface
 from fgpipe.errors import UserError
-from fgpipe.runtime.interface import Interface
 from tests.integration.launching import command, environment, listening, processes_with, wait_until, workers_with
 
 OTHERS = [

@@ -8,9 +8,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fgpipe.study.paper import Key, published, unpublished
-from fgpipe.study.profile import Profile
-from fgpipe.study.runs import Run
+from fgpipe.study.common.runs import Run
+from fgpipe.study.paper.profile import Profile
+from fgpipe.study.paper.tables import Key, published, unpublished
 
 
 def key(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fgpipe.errors import UserError
-from fgpipe.study.arguments import claim
+from fgpipe.study.common.arguments import claim
 
 
 def test_claim(tmp_path: Path) -> None:

@@ -10,14 +10,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fgpipe.assembly import DataFacts, Plan, build_trainer
+from fgpipe.cluster.process import Cluster, Place
 from fgpipe.config import compose_config
 from fgpipe.observe.ledger import Ledger
 from fgpipe.observe.metrics import Metrics
-from fgpipe.runtime.process import Cluster, Place
-from fgpipe.runtime.reference import OracleTrainer
-from fgpipe.study.baselines.plain import PlainLoop
-from fgpipe.study.baselines.two_passes import TwoBackwardPasses
+from fgpipe.plan.plan import DataFacts, Plan
+from fgpipe.study.bench.plain import PlainLoop
+from fgpipe.study.bench.two_passes import TwoBackwardPasses
+from fgpipe.trainers.build import build_trainer
+from fgpipe.trainers.oracle import OracleTrainer
 
 COMMON = [
     "tangents=oracle",
@@ -32,7 +33,7 @@ COMMON += ["optim=constant", "optim.lr=0.02"]
 
 
 def trainer_of(*overrides: str) -> OracleTrainer:
-    plan = Plan.make(compose_config([*COMMON, *overrides]), DataFacts(3, 1, 5, 3, 16, 16), None, 0, 1)
+    plan = Plan.make(compose_config([*COMMON, *overrides]), DataFacts(3, 1, 5, 3, 16, 16))
     blocks = plan.method.blocks
     return build_trainer(plan, Cluster(Place(0, 1, 0, 1)), torch.device("cpu"), Metrics(blocks), Ledger(blocks))
 

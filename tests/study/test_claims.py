@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from fgpipe.study.alignment import Positivity, alignment_verdicts
-from fgpipe.study.claims import Verdict, verdicts
-from fgpipe.study.measured import Collection, published_values
-from fgpipe.study.paper import Key
-from fgpipe.study.ranks import PARTS, Ranks
+from fgpipe.study.card.alignment import Positivity, alignment_verdicts
+from fgpipe.study.card.claims import Verdict, verdicts
+from fgpipe.study.card.measured import Collection, published_values
+from fgpipe.study.card.ranks import PARTS, Ranks
+from fgpipe.study.paper.tables import Key
 from tests.study.results import key, write_run
 
 

@@ -9,7 +9,7 @@ from fgpipe.study.__main__ import STUDIES, main
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_study_has_a_command(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert callable(importlib.import_module(f"fgpipe.study.{name}").main)
+    assert callable(importlib.import_module(f"fgpipe.study.{STUDIES[name][0]}.{name}").main)
     assert main([name, "--help"]) == 0
     assert f"python -m fgpipe.study {name}" in capsys.readouterr().out
     assert main([]) == 0

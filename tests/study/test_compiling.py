@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fgpipe.study import compiling
+from fgpipe.study.probes import compiling
 
 TINY = ["widths=[0.0625]", "lanes=[2]", "blocks=[7]", "batch=4", "pixels=8", "seconds=0"]
 

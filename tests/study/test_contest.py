@@ -12,13 +12,23 @@ from torch import nn
 from fgpipe.config import compose_config
 from fgpipe.data import load
 from fgpipe.errors import UserError
-from fgpipe.study import contest, throughput
 from fgpipe.study.__main__ import main
-from fgpipe.study.arguments import read
-from fgpipe.study.contest import Contest, Contestant, Options, Spread, described, ratios, speed, speed_table, turns
-from fgpipe.study.runs import page
-from fgpipe.study.split import times
-from fgpipe.study.synthetic import write_images
+from fgpipe.study.common.arguments import read
+from fgpipe.study.common.runs import page
+from fgpipe.study.common.split import times
+from fgpipe.study.common.synthetic import write_images
+from fgpipe.study.contests import contest, throughput
+from fgpipe.study.contests.contest import (
+    Contest,
+    Contestant,
+    Options,
+    Spread,
+    described,
+    ratios,
+    speed,
+    speed_table,
+    turns,
+)
 
 A, B, ALONE = Contestant("a (1)", ("target=local",)), Contestant("b", ("lanes=1",)), Contestant("c", ("seed=3",), 1)
 
@@ -79,7 +89,7 @@ def test_times(monkeypatch: pytest.MonkeyPatch) -> None:
             assert self.training and len(x) == 2
             return torch.cat([x, x])[: len(x)]
 
-    monkeypatch.setattr("fgpipe.study.split.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("fgpipe.study.common.split.time.perf_counter", lambda: now[0])
     blocks = [Slow([90, 90, 1, 7, 3, 9, 2, 4, 8]), Slow([50, 50, *[6] * 7])]
     assert times(blocks, torch.zeros(2, 3)) == [4, 6]
 

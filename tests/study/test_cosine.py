@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from fgpipe.config import compose_config
+from fgpipe.config.rng import generator
 from fgpipe.errors import UserError
 from fgpipe.gradients.method import Method
 from fgpipe.gradients.oracle import alignment, estimate
 from fgpipe.models.init import materialize
 from fgpipe.models.net import resnet
 from fgpipe.observe.record import RunFolder
-from fgpipe.rng import generator
 from fgpipe.train import main
 
 SMALL = [

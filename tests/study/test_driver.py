@@ -18,9 +18,9 @@ import pytest
 from PIL import Image
 
 from fgpipe.errors import UserError
-from fgpipe.study.driver import Driver
-from fgpipe.study.paper import published
-from fgpipe.study.runs import Run, read_summary
+from fgpipe.study.common.runs import Run, read_summary
+from fgpipe.study.paper.driver import Driver
+from fgpipe.study.paper.tables import published
 from tests.integration.launching import environment, processes_with, wait_until
 
 FAKE = """

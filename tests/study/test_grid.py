@@ -14,19 +14,20 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import fgpipe.study
-from fgpipe.assembly import DataFacts, build_trainer
-from fgpipe.assembly import Plan as RunPlan
+from fgpipe.cluster.process import Cluster, Place
 from fgpipe.config import compose_config
 from fgpipe.errors import UserError
 from fgpipe.observe.ledger import Ledger
 from fgpipe.observe.metrics import Metrics
-from fgpipe.runtime.process import Cluster, Place
-from fgpipe.study.estimate import Cost, cost
-from fgpipe.study.grid import main
-from fgpipe.study.options import Plan, parse_options
-from fgpipe.study.paper import published
-from fgpipe.study.profile import Profile
-from fgpipe.study.runs import Run, quoted
+from fgpipe.plan.plan import DataFacts
+from fgpipe.plan.plan import Plan as RunPlan
+from fgpipe.study.common.runs import Run, quoted
+from fgpipe.study.paper.estimate import Cost, cost
+from fgpipe.study.paper.grid import main
+from fgpipe.study.paper.options import Plan, parse_options
+from fgpipe.study.paper.profile import Profile
+from fgpipe.study.paper.tables import published
+from fgpipe.trainers.build import build_trainer
 from tests.integration.launching import ROOT
 
 COUNTS = {2: 34, 3: 26, 4: 30, 5: 48, 6: 6, 7: 102, 8: 51, 9: 90, 10: 45, 11: 12, 12: 18}
@@ -35,7 +36,7 @@ COUNTS = {2: 34, 3: 26, 4: 30, 5: 48, 6: 6, 7: 102, 8: 51, 9: 90, 10: 45, 11: 12
 
 def test_all_cells_are_read() -> None:
     assert Counter(cell.table for cell in published()) == COUNTS and sum(COUNTS.values()) == 462
-    with (Path(fgpipe.study.__file__).parent / "tables.csv").open() as file:
+    with (Path(fgpipe.study.__file__).parent / "paper/tables.csv").open() as file:
         accuracies = [float(line["accuracy"]) for line in csv.DictReader(file)]
     assert [cell.accuracy for cell in published()] == accuracies
 
@@ -243,8 +244,8 @@ def test_dry_run_lists_all_cells(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     """All 462 published cells, each with its run; what a run costs is made up, so that the sums are known."""
-    monkeypatch.setattr("fgpipe.study.grid.cost", lambda config, dataset: Cost(1e9, 1e15))
-    monkeypatch.setattr("fgpipe.study.grid.seconds_per_flop", lambda config, dataset, cost: 6e-14)
+    monkeypatch.setattr("fgpipe.study.paper.grid.cost", lambda config, dataset: Cost(1e9, 1e15))
+    monkeypatch.setattr("fgpipe.study.paper.grid.seconds_per_flop", lambda config, dataset, cost: 6e-14)
     assert main(["table=all", "dry_run=true", f"out={tmp_path}"]) == 0
     _, *lines = capsys.readouterr().out.splitlines()
     *cells, counts, left, missing = lines
@@ -288,7 +289,7 @@ def test_flops_are_those_of_a_real_step(guess: str, target: str, space: str, blo
         + ["data.train_samples=9", "data.test_samples=5"]
     )
     place = Place(rank=0, world_size=1, local_rank=0, local_world_size=1)
-    run = RunPlan.make(config, DataFacts(1, 1, 10, 3, 32, 32), None, 0, 1)
+    run = RunPlan.make(config, DataFacts(1, 1, 10, 3, 32, 32))
     trainer = build_trainer(run, Cluster(place), torch.device("cpu"), Metrics(blocks), Ledger(blocks))
     batch = torch.randn(images, 3, 32, 32), torch.arange(images)
     with FlopCounterMode(display=False) as step:

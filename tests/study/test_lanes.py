@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from fgpipe.config import check, compose_config
-from fgpipe.study import lanes, scaled
 from fgpipe.study.__main__ import main
+from fgpipe.study.accuracies import lanes, scaled
 
 
 def test_every_cell_can_be_run() -> None:
@@ -56,7 +56,7 @@ def fake_runs(monkeypatch: pytest.MonkeyPatch, interrupted: int) -> list[dict[st
             figures |= {"machine": "a machine", "commit": "1f", "config": {"model": {"width": 0.25}, "batch_size": 64}}
             (folder / "summary.json").write_text(json.dumps(figures))
 
-    for module in ("scaled", "series"):
+    for module in ("accuracies.scaled", "common.series"):
         monkeypatch.setattr(f"fgpipe.study.{module}.call", run)
     return ran
 

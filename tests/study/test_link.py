@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from fgpipe.study import link
 from fgpipe.study.__main__ import main
-from fgpipe.study.contest import Contest
-from fgpipe.study.link import TWO_HOSTS, Options, contestants
+from fgpipe.study.contests import link
+from fgpipe.study.contests.contest import Contest
+from fgpipe.study.contests.link import TWO_HOSTS, Options, contestants
 
 
 def test_contestants_can_be_run(tmp_path: Path) -> None:

@@ -10,22 +10,33 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from fgpipe.assembly import DataFacts, Plan, build_stages
+from fgpipe.cluster.replicas import Replicas
 from fgpipe.config import compose_config
 from fgpipe.gradients.guesses.registry import OWN
 from fgpipe.observe.ledger import Ledger
 from fgpipe.observe.metrics import Metrics
 from fgpipe.observe.timeline import Timeline
-from fgpipe.runtime.links.base import Batch
-from fgpipe.runtime.links.memory import MemoryLink
-from fgpipe.runtime.replicas import Replicas
-from fgpipe.runtime.stage import Stage
-from fgpipe.study import memory
+from fgpipe.plan.plan import DataFacts, Plan
 from fgpipe.study.__main__ import main
-from fgpipe.study.contest import Contest
-from fgpipe.study.kept import Storages, kept_by_blocks, kept_together
-from fgpipe.study.memory import Options, Row, by_process, contestants, in_flight, kept_table, peak_table, peaks, ways
-from fgpipe.study.ways import Way
+from fgpipe.study.common.ways import Way
+from fgpipe.study.contests import memory
+from fgpipe.study.contests.contest import Contest
+from fgpipe.study.contests.kept import Storages, kept_by_blocks, kept_together
+from fgpipe.study.contests.memory import (
+    Options,
+    Row,
+    by_process,
+    contestants,
+    in_flight,
+    kept_table,
+    peak_table,
+    peaks,
+    ways,
+)
+from fgpipe.trainers.build import build_stages
+from fgpipe.trainers.stage import Stage
+from fgpipe.wire.links.base import Batch
+from fgpipe.wire.links.memory import MemoryLink
 
 SAMPLES = 16
 
@@ -33,7 +44,7 @@ SAMPLES = 16
 def plan(*overrides: str) -> Plan:
     """Of ResNet-18 in 8 narrow blocks on images of 3 x 16 x 16, in one process."""
     config = compose_config(["model.width=0.07", f"batch_size={SAMPLES}", "window=auto", "device=cpu", *overrides])
-    return Plan.make(config, DataFacts(4, 1, 10, 3, 16, 16), None, 0, 1)
+    return Plan.make(config, DataFacts(4, 1, 10, 3, 16, 16))
 
 
 def stages(of: Plan) -> list[Stage]:
@@ -99,7 +110,7 @@ def allocated(step: Callable[[int], object], ids: range, folder: Path) -> int:
 )  # fmt: skip
 def test_what_the_allocator_says(overrides: list[str], keeps: bool, tmp_path: Path) -> None:
     """With 1, 2 and 4 more batches in flight: of random weight guesses not a byte, graphs, guesses, activations and lanes
-    together; of the others, the controls, as many times what `study.kept` says. It walks graphs and guesses; this counts
+    together; of the others, the controls, as many times what `study.contests.kept` says. It walks graphs and guesses; this counts
     allocations. With a window of 1 nothing has to be copied in activity space, which is for `test_copies_of_weights`."""
     made = plan(*overrides)
     batch = images()

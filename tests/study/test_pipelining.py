@@ -6,18 +6,18 @@ import pytest
 import torch
 from torch import nn
 
-from fgpipe.assembly import DataFacts, Plan
 from fgpipe.config import check_world, compose_config
 from fgpipe.data import Batches
 from fgpipe.errors import UserError
 from fgpipe.models.heads import Head
 from fgpipe.models.net import Net
 from fgpipe.observe.timeline import Timeline
-from fgpipe.runtime.links.distributed import wire
-from fgpipe.runtime.phases import Phases
-from fgpipe.runtime.precision import Precision
-from fgpipe.session import run
-from fgpipe.study.baselines.pipelining import Part
+from fgpipe.plan.plan import DataFacts, Plan
+from fgpipe.plan.precision import Precision
+from fgpipe.trainers.backpropagation import Part
+from fgpipe.trainers.phases import Phases
+from fgpipe.trainers.session import run
+from fgpipe.wire.links.distributed import wire
 from tests.integration.launching import fork
 
 OVERRIDES = [
@@ -147,6 +147,6 @@ def test_microbatches_of_one_sample(own: Net | None, size: int, refused: str | N
             with pytest.raises(
                 UserError, match=f"^microbatches=8: allowed: at most 4 here, as of one sample {refused}"
             ):
-                Plan.make(config, facts, own, rank=0, world_size=1)
+                Plan.make(config, facts, own)
         else:
-            Plan.make(config, facts, own, rank=0, world_size=1)
+            Plan.make(config, facts, own)

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
-from fgpipe.study.measured import Collection, published_values
-from fgpipe.study.paper import published
-from fgpipe.study.plots import color_of, plots, plt, smooth
-from fgpipe.study.report import main
+from fgpipe.study.card.measured import Collection, published_values
+from fgpipe.study.card.plots import color_of, plots, plt, smooth
+from fgpipe.study.card.report import main
+from fgpipe.study.paper.tables import published
 from tests.study.results import key, write_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from fgpipe.runtime.links.slow import SlowLinks
-from fgpipe.study import __main__, simulation
+from fgpipe.study import __main__
+from fgpipe.study.contests import simulation
 from fgpipe.study.simulator.calibration import METHODS, Calibration
 from fgpipe.study.simulator.command import main
 from fgpipe.study.simulator.nets import Setting
+from fgpipe.wire.slow import SlowLinks
 
 ARGUMENTS = ["model.width=0.07", "batch_size=16"]
 NO_LINKS = SlowLinks(None, 0.0, (0, 0))
@@ -128,7 +129,7 @@ def test_study(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
         simulation.Contest, "run", lambda self, start_=start, run=simulation.Contest.run: run(self, start_)
     )
     monkeypatch.setattr(
-        "fgpipe.study.contest.measured_split", lambda config, facts, processes: [8 // processes] * processes
+        "fgpipe.study.contests.contest.measured_split", lambda config, facts, processes: [8 // processes] * processes
     )
     monkeypatch.setattr(simulation, "scaling", lambda made, of=simulation.scaling: of(made, (1, 8)))
     study = tmp_path / "study"

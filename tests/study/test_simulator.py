@@ -14,21 +14,21 @@ from fgpipe.gradients.method import Method
 from fgpipe.gradients.probes import plan_lanes
 from fgpipe.observe.metrics import Metrics
 from fgpipe.observe.timeline import Event, Timeline
-from fgpipe.runtime.feedback.mailbox import Mailbox
-from fgpipe.runtime.feedback.memory import MemoryFeedback
-from fgpipe.runtime.feedback.messages import Feedback
-from fgpipe.runtime.inbox import Inbox
-from fgpipe.runtime.links.base import Batch
-from fgpipe.runtime.links.memory import MemoryLink
-from fgpipe.runtime.links.slow import SlowLinks
-from fgpipe.runtime.schedule import Forward, actions, windows
-from fgpipe.runtime.worker import Node, Worker
+from fgpipe.plan.schedule import Forward, actions, windows
 from fgpipe.study.simulator.calibration import slices
 from fgpipe.study.simulator.engine import Job, Message, Simulation
 from fgpipe.study.simulator.forecast import Forecast, epoch_seconds, forecast
 from fgpipe.study.simulator.machine import Machine
 from fgpipe.study.simulator.nets import equal_blocks, microbatches
 from fgpipe.study.simulator.programs import Backpropagation, Costs, ForwardGradients
+from fgpipe.trainers.worker import Node, Worker
+from fgpipe.wire.feedback.memory import MemoryFeedback
+from fgpipe.wire.feedback.messages import Feedback
+from fgpipe.wire.inbox import Inbox
+from fgpipe.wire.links.base import Batch
+from fgpipe.wire.links.memory import MemoryLink
+from fgpipe.wire.mailbox import Mailbox
+from fgpipe.wire.slow import SlowLinks
 
 IDEAL = Machine()
 
@@ -122,7 +122,7 @@ def test_orders_of_backpropagation() -> None:
 
 
 def test_order_is_the_schedules() -> None:
-    """Each block does the actions of `runtime.schedule`, in their order, however processes divide the blocks."""
+    """Each block does the actions of `plan.schedule`, in their order, however processes divide the blocks."""
     of = net([{"forward": 1.0, "update": 0.5}] * 4, window=2)
     done = Simulation(of.programs([2, 2], 7), links(2), IDEAL).run().done
     for j in range(4):

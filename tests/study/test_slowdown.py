@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from fgpipe.config import check_world, compose_config
-from fgpipe.study import scaled
 from fgpipe.study.__main__ import main
-from fgpipe.study.slowdown import Options, Row, Way, extra, table, ways
+from fgpipe.study.accuracies import scaled
+from fgpipe.study.accuracies.slowdown import Options, Row, Way, extra, table, ways
 
 SMALL = ["data=digits", "model.width=0.07", "head=linear", "batch_size=32", "epochs=2", "data.train_samples=384"]
 SMALL += ["data.test_samples=32", "optim.lr=0.01", "partition=[2,6]"]
@@ -80,7 +80,7 @@ def test_bad_input(arguments: list[str], expected: str, tmp_path: Path, capsys: 
 def test_real_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beside a slow block there are extra steps, and the table says how many; every run is in it."""
     chosen = [way for way in ways(Options(factors=[1.0, 40.0])) if way.method == "local target, buffers"]
-    monkeypatch.setattr("fgpipe.study.slowdown.ways", lambda options: chosen[1:])
+    monkeypatch.setattr("fgpipe.study.accuracies.slowdown.ways", lambda options: chosen[1:])
     assert main(["slowdown", str(tmp_path), "factors=[1,40]", *SMALL]) == 0
     made = json.loads((tmp_path / f"{chosen[1].name}-0" / "summary.json").read_text())
     share = made["replay"]["2"]["extra"] / 24

@@ -12,10 +12,10 @@ from fgpipe.config import check_world, compose_config
 from fgpipe.errors import UserError
 from fgpipe.observe import trace
 from fgpipe.observe.timeline import Event
-from fgpipe.study import staleness as study
 from fgpipe.study.__main__ import main
-from fgpipe.study.scaled import diverged, mean_accuracy, settings
-from fgpipe.study.staleness import Cell, Row, cells, staleness, tables
+from fgpipe.study.accuracies import staleness as study
+from fgpipe.study.accuracies.scaled import diverged, mean_accuracy, settings
+from fgpipe.study.accuracies.staleness import Cell, Row, cells, staleness, tables
 
 SMALL = ["data=digits", "model.width=0.07", "head=linear", "scope=block", "batch_size=32", "epochs=1"]
 SMALL += ["data.train_samples=384", "data.test_samples=32", "optim.lr=0.01"]
@@ -90,7 +90,7 @@ def test_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
         (path / "summary.json").write_text(json.dumps({"test_accuracy": 0.5, "machine": "a machine", "commit": "1f"}))
         trace.write(path / "trace.json", {0: events("f0 f1 a0 a1")}, {0: "rank 0"}, {})
 
-    monkeypatch.setattr("fgpipe.study.scaled.call", run)
+    monkeypatch.setattr("fgpipe.study.accuracies.scaled.call", run)
     command = ["staleness", str(tmp_path / "study"), *SMALL]
     assert main(command) == 130 and capsys.readouterr().err == "fgpipe: interrupted\n"
     assert main(command) == 1 and "a run has failed" in capsys.readouterr().err

@@ -6,8 +6,8 @@ import pytest
 
 from fgpipe.observe.timeline import Event
 from fgpipe.study.__main__ import main
-from fgpipe.study.contest import Contest
-from fgpipe.study.straggler import Options, Row, contestants, others, table, update_rate
+from fgpipe.study.contests.contest import Contest
+from fgpipe.study.contests.straggler import Options, Row, contestants, others, table, update_rate
 
 SECOND = 10**9
 

@@ -9,7 +9,7 @@ from matplotlib.text import Annotation
 from fgpipe.errors import UserError
 from fgpipe.observe import trace
 from fgpipe.observe.timeline import Event
-from fgpipe.study import timeline
+from fgpipe.study.probes import timeline
 
 MS = 1_000_000
 EVENTS = {

@@ -8,18 +8,18 @@ import pytest
 import torch
 from torch import nn
 
-from fgpipe.assembly import DataFacts, Plan
 from fgpipe.config import compose_config
 from fgpipe.models.heads import Head
 from fgpipe.models.net import Net
 from fgpipe.observe import trace
 from fgpipe.observe.timeline import Event
-from fgpipe.study import unlocking
+from fgpipe.plan.plan import DataFacts, Plan
 from fgpipe.study.__main__ import main
-from fgpipe.study.kept import Storages, kept_by_blocks, kept_together
-from fgpipe.study.orders import Spans, backward_locked, backward_unlocked, spans, update_unlocked
+from fgpipe.study.contests.kept import Storages, kept_by_blocks, kept_together
+from fgpipe.study.probes import unlocking
+from fgpipe.study.probes.orders import Spans, backward_locked, backward_unlocked, spans, update_unlocked
+from fgpipe.study.probes.unlocking import BATCHES, LAST, Row, _bytes, cells, extra_compute, table, verdict
 from fgpipe.study.simulator.calibration import slices
-from fgpipe.study.unlocking import BATCHES, LAST, Row, _bytes, cells, extra_compute, table, verdict
 from tests.integration.launching import fork
 from tests.observe.chrome import faults
 
@@ -289,7 +289,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "runs.json").write_text(
         json.dumps([[*common, *run, f"run_dir={folder / name}"] for name, run in runs.items()])
     )
-    done = fork(8, "-m", "fgpipe.study.series", str(folder / "runs.json"))
+    done = fork(8, "-m", "fgpipe.study.common.series", str(folder / "runs.json"))
     assert done.returncode == 0, done.stderr
     return folder
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from fgpipe.config import Config
+from fgpipe.config.rng import generator
 from fgpipe.gradients import estimator
 from fgpipe.gradients.dual import Factor, Tangent, insert
 from fgpipe.gradients.estimator import StepRule
 from fgpipe.models.init import initialize
-from fgpipe.rng import generator
 
 
 class GuessHead(Enum):

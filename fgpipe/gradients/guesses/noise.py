@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from fgpipe.config.rng import generator
 from fgpipe.gradients.guesses.base import Guess, View
-from fgpipe.rng import generator
 
 Draw = Callable[..., Tensor]
 """From a shape, and `generator`, `dtype` and `device`, to numbers."""

@@ -8,16 +8,17 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from fgpipe.assembly import DataFacts, Plan, build_trainer
+from fgpipe.cluster.process import Cluster, Place
 from fgpipe.config import compose_config
+from fgpipe.gradients.optim import Trained
 from fgpipe.observe.ledger import Ledger
 from fgpipe.observe.metrics import Metrics
-from fgpipe.optim import Trained
-from fgpipe.runtime.process import Cluster, Place
-from fgpipe.study.baselines.plain import PlainLoop
-from fgpipe.study.baselines.two_passes import TwoBackwardPasses
+from fgpipe.plan.plan import DataFacts, Plan
 from fgpipe.study.bench.measure import interleaved, ratios
+from fgpipe.study.bench.plain import PlainLoop
 from fgpipe.study.bench.table import Row, Sizes, at_least, at_most
+from fgpipe.study.bench.two_passes import TwoBackwardPasses
+from fgpipe.trainers.build import build_trainer
 
 AGAINST_HOOKS, AGAINST_PLAIN = at_least(3), at_most(1.05)
 COMMON = ["window=1", "optim=constant", "optim.lr=0.001", "device=cpu"]
@@ -75,7 +76,7 @@ def step_of(
     """One training step, in this process, on a batch that is always the same; and what it trains, by block."""
     config = compose_config([*overrides, f"batch_size={len(images)}", EPOCHS])
     facts = DataFacts(1, 1, classes=10, channels=images.shape[1], height=images.shape[2], width=images.shape[3])
-    plan = Plan.make(config, facts, None, 0, 1)
+    plan = Plan.make(config, facts)
     blocks = plan.method.blocks
     trainer = build_trainer(plan, Cluster(Place(0, 1, 0, 1)), images.device, Metrics(blocks), Ledger(blocks))
     epochs = iter(range(config.epochs))

@@ -21,11 +21,11 @@ import psutil
 import torch
 
 import fgpipe
-from fgpipe import durable
+from fgpipe.cluster.allocator import keep_pages
 from fgpipe.command import command
 from fgpipe.errors import UserError, bad_value
-from fgpipe.outputs import check_file, written
-from fgpipe.runtime.allocator import keep_pages
+from fgpipe.saving import durable
+from fgpipe.saving.outputs import check_file, written
 from fgpipe.study.bench import cells, overhead, pipeline, recording, start, tangents
 from fgpipe.study.bench.table import FULL, QUICK, Row, Sizes, table
 

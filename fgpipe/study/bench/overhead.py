@@ -14,8 +14,8 @@ from torch.profiler import ProfilerActivity, profile
 from fgpipe.study.bench.cells import COMMON, random_batch, step_of
 from fgpipe.study.bench.measure import ratios
 from fgpipe.study.bench.table import Row, Sizes
-from fgpipe.study.runs import read_summary
-from fgpipe.study.series import launch
+from fgpipe.study.common.runs import read_summary
+from fgpipe.study.common.series import launch
 
 LANES = ["guess=local", "target=global", "space=weight", "lanes=1"]
 RUN = [*COMMON, *LANES, "data=digits", "epochs=1", "threads=1", "observe.tensorboard=false"]

@@ -9,7 +9,7 @@ from pathlib import Path
 from fgpipe.observe import trace
 from fgpipe.observe.timeline import COMPUTE, Event
 from fgpipe.study.bench.table import Row, Sizes, at_least
-from fgpipe.study.series import launch
+from fgpipe.study.common.series import launch
 
 EFFICIENCY = at_least(0.9)
 PROCESSES = 2

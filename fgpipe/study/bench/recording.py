@@ -11,13 +11,13 @@ from statistics import median
 
 from fgpipe.observe import trace
 from fgpipe.observe.timeline import Timeline
-from fgpipe.runtime.phases import Phases
 from fgpipe.study.bench.measure import interleaved, ratios
 from fgpipe.study.bench.pipeline import BATCH, COMMON, PROCESSES
 from fgpipe.study.bench.table import Row, Sizes, at_most
-from fgpipe.study.contest import speed
-from fgpipe.study.runs import read_summary
-from fgpipe.study.series import launch
+from fgpipe.study.common.runs import read_summary
+from fgpipe.study.common.series import launch
+from fgpipe.study.contests.contest import speed
+from fgpipe.trainers.phases import Phases
 
 COST, SHARE = at_most(1.02), at_most(0.02)
 SLICES = 10_000

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fgpipe.observe import trace
 from fgpipe.study.bench.table import Row, Sizes, at_most
-from fgpipe.study.series import call, torchrun
+from fgpipe.study.common.series import call, torchrun
 
 SECONDS = at_most(15)
 IMPORTS = "import gc, signal, time; gc.disable(); signal.signal(signal.SIGINT, signal.SIG_DFL); "

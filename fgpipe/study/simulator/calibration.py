@@ -20,28 +20,29 @@ from pathlib import Path
 
 import torch
 
-from fgpipe import durable
-from fgpipe.assembly import Plan, build_stages
+from fgpipe.cluster.allocator import keep_pages
+from fgpipe.cluster.replicas import Replicas
 from fgpipe.config import compose_config
 from fgpipe.data import Batches, load
 from fgpipe.errors import bad_value
+from fgpipe.gradients.optim import Optimizer, learning_rate
 from fgpipe.observe import trace
 from fgpipe.observe.ledger import Ledger
 from fgpipe.observe.metrics import Metrics
 from fgpipe.observe.record import commit, machine
 from fgpipe.observe.timeline import COMPUTE, RECEIVE, SCALARS, Event, Timeline
-from fgpipe.optim import Optimizer, learning_rate
-from fgpipe.outputs import needed, written
-from fgpipe.runtime.allocator import keep_pages
-from fgpipe.runtime.precision import DTYPES
-from fgpipe.runtime.replicas import Replicas
-from fgpipe.study.contest import COMMON
-from fgpipe.study.runs import quoted
-from fgpipe.study.series import begin, end, launch
+from fgpipe.plan.plan import Plan
+from fgpipe.plan.precision import DTYPES
+from fgpipe.saving import durable
+from fgpipe.saving.outputs import needed, written
+from fgpipe.study.common.runs import quoted
+from fgpipe.study.common.series import begin, end, launch
+from fgpipe.study.common.split import data_facts
+from fgpipe.study.common.synthetic import write_images
+from fgpipe.study.contests.contest import COMMON
 from fgpipe.study.simulator.machine import Machine
 from fgpipe.study.simulator.programs import Costs
-from fgpipe.study.split import data_facts
-from fgpipe.study.synthetic import write_images
+from fgpipe.trainers.build import build_stages
 
 METHODS = {
     "local target": ("target=local", "guess=local", "lanes=exact"),
@@ -167,7 +168,7 @@ class _Runs:
                 file = self._folder / f"{name}.json"
                 with written(file):
                     file.write_text(json.dumps([list(run) for run in runs]))
-                started.append(begin([sys.executable, "-m", "fgpipe.study.series", str(file)]))
+                started.append(begin([sys.executable, "-m", "fgpipe.study.common.series", str(file)]))
             for each in started:
                 if each.wait():
                     raise subprocess.CalledProcessError(each.returncode, each.args)
@@ -210,7 +211,7 @@ class _Runs:
     def piece(self, samples: int) -> tuple[int, list[dict[str, float]]]:
         """Backpropagation of microbatches of so many samples, block by block, on one thread of this process."""
         config = compose_config([*self._common, "guess=end_to_end", "lanes=exact"])
-        plan = Plan.make(config, data_facts(config), None, 0, 1)
+        plan = Plan.make(config, data_facts(config))
         batches = Batches(load(config.data), config.data, config.batch_size, config.seed, DTYPES[config.dtype])
         threads = torch.get_num_threads()
         torch.set_num_threads(1)

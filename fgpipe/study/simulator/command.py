@@ -26,13 +26,13 @@ from pathlib import Path
 from fgpipe.command import command
 from fgpipe.config import Config, compose_config
 from fgpipe.errors import bad_value
-from fgpipe.outputs import check_file
-from fgpipe.runtime.links.slow import SlowLinks
-from fgpipe.runtime.topology import runs_of
-from fgpipe.study.arguments import own_keys
+from fgpipe.plan.topology import runs_of
+from fgpipe.saving.outputs import check_file
+from fgpipe.study.common.arguments import own_keys
 from fgpipe.study.simulator.calibration import DEFAULTS, Calibration
 from fgpipe.study.simulator.forecast import forecast
 from fgpipe.study.simulator.nets import Setting
+from fgpipe.wire.slow import SlowLinks
 
 MOST = 256
 """Stages: their number and the windows' make the time that a simulation takes."""

@@ -1,9 +1,9 @@
 """A pipeline of processes in simulated time: a discrete-event model, without clock, sockets and tensors.
 
 A process has one thread, which does one job after another: the first of its highest node's jobs whose message is there,
-as `runtime.worker` picks them. A job is work, with messages sent in between. All threads with work share the cores
+as `trainers.worker` picks them. A job is work, with messages sent in between. All threads with work share the cores
 evenly. A message to another process is copied, leaves after those before it at the link's rate, arrives half a round
-trip later (`runtime.links.slow`), and is received by a thread beside the process's own.
+trip later (`wire.slow`), and is received by a thread beside the process's own.
 """
 
 import heapq
@@ -13,9 +13,9 @@ from collections.abc import Callable, Generator, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
-from fgpipe.runtime.links.distributed import IN_FLIGHT
-from fgpipe.runtime.links.slow import SlowLinks
 from fgpipe.study.simulator.machine import Cores, Machine
+from fgpipe.wire.links.distributed import IN_FLIGHT
+from fgpipe.wire.slow import SlowLinks
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from fgpipe.runtime.links.slow import SlowLinks
-from fgpipe.runtime.topology import runs_of
+from fgpipe.plan.topology import runs_of
 from fgpipe.study.simulator.engine import Done, Simulation
 from fgpipe.study.simulator.machine import Machine
 from fgpipe.study.simulator.programs import Backpropagation, ForwardGradients
+from fgpipe.wire.slow import SlowLinks
 
 Net = ForwardGradients | Backpropagation
 FEWEST = 8

@@ -5,17 +5,17 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from statistics import fmean
 
-from fgpipe.assembly import DataFacts, Plan
 from fgpipe.config import compose_config
 from fgpipe.errors import bad_value
 from fgpipe.gradients.probes import plan_lanes
-from fgpipe.runtime.links.slow import SlowLinks
-from fgpipe.runtime.schedule import windows
-from fgpipe.runtime.topology import balanced
+from fgpipe.plan.plan import DataFacts, Plan
+from fgpipe.plan.schedule import windows
+from fgpipe.plan.topology import balanced
+from fgpipe.study.common.synthetic import CLASSES, SHAPE
 from fgpipe.study.simulator.calibration import DEFAULTS, METHODS, Calibration
 from fgpipe.study.simulator.forecast import Net
 from fgpipe.study.simulator.programs import Backpropagation, ForwardGradients
-from fgpipe.study.synthetic import CLASSES, SHAPE
+from fgpipe.wire.slow import SlowLinks
 
 SCHEDULES = {"GPipe": "gpipe", "1F1B": "1f1b"}
 
@@ -46,7 +46,7 @@ def equal_blocks(costs: Sequence[Mapping[str, float]], blocks: int) -> list[dict
 @lru_cache
 def _plan(arguments: tuple[str, ...]) -> Plan:
     config = compose_config(arguments)
-    return Plan.make(config, DataFacts(1, 1, CLASSES, SHAPE[2], config.data.size, config.data.size), None, 0, 1)
+    return Plan.make(config, DataFacts(1, 1, CLASSES, SHAPE[2], config.data.size, config.data.size))
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,12 @@
-"""What every process does, in order: forward gradients by `runtime.schedule`, backpropagation as GPipe or 1F1B."""
+"""What every process does, in order: forward gradients by `plan.schedule`, backpropagation as GPipe or 1F1B."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from fgpipe.gradients.method import Method
 from fgpipe.gradients.probes import Lanes
-from fgpipe.runtime.schedule import Forward, actions
-from fgpipe.runtime.topology import runs_of
+from fgpipe.plan.schedule import Forward, actions
+from fgpipe.plan.topology import runs_of
 from fgpipe.study.simulator.engine import Job, Message
 
 LABEL, SCALAR = 8, 8
@@ -19,7 +19,7 @@ Programs = list[list[list[Job]]]
 
 @dataclass(frozen=True)
 class ForwardGradients:
-    """A net that learns by `method`; the order of a step is that of `runtime.stage`."""
+    """A net that learns by `method`; the order of a step is that of `trainers.stage`."""
 
     method: Method
     lanes: Lanes

@@ -1,0 +1,119 @@
+"""The plan of a run: everything that every process works out alike, before any module has weights."""
+
+from dataclasses import dataclass
+
+from fgpipe.config import Config
+from fgpipe.data import Batches, Dataset
+from fgpipe.errors import bad_value
+from fgpipe.gradients.check import check_net, fails_alone
+from fgpipe.gradients.method import Method
+from fgpipe.gradients.optim import trainable
+from fgpipe.gradients.probes import Lanes, plan_lanes
+from fgpipe.models.net import Net, resnet
+from fgpipe.plan.costs import ForwardPass, block_costs
+from fgpipe.plan.precision import DTYPES, Precision
+from fgpipe.plan.schedule import windows
+from fgpipe.plan.topology import Topology, balanced
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What the processes without images know of them."""
+
+    train_batches: int
+    test_batches: int
+    classes: int
+    channels: int
+    height: int
+    width: int
+
+    @classmethod
+    def of(cls, dataset: Dataset, batches: Batches, size: int) -> "DataFacts":
+        channels = dataset.train_images.shape[1]
+        return cls(batches.train_batches, batches.test_batches, dataset.classes, channels, size, size)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything about a run that every process works out alike, before any module has weights."""
+
+    config: Config
+    facts: DataFacts
+    net: Net
+    method: Method
+    lanes: Lanes
+    windows: tuple[int, ...]
+    topology: Topology
+    forward: ForwardPass
+    """Of two samples."""
+    step: int = 0
+    """Training batches that were done before this process began."""
+
+    @classmethod
+    def make(
+        cls,
+        config: Config,
+        facts: DataFacts,
+        net: Net | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        step: int = 0,
+        placement: tuple[tuple[int, ...], ...] = (),
+    ) -> "Plan":
+        """Work out the plan of a process: of the only one, unless `rank` and `world_size` say otherwise.
+
+        Args: placement: of each replica, the ranks along the pipeline; if empty, there is one, in order.
+
+        Raises:
+            UserError: the configuration does not fit the net or the data.
+        """
+        theirs, net = (
+            net is not None,
+            net or resnet(config.model, config.head, in_channels=facts.channels, classes=facts.classes),
+        )
+        tensors = [len(trainable(block)) for block in net.blocks]
+        method = Method.of(config, idle=frozenset(j for j, count in enumerate(tensors) if not count))
+        lanes = plan_lanes(method, tensors, config.lanes, config.code, config.seed)
+        if theirs:
+            used = [head if uses_head(config, method, j) else None for j, head in enumerate(net.heads)]
+            check_net(net.blocks, used, method, lanes, (facts.channels, facts.height, facts.width), facts.classes)
+        forward = ForwardPass.of(net, (2, facts.channels, facts.height, facts.width))
+        if config.guess_name == "end_to_end" and config.tangents == "forward" and config.microbatches == config.share:
+            image = (facts.channels, facts.height, facts.width)
+            if failure := fails_alone(net.blocks, net.heads[-1], image, DTYPES[config.dtype]):
+                allowed = f"at most {config.share // 2} here, as of one sample {failure}"
+                raise bad_value("microbatches", config.microbatches, allowed)
+        if config.partition == "counted":
+            sizes = balanced(block_costs(forward.flops, method, lanes), world_size // config.replicas)
+        else:
+            sizes = tuple(config.partition)
+        topology = Topology(sizes, rank, placement)
+        return cls(config, facts, net, method, lanes, windows(method, config.window), topology, forward, step)
+
+    @property
+    def link_bytes(self) -> list[int]:
+        """Of a training batch in one replica, activation and tangents, upwards from each block but the last."""
+        size = self.config.share * Precision.of(self.config).wire.itemsize
+        one = [size * shape.numel() for shape in self.forward.shapes[1:-1]]
+        return [(1 + len(self.lanes.on_link(j))) * each for j, each in enumerate(one)]
+
+    @property
+    def test_batches(self) -> int:
+        """Batches that this replica tests."""
+        return len(range(self.topology.replica, self.facts.test_batches, self.topology.replicas))
+
+    @property
+    def batches(self) -> int:
+        """Batches that are still to come, test ones included."""
+        tests = self.config.epochs - self.step // self.facts.train_batches
+        return self.config.epochs * self.facts.train_batches - self.step + tests * self.test_batches
+
+
+def trains_head(config: Config, method: Method, block: int) -> bool:
+    """Whether the head of a block is trained: a guess or target uses it, or it observes."""
+    return method.trains_head(block) or config.observe.heads
+
+
+def uses_head(config: Config, method: Method, block: int) -> bool:
+    """Whether the head of a block is used at all, trained or not."""
+    return trains_head(config, method, block) or (method.guesses_by_untrained_head and block != method.last)

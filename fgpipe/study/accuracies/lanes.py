@@ -1,0 +1,226 @@
+"""How many lanes it takes: accuracy and time per image against lanes, decoding and step size.
+
+    python -m fgpipe.study lanes FOLDER data.root=DIR [seeds=3] [jobs=1] [only=PATTERN] [batches=6] [repeats=3] [out=DIR]
+                                 [key=value ...]
+
+CIFAR-10 at the scaled setting of the grid (`configs/profile/scaled.yaml`), in one process for each run and `jobs` of
+them at once: by the oracle, which emulates lanes (`trainers.oracle`), except for coded per-sample scalars, which need
+the tangents. The first seed of every cell comes before the second of any. A run that diverges is reported as such.
+
+Then, with nothing beside it, the time per image of the same lanes in the pipeline, in one process with one thread on
+noise: `repeats` rounds, in each of which all of them run for an epoch of `batches` batches after one of warm-up. End to
+end is timed by the reference.
+
+Runs that FOLDER has are not run again. `only` takes the cells whose name holds the pattern, a regular expression. The
+table is printed and written to DIR/lanes.md, in FOLDER without `out`, and the frontier of accuracy against time per
+image to DIR/lanes.png if matplotlib is installed.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from fgpipe.errors import bad_value, one_line
+from fgpipe.saving.outputs import written
+from fgpipe.study.accuracies import scaled
+from fgpipe.study.accuracies.scaled import Trainings, accuracies, accuracy_cells, mean_accuracy
+from fgpipe.study.common.arguments import read
+from fgpipe.study.contests import contest
+from fgpipe.study.contests.contest import Contest, Contestant, Spread
+
+FAMILIES = (("weight", "tensor"), ("weight", "block"), ("activity", "sample"))
+LANES: tuple[int | str, ...] = ("exact", 1, 2, 4, 8)
+DECODES = ("plain", "predicted", "smoothed")
+TIMED = ("model", "model.width", "model.stem", "head", "head.hidden", "batch_size")
+"""Keys of the trainings that are those of the times too: the net and the batch."""
+
+
+@dataclass
+class Options(scaled.Options):
+    """Keys of this study."""
+
+    processes: int = 1
+    seeds: int = 3
+    only: str = ""
+    batches: int = 6
+    repeats: int = 3
+
+    def check(self) -> None:
+        super().check()
+        for key, least in (("batches", 2), ("repeats", 1)):
+            if (value := getattr(self, key)) < least:
+                raise bad_value(key, value, f"a whole number of at least {least}")
+        if self.processes != 1:
+            raise bad_value("processes", self.processes, "1, where the oracle runs")
+        try:
+            re.compile(self.only)
+        except re.error as error:
+            raise bad_value("only", self.only, f"a regular expression: {one_line(error)}") from error
+
+    def timing(self, blocks: int) -> contest.Options:
+        """Of the contest of times."""
+        return contest.Options(processes=1, split=[blocks], batches=self.batches, repeats=self.repeats)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One way to train."""
+
+    space: str = "weight"
+    scope: str = "tensor"
+    guess: str = "local"
+    target: str = "global"
+    lanes: int | str = "exact"
+    decode: str = "plain"
+    step: str = "projection"
+
+    @property
+    def ends(self) -> str | None:
+        """The name of an end of the frontier: backpropagation, and learning without feedback."""
+        return "end to end" if self.guess == "end_to_end" else "local learning" if self.target == "local" else None
+
+    @property
+    def name(self) -> str:
+        return self.ends or f"{self.carriage} {self.decode} {self.step}"
+
+    @property
+    def carriage(self) -> str:
+        """What the time per image depends on."""
+        return self.ends or f"{self.space} {self.scope} {self.guess} {self.lanes}"
+
+    @property
+    def folder(self) -> str:
+        return self.name.replace(" ", "-")
+
+    @property
+    def training(self) -> list[str]:
+        """Overrides of the run that shows the accuracy."""
+        coded_samples = self.lanes != "exact" and self.scope == "sample"
+        return self._overrides("forward" if coded_samples else "oracle")
+
+    @property
+    def contestant(self) -> Contestant:
+        """The run that shows the time; decoding and step size are arithmetic on scalars."""
+        plain = Cell(self.space, self.scope, self.guess, self.target, self.lanes)
+        tangents = "oracle" if self.guess == "end_to_end" else "forward"
+        return Contestant(self.carriage, tuple(plain._overrides(tangents)))
+
+    def _overrides(self, tangents: str) -> list[str]:
+        return ["window=1", f"tangents={tangents}", *(f"{key}={value}" for key, value in vars(self).items())]
+
+
+def cells() -> Iterator[Cell]:
+    """All cells of the study: the step is normalised for local guesses alone."""
+    yield Cell(guess="end_to_end")
+    yield Cell(target="local")
+    for space, scope in FAMILIES:
+        for guess in ("local", "gaussian"):
+            for lanes in LANES:
+                useless = {"predicted"} if lanes == "exact" else set()  # check() refuses these
+                useless |= {"predicted", "smoothed"} if guess == "gaussian" else set()
+                steps = ("projection", "normalised") if guess == "local" else ("projection",)
+                for decode in (each for each in DECODES if each not in useless):
+                    for step in steps:
+                        yield Cell(space, scope, guess, lanes=lanes, decode=decode, step=step)
+
+
+@dataclass(frozen=True)
+class Row:
+    """The figures of one cell."""
+
+    cell: Cell
+    accuracies: Sequence[float | None]
+    """Of each seed; None: it diverged."""
+    milliseconds: Spread
+    """Per image, over the rounds."""
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Markdown: accuracy as mean and range over the seeds, time as median and range over the rounds."""
+    names = ("space", "scope", "guess", "lanes", "decode", "step", "accuracy", "range", "ms per image", "range")
+    lines = [f"| {' | '.join(names)} |", "|" + "---|" * len(names)]
+    for row in rows:
+        cell = row.cell
+        keys = (cell.space, cell.scope, cell.guess, cell.lanes, cell.decode, cell.step)
+        keys = (cell.ends, *[""] * 5) if cell.ends else keys
+        lines.append(
+            f"| {' | '.join(map(str, keys))} | {accuracy_cells(row.accuracies)} | {row.milliseconds.cells('.2f')} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Of times and accuracies, those that no other is both faster and better than, by time."""
+    best: list[tuple[float, float]] = []
+    for time, accuracy in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not best or accuracy > best[-1][1]:
+            best.append((time, accuracy))
+    return best
+
+
+def plot(rows: Sequence[Row], path: Path) -> None:
+    """Accuracy against time per image: a colour for each space and guess, a marker for each decoding, R beside it."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(9, 6), layout="constrained")
+    families = (f"{row.cell.space} {row.cell.scope} {row.cell.guess}" for row in rows if not row.cell.ends)
+    groups = list(dict.fromkeys(families))
+    markers = {"plain": "o", "predicted": "s", "smoothed": "^"}
+    means = ((row, mean_accuracy(row.accuracies)) for row in rows)
+    points = [(row.cell, row.milliseconds.median, 100 * mean) for row, mean in means if mean is not None]
+    for cell, milliseconds, accuracy in points:
+        if cell.ends:
+            axes.plot(milliseconds, accuracy, "k*", markersize=12)
+        else:
+            colour = f"C{groups.index(f'{cell.space} {cell.scope} {cell.guess}')}"
+            face = colour if cell.step == "normalised" else "none"
+            axes.plot(milliseconds, accuracy, markers[cell.decode], color=colour, markerfacecolor=face)
+        at = {"xy": (milliseconds, accuracy), "xytext": (4, 3), "textcoords": "offset points"}
+        axes.annotate(cell.ends or str(cell.lanes), **at, fontsize=7)
+    best = frontier([(milliseconds, accuracy) for cell, milliseconds, accuracy in points if not cell.ends])
+    axes.plot(
+        *zip(*best, strict=True), color="grey", linestyle="--", linewidth=1, zorder=0, label="frontier with feedback"
+    )
+    for index, group in enumerate(groups):
+        axes.plot([], [], color=f"C{index}", label=group)
+    for decode, marker in markers.items():
+        axes.plot([], [], f"k{marker}", label=decode, linestyle="none")
+    axes.plot([], [], "ko", markerfacecolor="none", linestyle="none", label="hollow: step=projection")
+    axes.set(xlabel="milliseconds per image, one process", ylabel="test accuracy, %", xscale="log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("{x:g}")
+    axes.legend(fontsize=8)
+    with written(path):
+        figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+def main(arguments: list[str]) -> int:
+    """Run what is missing, and report; returns the exit code.
+
+    Raises:
+        UserError: the folder holds another study, or the arguments cannot be run.
+        CalledProcessError: a run has failed.
+    """
+    folder, options, overrides = read(arguments, Options())
+    options.out = options.out or str(folder)
+    chosen = [cell for cell in cells() if cell.ends or re.search(options.only, cell.name)]
+    trainings = Trainings(folder / "accuracy", options, overrides)
+    config, contestants = trainings.config, {cell.carriage: cell.contestant for cell in chosen}
+    shared = [each for each in scaled.settings(overrides) if each.partition("=")[0] in TIMED]
+    times = Contest(folder / "time", options.timing(config.model.blocks), shared, list(contestants.values()))
+    trainings.run_missing({cell.folder: cell.training for cell in chosen})
+    times.run()
+    milliseconds = {name: Spread.of(1000 / speed for speed in times.speeds(each)) for name, each in contestants.items()}
+    rows = [Row(cell, accuracies(trainings.summaries(cell.folder)), milliseconds[cell.carriage]) for cell in chosen]
+    text = table(rows) + scaled.deviation(row.accuracies for row in rows)
+    print(text, end="")
+    out = trainings.write("lanes", "Lanes", arguments[1:], [cell.folder for cell in chosen], text)
+    if find_spec("matplotlib") is not None:
+        plot(rows, out / "lanes.png")
+    return 0

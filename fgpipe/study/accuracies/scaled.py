@@ -1,0 +1,181 @@
+"""Trainings at the scaled setting of the grid, each way and seed in processes of its own.
+
+The setting is that of the grid's CIFAR-10 cell of 8 blocks with a local MLP guess in weight space and a global target
+(`configs/profile/scaled.yaml`), by forward mode unless a way says otherwise. A run that diverges is a result
+too. Runs that the folder has are not run again.
+"""
+
+import json
+import shlex
+import shutil
+import statistics
+import subprocess
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from fgpipe.config import compose_config
+from fgpipe.errors import bad_value
+from fgpipe.saving import verdict
+from fgpipe.study.common.arguments import StudyOptions, claim
+from fgpipe.study.common.runs import page, quoted, read_summary, write_page
+from fgpipe.study.common.series import call, end_called, torchrun
+from fgpipe.study.common.split import data_facts
+from fgpipe.study.paper.profile import Profile
+from fgpipe.study.paper.tables import published
+
+
+@dataclass
+class Options(StudyOptions):
+    """Keys of all studies of this kind."""
+
+    processes: int = 8
+    seeds: int = 1
+    jobs: int = 1
+    """Runs at once."""
+
+    def check(self) -> None:
+        """Raises: UserError: a value that it cannot have."""
+        for key in ("processes", "seeds", "jobs"):
+            if (value := getattr(self, key)) < 1:
+                raise bad_value(key, value, "a whole number of at least 1")
+
+    def stated(self) -> list[str]:
+        """What makes a study another one; more seeds or jobs do not."""
+        return [f"processes={self.processes}"]
+
+
+def settings(arguments: Sequence[str]) -> list[str]:
+    """Overrides of the setting, with the arguments on top."""
+    wanted = {
+        "dataset": "cifar10",
+        "blocks": 8,
+        "width": "1",
+        "target": "global",
+        "guess": "local",
+        "aux": "mlp",
+        "space": "weight",
+    }
+    cell = next(each for each in published() if all(getattr(each, key) == value for key, value in wanted.items()))
+    found = Profile.load("scaled").settings(cell) | {"tangents": "forward", "deadline": "600"}
+    del found["window"]
+    own = dict(argument.partition("=")[::2] for argument in arguments)
+    return [f"{key}={value}" for key, value in (found | own).items()]
+
+
+class Trainings:
+    """The runs of one folder, by the names of the ways to train."""
+
+    def __init__(self, folder: Path, options: Options, arguments: Sequence[str]) -> None:
+        """
+        Raises:
+            UserError: the folder holds another study, or the arguments cannot be run.
+        """
+        self._folder, self._options, self._settings = folder.resolve(), options, settings(arguments)
+        self.config = compose_config(self._settings)
+        """Of a run without overrides of its own."""
+        if options.processes > self.config.model.blocks:
+            raise bad_value("processes", options.processes, f"1 to model.blocks={self.config.model.blocks}")
+        claim(self._folder, [*options.stated(), *arguments])
+
+    def run_missing(self, wanted: Mapping[str, Sequence[str]]) -> None:
+        """Run what the folder does not have, each in processes of its own, as one may diverge.
+
+        Args: wanted: the overrides of each way to train.
+
+        Raises:
+            UserError: one cannot be run, or the data cannot be read.
+            CalledProcessError: a run has failed otherwise.
+        """
+        missing: dict[Path, list[str]] = {}
+        for seed in range(self._options.seeds):
+            for name, overrides in wanted.items():
+                path = self.paths(name)[seed]
+                if read_summary(path) is None and not diverged(path):
+                    missing[path] = [*self._settings, *overrides, f"seed={seed}", f"run_dir={quoted(str(path))}"]
+                    compose_config(missing[path])
+        if missing:
+            data_facts(self.config)  # bad data is found here, and not by every run
+        failed = threading.Event()
+        with ThreadPoolExecutor(self._options.jobs) as pool:
+            try:
+                list(pool.map(partial(self._train, failed), missing, missing.values()))
+            except KeyboardInterrupt:
+                failed.set()
+                end_called()
+                raise
+
+    def _train(self, failed: threading.Event, path: Path, run: Sequence[str]) -> None:
+        """Args: failed: a run has, or was interrupted; no other begins."""
+        if failed.is_set():
+            return
+        shutil.rmtree(path, ignore_errors=True)
+        try:
+            call([*torchrun(self._options.processes), "-m", "fgpipe.train", *run])
+        except BaseException as error:
+            if not isinstance(error, subprocess.CalledProcessError) or not diverged(path):
+                failed.set()
+                raise
+
+    def paths(self, name: str) -> list[Path]:
+        """The folder of each seed."""
+        return [self._folder / f"{name}-{seed}" for seed in range(self._options.seeds)]
+
+    def summaries(self, name: str) -> list[dict[str, Any] | None]:
+        """Of each seed; None: it diverged."""
+        return [read_summary(path) for path in self.paths(name)]
+
+    def write(self, name: str, title: str, arguments: Sequence[str], ways: Iterable[str], tables: str) -> Path:
+        """Write the tables to NAME.md, under what they were made with; returns its folder.
+
+        Args:
+            arguments: of the study, without its folder, which does not matter.
+            ways: those that the tables are of.
+        """
+        config, options = self.config, self._options
+        command = f"python -m fgpipe.study {name} FOLDER {shlex.join(arguments)}".rstrip()
+        setting = f"{config.epochs} epochs of {config.data.train_samples or 'all'} images, "
+        setting += f"{options.processes} process{'es' * (options.processes > 1)}, "
+        setting += f"{options.seeds} seed{'s' * (options.seeds > 1)}."
+        done = [summary for way in ways for summary in self.summaries(way) if summary is not None]
+        out = Path(options.out or self._folder)
+        write_page(out / f"{name}.md", page(title, command, setting, done, tables))
+        return out
+
+
+def diverged(path: Path) -> bool:
+    """A run ended with numbers that are not finite."""
+    note = path / verdict.NAME
+    return note.exists() and json.loads(note.read_text())["cause"].endswith("is not finite")
+
+
+def accuracies(summaries: Sequence[Mapping[str, Any] | None]) -> list[float | None]:
+    """Test accuracy of each seed; None: it diverged."""
+    return [None if summary is None else summary["test_accuracy"] for summary in summaries]
+
+
+def mean_accuracy(values: Sequence[float | None]) -> float | None:
+    """Over the seeds; None if one of them diverged."""
+    known = [each for each in values if each is not None]
+    return statistics.mean(known) if len(known) == len(values) else None
+
+
+def deviation(cells: Iterable[Sequence[float | None]]) -> str:
+    """A line on how much one seed differs from another, pooled over those cells of which no run diverged; or nothing."""
+    variances = [statistics.variance(each) for each in cells if len(each) > 1 and mean_accuracy(each) is not None]
+    if not variances:
+        return ""
+    return f"\nStandard deviation over seeds, pooled over {len(variances)} cells: {statistics.mean(variances) ** 0.5:.1%}.\n"
+
+
+def accuracy_cells(values: Sequence[float | None]) -> str:
+    """Two cells of a Markdown table: the mean over the seeds, with how many diverged, and the range."""
+    known = [each for each in values if each is not None]
+    lost = len(values) - len(known)
+    mean = f"{statistics.mean(known):.1%}" if known else ""
+    mean += f"{' and ' if known else ''}{lost} diverged" if lost else ""
+    return f"{mean} | {f'{min(known):.1%} to {max(known):.1%}' if known else ''}"

@@ -1,0 +1,148 @@
+"""What staleness costs: accuracy against the window, with feedback in order and eager.
+
+    python -m fgpipe.study staleness FOLDER data.root=DIR [processes=8] [seeds=1] [jobs=1] [out=DIR]
+                                     [key=value ...]
+
+Windows 1, 2, auto, twice and four times auto, on CIFAR-10 at the scaled setting of the grid with a local guess and a
+global target (`configs/profile/scaled.yaml`), but by forward mode, with a process for each block: that is where batches
+overlap. `scope=block` has 7 lanes on the last link, where the paper's scalars per tensor have 54.
+
+A batch's staleness at a block is the number of the block's updates between its forward pass and its own update, counted
+on the timeline. A run that diverges is reported as such. Runs that FOLDER has are not run again. The tables are printed
+and written to DIR/staleness.md, in FOLDER without `out`, with a plot if matplotlib is installed.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from fgpipe.gradients.method import Method
+from fgpipe.observe import trace
+from fgpipe.observe.timeline import Event
+from fgpipe.plan.schedule import windows
+from fgpipe.saving.outputs import written
+from fgpipe.study.accuracies.scaled import Options, Trainings, accuracies, accuracy_cells, mean_accuracy
+from fgpipe.study.common.arguments import read
+
+WINDOWS = ("1", "2", "auto", "2 x auto", "4 x auto")
+POLICIES = ("in_order", "eager")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One way to train."""
+
+    window: str
+    """One of `WINDOWS`."""
+    policy: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.window} {self.policy}".replace(" ", "-")
+
+    def overrides(self, auto: Sequence[int]) -> list[str]:
+        """Args: auto: the window of each block with window=auto."""
+        times = self.window.partition(" x auto")
+        window = self.window
+        if times[1]:
+            window = f"[{','.join(str(int(times[0]) * each) for each in auto)}]"
+        return [f"window={window}", f"feedback={self.policy}", "trace=true"]
+
+
+def cells() -> list[Cell]:
+    """All but the eager one with window 1, where nothing can come early."""
+    return [Cell(window, policy) for window in WINDOWS for policy in POLICIES if (window, policy) != ("1", "eager")]
+
+
+def staleness(events: Iterable[Event]) -> dict[int, Counter[int]]:
+    """Block -> staleness in updates -> batches, of a block's compute, which is in one thread."""
+    of_block: dict[int, list[Event]] = {}
+    for event in events:
+        if event.kind in ("forward", "update"):
+            of_block.setdefault(event.block, []).append(event)
+    found = {}
+    for block, own in sorted(of_block.items()):
+        updates, before, histogram = 0, {}, Counter()
+        for event in sorted(own, key=lambda event: event.began):
+            if event.kind == "forward":
+                before[event.batch] = updates
+            else:
+                histogram[updates - before[event.batch]] += 1
+                updates += 1
+        found[block] = histogram
+    return found
+
+
+@dataclass(frozen=True)
+class Row:
+    """The figures of one cell."""
+
+    cell: Cell
+    accuracies: Sequence[float | None]
+    """Of each seed; None: it diverged."""
+    histograms: dict[int, Counter[int]]
+    """Of the first seed that did not: block -> staleness -> batches."""
+
+
+def measure(trainings: Trainings, cell: Cell) -> Row:
+    """The figures of a cell whose runs are there."""
+    summaries, histograms = trainings.summaries(cell.name), {}
+    for path, summary in zip(trainings.paths(cell.name), summaries, strict=True):
+        if summary is not None and not histograms:
+            histograms = staleness(trace.events(path / "trace.json"))
+    return Row(cell, accuracies(summaries), histograms)
+
+
+def tables(rows: Sequence[Row]) -> str:
+    """Markdown: accuracy, and how many of a block's batches, in percent, had which staleness."""
+    lines = ["| window | feedback | test accuracy | range |", "|---|---|---|---|"]
+    lines += [f"| {row.cell.window} | {row.cell.policy} | {accuracy_cells(row.accuracies)} |" for row in rows]
+    lines += ["", "| window | feedback | block | staleness: share of batches |", "|---|---|---|---|"]
+    for row in rows:
+        for block, histogram in row.histograms.items():
+            shares = ", ".join(f"{each}: {count / histogram.total():.1%}" for each, count in sorted(histogram.items()))
+            lines.append(f"| {row.cell.window} | {row.cell.policy} | {block} | {shares} |")
+    return "\n".join(lines) + "\n"
+
+
+def plot(rows: Sequence[Row], path: Path) -> None:
+    """Accuracy against the window, a line for each policy."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    for policy, marker in zip(POLICIES, "os", strict=True):
+        known = {row.cell.window: mean_accuracy(row.accuracies) for row in rows if row.cell.policy == policy}
+        points = {window: accuracy for window, accuracy in known.items() if accuracy is not None}
+        at = [WINDOWS.index(window) for window in points]
+        axes.plot(at, [100 * accuracy for accuracy in points.values()], f"{marker}-", label=f"feedback={policy}")
+    axes.set_xticks(range(len(WINDOWS)), WINDOWS)
+    axes.set(xlabel="window", ylabel="test accuracy, %")
+    axes.legend()
+    with written(path):
+        figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+def main(arguments: list[str]) -> int:
+    """Run what is missing, and report; returns the exit code.
+
+    Raises:
+        UserError: the folder holds another study, or the arguments cannot be run.
+        CalledProcessError: a run has failed.
+    """
+    folder, options, overrides = read(arguments, Options())
+    trainings, wanted = Trainings(folder, options, overrides), cells()
+    auto = windows(Method.of(trainings.config), "auto")
+    trainings.run_missing({cell.name: cell.overrides(auto) for cell in wanted})
+    rows = [measure(trainings, cell) for cell in wanted]
+    print(tables(rows), end="")
+    names = [cell.name for cell in wanted]
+    out = trainings.write("staleness", "Staleness", arguments[1:], names, tables(rows))
+    if find_spec("matplotlib") is not None:
+        plot(rows, out / "staleness.png")
+    return 0

@@ -1,0 +1,356 @@
+"""The report's figures. Each is drawn once and written twice: as SVG that takes the page's ink, and as PNG on white."""
+
+import io
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from math import isnan
+from pathlib import Path
+from statistics import mean
+
+import matplotlib
+
+matplotlib.use("svg")
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex, to_rgb
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from fgpipe.study.card.measured import Measurement, Values
+from fgpipe.study.card.ranks import Ranks
+from fgpipe.study.paper.tables import Key, spelled, unpublished
+from fgpipe.study.paper.tables import published as all_published
+
+INK = "#2b2f36"
+"""Of text and axes; `currentColor` in the SVG, so that the page's scheme decides."""
+SPACES = ("activity", "weight")
+GUESS_COLORS = {
+    "end_to_end": "#8a8f98",
+    "local": "#2f7ed8",
+    "ntk": "#d9822b",
+    "fixed_ntk": "#b5893a",
+    "gaussian": "#c2447f",
+    "rademacher": "#8e5cc9",
+    "local_subspace": "#2a9d8f",
+}
+AUX_COLORS = {"cnn": "#2f7ed8", "mlp": "#d9822b", "linear": "#2a9d8f", "predsim": "#9a9a1f"}
+SHADES = {"local": 0.0, "local_subspace": 0.3, "ntk": 0.5, "fixed_ntk": -0.45}
+"""How far the colour of an auxiliary net is mixed with white, or with black below zero, where it makes the guess."""
+STYLE = {
+    "font.size": 9,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "fgpipe",
+    "font.family": "sans-serif",
+}
+
+
+class Plot:
+    """One figure: its name for files, its title and caption, and how it is drawn."""
+
+    def __init__(
+        self,
+        name: str,
+        title: str,
+        caption: str,
+        draw: Callable[[Figure], None],
+        size: tuple[float, float] = (3.7, 3.1),
+    ) -> None:
+        """Args: size: in inches; a page of 390 pixels shows 3.7 inches at their natural size."""
+        self.name, self.title, self.caption, self._draw, self._size = name, title, caption, draw, size
+        self.wide = size[0] > 5
+
+    def write(self, folder: Path) -> str:
+        """Write `<name>.png` into the folder; returns the SVG."""
+        with plt.rc_context(STYLE):
+            figure = self.figure()
+            figure.savefig(folder / f"{self.name}.png", dpi=200, facecolor="white")
+            svg = io.StringIO()
+            figure.savefig(
+                svg, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
+            )
+            plt.close(figure)
+        return self._inline(svg.getvalue())
+
+    def figure(self) -> Figure:
+        """Drawn; to be closed."""
+        figure = plt.figure(figsize=self._size, layout="constrained")
+        self._draw(figure)
+        return figure
+
+    def _inline(self, text: str) -> str:
+        """The SVG as a part of a page: no prolog, no fixed size, ids of its own, and the page's ink."""
+        text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+        text = re.sub(r'( id="|url\(#|href="#)', rf"\g<1>{self.name}-", text).replace(INK, "currentColor")
+        start, rest = text.split(">", 1)
+        start = re.sub(r' (width|height)="[^"]*"', "", start)
+        return f'{start} role="img" aria-label="{self.title}">{rest}'
+
+
+def plots(measurements: Sequence[Measurement], values: Values, published: Values) -> Iterator[Plot]:
+    """Every figure that the measurements allow."""
+    ranks = Ranks.of(values, published)
+    if ranks.spearman is not None:
+        yield _scatter(ranks)
+    yield from _heat_maps(values, published)
+    yield from _losses(measurements)
+    yield from _by_depth(measurements)
+    yield from _cosines(measurements)
+
+
+def label(key: Key) -> str:
+    """A row of the paper's tables: guess, and auxiliary net if there is one."""
+    return row_label(key.guess, key.aux)
+
+
+def row_label(guess: str, aux: str | None) -> str:
+    """As `label`."""
+    return " ".join(word for word in (spelled(guess), aux) if word)
+
+
+def _scatter(ranks: Ranks) -> Plot:
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        for guess, color in GUESS_COLORS.items():
+            for blocks, marker in ((8, "o"), (16, "^")):
+                points = [
+                    (b, a)
+                    for key, a, b in zip(ranks.keys, ranks.measured, ranks.published, strict=True)
+                    if (key.guess, key.blocks) == (guess, blocks)
+                ]
+                if points:
+                    axes.scatter(*zip(*points), color=color, marker=marker, s=26, label=f"{spelled(guess)}, {blocks}")
+        axes.set(xlabel="published accuracy, %", ylabel="measured accuracy, %")
+        axes.legend(fontsize=6.5, frameon=False)
+
+    caption = f"Spearman {ranks.shown} over {len(ranks.keys)} cells of tables 2 and 3, CIFAR-10."
+    return Plot("scatter", "Measured against published", caption, draw)
+
+
+def _heat_maps(values: Values, published: Values) -> Iterator[Plot]:
+    """One for the cells of each data set, number of blocks, width and target, where more than one is measured."""
+    groups: dict[tuple[str, int, str, str], list[Key]] = defaultdict(list)
+    for key in sorted(values, key=_row_order):
+        if key.guess != "end_to_end":
+            groups[key.dataset, key.blocks, key.width, key.target].append(key)
+    for group, keys in sorted(groups.items(), key=lambda item: (item[0][3], *item[0])):
+        if len(keys) > 1:
+            yield _heat_map(group, keys, values, published)
+
+
+def _heat_map(group: tuple[str, int, str, str], keys: Sequence[Key], values: Values, published: Values) -> Plot:
+    dataset, blocks, width, target = group
+    rows = list(dict.fromkeys((key.guess, key.aux) for key in keys))
+    by_place = {(key.guess, key.aux, space): key for key in keys for space in SPACES if key.space in (None, space)}
+
+    def draw(figure: Figure) -> None:
+        for axes, source, title in zip(
+            figure.subplots(1, 2, sharey=True), (values, published), ("measured", "published"), strict=True
+        ):
+            cells = [[by_place.get((*row, space)) for space in SPACES] for row in rows]
+            numbers = [
+                [mean(source[key].values()) if key in source else float("nan") for key in line] for line in cells
+            ]
+            top = max([10.1, *(number for line in numbers for number in line if not isnan(number))])
+            axes.pcolormesh(range(-1, 2), range(len(rows) + 1), numbers, cmap="viridis", vmin=10, vmax=top)
+            for i, line in enumerate(numbers):
+                for k, number in enumerate(line):
+                    missing = isnan(number)
+                    color = INK if missing else "white" if number < 10 + 0.65 * (top - 10) else "black"
+                    axes.text(
+                        k - 0.5,
+                        i + 0.5,
+                        "–" if missing else f"{number:.1f}",
+                        ha="center",
+                        va="center",
+                        color=color,
+                        fontsize=8,
+                    )
+            axes.set_xticks((-0.5, 0.5), SPACES)
+            axes.set_yticks([i + 0.5 for i in range(len(rows))], [row_label(*row) for row in rows])
+            axes.set_ylim(len(rows), 0)
+            axes.set_title(title, fontsize=9)
+            axes.tick_params(length=0)
+            axes.spines[:].set_visible(False)
+
+    tables = sorted({cell.table for cell in (*all_published(), *unpublished()) if cell.key in keys})
+    source = f"table {' and '.join(map(str, tables))}, {spelled(dataset)}"
+    caption = f"Test accuracy in percent, colours by panel; of {source}."
+    title = f"Guesses and spaces, {spelled(dataset)}, {blocks} blocks, {target} target"
+    title += f", width {width}" * (width != "1")
+    name = "-".join(("heat", dataset, str(blocks), target, *((width,) if width != "1" else ())))
+    return Plot(name, title, caption, draw, size=(3.7, 1.1 + 0.25 * len(rows)))
+
+
+def _row_order(key: Key) -> tuple[int, str]:
+    return list(GUESS_COLORS).index(key.guess), key.aux or ""
+
+
+def _losses(measurements: Sequence[Measurement]) -> Iterator[Plot]:
+    """Figure 3: the net's loss over time for a global target, weight space, MLP heads."""
+    for blocks in (8, 16):
+        runs = _first_seed(
+            each for each in measurements
+            if each.key[:4] == ("cifar10", blocks, "1", "global")
+            and each.key.aux in (None, "mlp")
+            and each.key.space in (None, "weight")
+        )  # fmt: skip
+        if len(runs) > 1:
+            yield Plot(
+                f"loss-{blocks}-blocks",
+                f"Loss over time, {blocks} blocks",
+                "The net's own loss, global target, weight space, MLP heads, CIFAR-10 (figure 3). "
+                "Solid: training, dashed: test.",
+                lambda figure, runs=runs, blocks=blocks: _draw_losses(figure.subplots(), runs, blocks - 1),
+            )
+
+
+def _draw_losses(axes: Axes, runs: Sequence[Measurement], block: int) -> None:
+    for each in runs:
+        color, name = GUESS_COLORS[each.key.guess], spelled(each.key.guess)
+        for phase, style in (("train", "-"), ("test", "--")):
+            curve = each.curve(phase, block)
+            axes.plot(range(1, len(curve) + 1), curve, style, color=color, label=name if phase == "train" else None)
+    axes.set(xlabel="epoch", ylabel="loss")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(fontsize=7, frameon=False)
+
+
+def _by_depth(measurements: Sequence[Measurement]) -> Iterator[Plot]:
+    """Figure 2: the loss of each block's CNN head at the end."""
+    for blocks in (8, 16):
+        runs = _first_seed(
+            each for each in measurements
+            if each.key[:3] == ("cifar10", blocks, "1")
+            and all(each.curve("train", j) for j in range(blocks))
+            and each.config["head"]["name"] == "cnn"
+            and _plotted(each.key)
+        )  # fmt: skip
+        if runs:
+            yield Plot(
+                f"depth-{blocks}-blocks",
+                f"Loss by depth, {blocks} blocks",
+                "Training loss of each block's CNN head in the last epoch, CIFAR-10 (figure 2); heads that the method "
+                "does not use are trained beside the net without touching it. Solid: global target, dashed: local.",
+                lambda figure, runs=runs, blocks=blocks: _draw_depth(figure.subplots(), runs, blocks),
+            )
+
+
+def _plotted(key: Key) -> bool:
+    return (
+        key.guess in GUESS_COLORS
+        and key.space in (None, "weight")
+        and key.aux in (None, "cnn")
+        and key.target != "intermediate"
+    )
+
+
+def _draw_depth(axes: Axes, runs: Sequence[Measurement], blocks: int) -> None:
+    for each in runs:
+        losses = [each.curve("train", block)[-1] for block in range(blocks)]
+        style = "-" if each.key.target == "global" else "--"
+        name = f"{spelled(each.key.guess)}, {each.key.target}"
+        axes.plot(
+            range(blocks), losses, style, color=GUESS_COLORS[each.key.guess], marker="o", markersize=3, label=name
+        )
+    axes.set(xlabel="block", ylabel="training loss of its head")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(fontsize=7, frameon=False)
+
+
+def _cosines(measurements: Sequence[Measurement]) -> Iterator[Plot]:
+    """Figures 4 and 5: per block, the cosine over time, and the loss of its head."""
+    for blocks in (8, 16):
+        for space in SPACES:
+            runs = _first_seed(
+                each for each in measurements
+                if each.cosine and each.key[:4] == ("cifar10", blocks, "1", "global") and each.key.space == space
+            )  # fmt: skip
+            with_heads = [each for each in runs if any(each.curve("train", block) for block in range(blocks - 1))]
+            size = (8.0, 4.4 if blocks == 8 else 8.0)
+            if runs:
+                yield Plot(
+                    f"cosine-{blocks}-blocks-{space}",
+                    f"Alignment, {blocks} blocks, {space} space",
+                    "Cosine of guess and global target over training steps, by block, global target, CIFAR-10 "
+                    "(figures 4 and 5). Of 10 observed steps or more: each, and a running mean over a fifth of them.",
+                    lambda figure, runs=runs, blocks=blocks: _draw_cosines(figure, runs, blocks),
+                    size,
+                )
+            if with_heads:
+                yield Plot(
+                    f"heads-{blocks}-blocks-{space}",
+                    f"Losses of the heads, {blocks} blocks, {space} space",
+                    "Loss of each block's head over epochs, in those of the same runs that train one. Solid: training, "
+                    "dashed: test.",
+                    lambda figure, runs=with_heads, blocks=blocks: _draw_heads(figure, runs, blocks),
+                    size,
+                )
+
+
+def _panels(figure: Figure, blocks: int, x: str, y: str) -> tuple[list[Axes], Axes]:
+    """One for each block but the last, and an empty one in the last's place."""
+    *panels, free = figure.subplots(-(-blocks // 4), 4, sharex=True).flat
+    for block, panel in enumerate(panels):
+        panel.set_title(f"block {block}", fontsize=8)
+        panel.tick_params(labelsize=7, labelbottom=block + 4 >= len(panels))
+        panel.xaxis.set_major_locator(MaxNLocator(3, integer=True))
+    free.set_axis_off()
+    figure.supxlabel(x, fontsize=9)
+    figure.supylabel(y, fontsize=9)
+    return panels, free
+
+
+def _draw_cosines(figure: Figure, runs: Sequence[Measurement], blocks: int) -> None:
+    panels, free = _panels(figure, blocks, "training step", "cosine")
+    for block, panel in enumerate(panels):
+        panel.axhline(0, color=INK, linewidth=0.6)
+        for each in runs:
+            steps, cosines = [step for step, _ in each.cosine], [line[block] for _, line in each.cosine]
+            reach = len(cosines) // 10
+            if reach:
+                panel.plot(steps, cosines, color=color_of(each.key), linewidth=0.6, alpha=0.35)
+            panel.plot(steps, smooth(cosines, reach), color=color_of(each.key), linewidth=1.2, label=label(each.key))
+    free.legend(*panels[0].get_legend_handles_labels(), loc="center", fontsize=7, frameon=False)
+
+
+def smooth(values: Sequence[float], reach: int) -> list[float]:
+    """The mean of each value and up to `reach` neighbours on either side."""
+    return [mean(values[max(0, i - reach) : i + reach + 1]) for i in range(len(values))]
+
+
+def _draw_heads(figure: Figure, runs: Sequence[Measurement], blocks: int) -> None:
+    panels, free = _panels(figure, blocks, "epoch", "loss")
+    lines = {}
+    for block, panel in enumerate(panels):
+        for each in runs:
+            for phase, style in (("train", "-"), ("test", "--")):
+                curve = each.curve(phase, block)
+                (line,) = panel.plot(range(1, len(curve) + 1), curve, style, color=color_of(each.key), linewidth=0.9)
+                if curve and phase == "train":
+                    lines[label(each.key)] = line
+    free.legend(lines.values(), lines.keys(), loc="center", fontsize=7, frameon=False)
+
+
+def color_of(key: Key) -> str:
+    """Of guess and auxiliary net; no two that may be in one figure are the same."""
+    if key.aux is None or key.guess not in SHADES:
+        return GUESS_COLORS[key.guess]
+    shade = SHADES[key.guess]
+    mixed = [(1 - abs(shade)) * part + max(shade, 0) for part in to_rgb(AUX_COLORS[key.aux])]
+    return to_hex(mixed)
+
+
+def _first_seed(measurements: Iterator[Measurement]) -> list[Measurement]:
+    """One run of each key, by row of the paper's tables."""
+    runs: dict[Key, Measurement] = {}
+    for each in sorted(measurements, key=lambda each: (_row_order(each.key), each.seed)):
+        runs.setdefault(each.key, each)
+    return list(runs.values())

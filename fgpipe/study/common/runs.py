@@ -1,0 +1,161 @@
+"""What all studies know of runs: overrides for Hydra, summaries, where they were made; and the runs of a grid.
+
+A run of a grid has one folder, named by its settings and seed.
+"""
+
+import fcntl
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from fgpipe.config import Config, compose_config
+from fgpipe.errors import UserError, bad_value, reason
+from fgpipe.saving import durable
+from fgpipe.saving.outputs import written
+from fgpipe.saving.resume import FREE, differences, flat
+from fgpipe.study.paper.profile import mismatches
+from fgpipe.study.paper.tables import Cell
+
+SAVE_MINUTES = 2
+"""Between checkpoints: what a crash can cost."""
+LOGS = "logs"
+"""In the grid's folder: what each run printed, and its lock."""
+
+
+@dataclass
+class Run:
+    """One training; cells that mean the same one share it."""
+
+    settings: Mapping[str, str]
+    """Key to value for `fgpipe.train`, without data root, seed and folder."""
+    seed: int
+    cells: list[Cell] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """The folder's: words for people and a hash of settings and seed.
+
+        The hash is of the settings as the grid states them, so that a new key of `fgpipe.train` changes no name.
+        """
+        stated = json.dumps([sorted(self.settings.items()), self.seed])
+        return f"{self.cells[0].key.words}-s{self.seed}-{hashlib.sha256(stated.encode()).hexdigest()[:8]}"
+
+    def folder(self, out: Path) -> Path:
+        return out / self.name
+
+    def log(self, out: Path) -> Path:
+        """What the run prints; the lines of an interrupted one stay above those of the next attempt."""
+        return out / LOGS / f"{self.name}.log"
+
+    def lock(self, out: Path) -> IO[str] | None:
+        """Take the run's lock, which lasts while any process has the file open; None if another driver's run has it.
+
+        A child that inherits the file keeps the lock when its driver is killed.
+
+        Raises:
+            UserError: the folder cannot be written, or its file system has no locks.
+        """
+        path, file = out / LOGS / f"{self.name}.lock", None
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = path.open("w")
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if file is not None:
+                file.close()
+            if isinstance(error, BlockingIOError):
+                return None
+            raise bad_value("out", out, f"a folder to write in, with file locks (flock): {reason(error)}") from error
+        return file
+
+    def compose(self) -> Config:
+        """
+        Raises:
+            UserError: no run can have these settings, or they are not of the run's cells.
+        """
+        config = compose_config([*(f"{key}={value}" for key, value in self.settings.items()), f"seed={self.seed}"])
+        for cell in self.cells:
+            if wrong := list(mismatches(cell.key, asdict(config))):
+                raise UserError(f"{cell.key.words}: its configuration is of another cell: {', '.join(wrong)}")
+        return config
+
+    def is_done(self, out: Path, config: Config) -> bool:
+        """Whether the run is finished, with the configuration that was composed for it now.
+
+        A key that `configs/train.yaml` has got since is no difference.
+
+        Raises:
+            UserError: it is finished with another one.
+        """
+        summary = read_summary(self.folder(out))
+        if summary is None:
+            return False
+        there = summary.get("config", {})
+        later = {key for key, _ in flat(asdict(config))} - {key for key, _ in flat(there)}
+        differing = list(differences(there, config, FREE | later))
+        if differing:
+            raise UserError(
+                f"{self.folder(out)}: allowed: no run, or one of the settings asked for; "
+                f"it is finished with {', '.join(differing)}"
+            )
+        return True
+
+    def overrides(self, out: Path, root: str | None) -> list[str]:
+        """The command line of `fgpipe.train` for this run."""
+        overrides = [
+            f"run_dir={quoted(str(self.folder(out)))}",
+            *(f"{key}={value}" for key, value in self.settings.items()),
+        ]
+        overrides += [f"seed={self.seed}", "resume=auto", f"checkpoint.every_minutes={SAVE_MINUTES}"]
+        return overrides + ([f"data.root={quoted(root)}"] if root is not None else [])
+
+
+def quoted(text: str) -> str:
+    """A string as Hydra's command line reads it back; a backslash is special there before a quote and at the end."""
+    return '"' + re.sub(r'(\\+)(?="|$)', r"\1\1", text).replace('"', '\\"') + '"'
+
+
+def read_summary(folder: Path) -> dict[str, Any] | None:
+    """The `summary.json` of a run that is done; None if there is none or it was cut short.
+
+    Raises:
+        UserError: there is one that cannot be read.
+    """
+    path = folder / "summary.json"
+    try:
+        summary = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {reason(error)}") from error
+    return summary if isinstance(summary, dict) and "test_accuracy" in summary else None
+
+
+def page(title: str, command: str, setting: str, summaries: Iterable[Mapping[str, Any]], table: str) -> str:
+    """Markdown: a study's table, under what it was made with.
+
+    Args: summaries: of its runs.
+    """
+    return f"# {title}\n\n```bash\n{command}\n```\n\n{setting} {origin(summaries)}\n\n{table}"
+
+
+def write_page(file: Path, text: str) -> None:
+    """Write it, in a folder that is made if need be.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    with written(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        durable.write(file, text.encode())
+
+
+def origin(summaries: Iterable[Mapping[str, Any]]) -> str:
+    """On what machines, and by which commits, runs were made; for a person to read."""
+    summaries = list(summaries)
+    machines, commits = (sorted({str(summary[key]) for summary in summaries}) for key in ("machine", "commit"))
+    return f"On {'; '.join(machines)}; commit {', '.join(commits)}."

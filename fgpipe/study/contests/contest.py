@@ -1,0 +1,248 @@
+"""Contestants that are run in turns, with the same split, threads, batch and images, and compared round by round.
+
+The machine changes while a study runs; so every round has one run of each, and a ratio is that of two runs of the same
+round. Runs that the folder has are not run again.
+"""
+
+import json
+import math
+import re
+import shutil
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fgpipe.config import Config, check_world, compose_config
+from fgpipe.errors import bad_value
+from fgpipe.saving import durable
+from fgpipe.saving.outputs import needed, written
+from fgpipe.study.common.arguments import StudyOptions, claim
+from fgpipe.study.common.runs import page, quoted, read_summary, write_page
+from fgpipe.study.common.series import launch
+from fgpipe.study.common.split import data_facts, measured_split
+from fgpipe.study.common.synthetic import write_images
+
+COMMON = ["data=cifar10_jpeg", "data.augment=none", "model.width=0.5", "batch_size=128", "window=auto", "threads=1"]
+COMMON += ["device=cpu", "observe.tensorboard=false", "optim=constant", "optim.lr=0.0001", "deadline=600"]
+Start = Callable[[Sequence[Sequence[str]], int, Path], None]
+"""As `study.common.series.launch`."""
+
+
+@dataclass
+class Options(StudyOptions):
+    """Keys of all contests; their modules say what is theirs."""
+
+    processes: int = 2
+    split: list[int] | None = None
+    """Blocks per process; None: balanced by measured forward time."""
+    batches: int = 32
+    """Of an epoch."""
+    epochs: int = 2
+    """The first one is warm-up, which does not count."""
+    repeats: int = 5
+    """Rounds."""
+
+    def check(self) -> None:
+        """Raises: UserError: a value that it cannot have."""
+        for key, least in (("processes", 2), ("batches", 2), ("epochs", self.least_epochs()), ("repeats", 1)):
+            if (value := getattr(self, key)) < least:
+                raise bad_value(key, value, f"a whole number of at least {least}")
+        if self.split is not None and len(self.split) != self.processes:
+            raise bad_value("split", self.split, f"one number of blocks for each process ({self.processes})")
+
+    def least_epochs(self) -> int:
+        """Epochs that a study needs."""
+        return 2
+
+    def setting(self) -> str:
+        """What was run, for a person to read."""
+        return f"rounds: {self.repeats}, with {self.epochs} epochs of {self.batches} batches, the first not counted"
+
+    def stated(self) -> list[str]:
+        """What makes a study another one; more repeats do not."""
+        values = {key: value for key, value in asdict(self).items() if key not in ("repeats", "out")}
+        return [f"{key}={json.dumps(value)}" for key, value in values.items()]
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One way to train."""
+
+    name: str
+    overrides: tuple[str, ...]
+    processes: int | None = None
+    """None: those of the study."""
+
+    @property
+    def folder(self) -> str:
+        return re.sub(r"\W+", "-", self.name)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Of repeated measurements."""
+
+    median: float
+    least: float
+    most: float
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> "Spread":
+        values = list(values)
+        return cls(statistics.median(values), min(values), max(values))
+
+    def cells(self, form: str) -> str:
+        """Two cells of a Markdown table."""
+        return f"{self.median:{form}} | {self.least:{form}} to {self.most:{form}}"
+
+
+def microbatches(processes: int) -> int:
+    """Of the peers: four, or one for each process; a multiple of the processes, as zero bubble wants whole rounds."""
+    return processes * math.ceil(4 / processes)
+
+
+def ratios(values: Sequence[float], reference: Sequence[float]) -> Spread:
+    """Of values over those of the reference in the same round."""
+    return Spread.of(value / other for value, other in zip(values, reference, strict=True))
+
+
+def turns(contestants: Sequence[Contestant], round: int) -> list[Contestant]:
+    """All of them; each round begins one further on, so that nobody always follows the same warm machine."""
+    first = round % len(contestants)
+    return [*contestants[first:], *contestants[:first]]
+
+
+def speed(summary: Mapping[str, Any]) -> float:
+    """Images per second of the epochs after the first, between the first process's start and the last one's end."""
+    samples = [max(score["samples"] for score in epoch["train"].values()) for epoch in summary["epochs"][1:]]
+    return sum(samples) / sum(epoch["train_seconds"] for epoch in summary["epochs"][1:])
+
+
+class Contest:
+    """The runs of one folder."""
+
+    def __init__(
+        self, folder: Path, options: Options, arguments: Sequence[str], contestants: Sequence[Contestant]
+    ) -> None:
+        """Args: arguments: of every run.
+
+        Raises:
+            UserError: the folder holds another study, or a contestant cannot be run.
+        """
+        self._folder, self._options = folder.resolve(), options
+        root, common = self._folder / "images", [*COMMON, f"data.root={quoted(str(self._folder / 'images'))}"]
+        config = compose_config([*common, *arguments])
+        self._contestants, size = contestants, config.batch_size
+        self._common = [*common, *arguments, f"data.train_samples={options.batches * size}"]
+        self._common += [f"data.test_samples={size}", f"epochs={options.epochs}"]
+        blocks = config.model.blocks
+        if options.split is not None and sum(options.split) != blocks:
+            raise bad_value("split", options.split, f"numbers that add up to model.blocks={blocks}")
+        if options.processes > blocks:
+            raise bad_value("processes", options.processes, f"2 to model.blocks={blocks}")
+        if size % (count := microbatches(options.processes)):
+            raise bad_value("batch_size", size, f"a multiple of the peers' {count} microbatches")
+        for contestant in contestants:
+            check_world(self.config(contestant.overrides), contestant.processes or options.processes)
+        claim(self._folder, [*options.stated(), *arguments])
+        with needed("FOLDER", self._folder):
+            write_images(root, options.batches * size, size)
+        self.split = options.split or self._balanced()
+        """Blocks per process, of all contestants."""
+
+    @property
+    def name(self) -> str:
+        """Processes and width, for the names of files."""
+        return f"{self._options.processes}-{self.config(()).model.width:g}"
+
+    def config(self, overrides: Sequence[str]) -> Config:
+        """Of a run with these overrides beside those of all.
+
+        Raises:
+            UserError: it cannot be run.
+        """
+        return compose_config([*self._common, *overrides])
+
+    def _balanced(self) -> list[int]:
+        note = self._folder / "split.json"
+        if not note.exists():
+            config = self.config(())
+            sizes = measured_split(config, data_facts(config), self._options.processes)
+            with written(note):
+                durable.write(note, json.dumps(sizes).encode())
+        return json.loads(note.read_text())
+
+    def run(self, start: Start = launch) -> None:
+        """Run what is missing, round by round; in a round, those with as many processes come in one launch.
+
+        Raises:
+            CalledProcessError: a run has failed.
+        """
+        for round in range(self._options.repeats):
+            missing: dict[int, list[list[str]]] = {}
+            for contestant in turns(self._contestants, round):
+                path = self.path(contestant, round)
+                if read_summary(path) is None:
+                    shutil.rmtree(path, ignore_errors=True)
+                    processes = contestant.processes or self._options.processes
+                    missing.setdefault(processes, []).append(self._overrides(contestant, path))
+            for processes, runs in missing.items():
+                start(runs, processes, self._folder / "runs.json")
+
+    def _overrides(self, contestant: Contestant, path: Path) -> list[str]:
+        split = self.split if contestant.processes is None else [sum(self.split)]
+        partition = f"partition=[{','.join(map(str, split))}]"
+        return [*self._common, *contestant.overrides, partition, f"run_dir={quoted(str(path))}"]
+
+    def path(self, contestant: Contestant, round: int) -> Path:
+        """The folder of a run."""
+        return self._folder / str(round) / contestant.folder
+
+    def paths(self, contestant: Contestant) -> list[Path]:
+        """The folders of its runs, one for each round."""
+        return [self.path(contestant, round) for round in range(self._options.repeats)]
+
+    def speeds(self, contestant: Contestant) -> list[float]:
+        """Images per second of each round."""
+        return [speed(_summary(path)) for path in self.paths(contestant)]
+
+    def write(self, name: str, title: str, command: Sequence[str], table: str) -> Path:
+        """Write the table to NAME.md, under what it was made with; returns the file.
+
+        Args: command: the name of the study, its folder, which does not matter and is left out, and its arguments.
+        """
+        study, _, *arguments = command
+        line = " ".join(["python -m fgpipe.study", study, "FOLDER", *arguments])
+        summaries = [_summary(path) for each in self._contestants for path in self.paths(each)]
+        setting = described(summaries[0]["config"], self.split, self._options)
+        text = page(title, line, setting, summaries, table)
+        file = Path(self._options.out or self._folder) / f"{name}.md"
+        write_page(file, text)
+        return file
+
+
+def _summary(path: Path) -> Mapping[str, Any]:
+    return json.loads((path / "summary.json").read_text())
+
+
+def described(config: Mapping[str, Any], split: Sequence[int], options: Options) -> str:
+    """What was run, for a person to read.
+
+    Args: config: of a run.
+    """
+    setting = f"Width {config['model']['width']:g}, batch {config['batch_size']}, blocks per process {list(split)}, "
+    return setting + f"{options.setting()}."
+
+
+def speed_table(speeds: Mapping[str, Sequence[float]], reference: str) -> str:
+    """Markdown: images per second of each contestant, and their ratio to the reference's.
+
+    Args: speeds: of each round, by the contestant's name.
+    """
+    lines = [f"| | images/s, median | range | over {reference}, median | range |", "|" + "---|" * 5]
+    for name, values in speeds.items():
+        ratio = ratios(values, speeds[reference])
+        lines.append(f"| {name} | {Spread.of(values).cells('.1f')} | {ratio.cells('.2f')} |")
+    return "\n".join(lines) + "\n"

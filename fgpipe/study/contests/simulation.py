@@ -1,0 +1,153 @@
+"""How far the simulator's predictions are from runs, and tables of what this machine cannot run, simulated.
+
+    python -m fgpipe.study simulation FOLDER [processes=2] [most=8] [rate=1Gbit] [rtt=20ms] [split=[4,4]] [batches=8]
+                                      [epochs=2] [repeats=1] [out=DIR] [key=value ...]
+
+Measures this machine first, into FOLDER/calibration.json, as `python -m fgpipe.simulate` does. Then runs every
+contestant in `processes` and in `most` processes, and ours in `processes` also over links of `rate` and `rtt`
+(`link.*`), and simulates the same epochs on as many cores. The rest is as in `throughput`. It takes some 8 minutes on
+2 cores.
+
+The tables are printed and written to DIR/simulation.md, in FOLDER without `out`. docs/benchmarks/README.md says what is
+simulated how.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from fgpipe.config import LinkConfig, compose_config
+from fgpipe.errors import bad_value
+from fgpipe.study.common.arguments import read
+from fgpipe.study.contests import contest
+from fgpipe.study.contests.contest import COMMON, Contest, Contestant, Spread
+from fgpipe.study.simulator.calibration import METHODS, OWN, Calibration
+from fgpipe.study.simulator.forecast import epoch_seconds, forecast
+from fgpipe.study.simulator.nets import SCHEDULES, Setting, microbatches
+from fgpipe.wire.slow import SlowLinks
+
+STAGES = (1, 2, 4, 8, 16, 32, 64)
+NETWORKS = {
+    "LAN, 10 Gbit/s": LinkConfig("10Gbit"),
+    "1 Gbit/s, 10 ms": LinkConfig("1Gbit", "10ms"),
+    "wide area, 100 Mbit/s, 50 ms": LinkConfig("100Mbit", "50ms"),
+}
+
+
+@dataclass
+class Options(contest.Options):
+    """Keys of this study."""
+
+    batches: int = 8
+    repeats: int = 1
+    most: int = 8
+    rate: str = "1Gbit"
+    rtt: str = "20ms"
+
+    def check(self) -> None:
+        super().check()
+        if self.most <= self.processes:
+            raise bad_value("most", self.most, f"a number above processes={self.processes}")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A contestant as it is run, and what is simulated for it."""
+
+    contestant: Contestant
+    net: str
+    """Its name in `Setting.nets`."""
+    link: LinkConfig
+
+
+def cases(processes: int, batch_size: int, slow: LinkConfig | None) -> list[Case]:
+    """Args: slow: ours also over such links, which backpropagation refuses."""
+    count = microbatches(batch_size, max(4, processes))
+    found = [Case(Contestant(name, keys), name, LinkConfig()) for name, keys in METHODS.items()]
+    for name, kind in SCHEDULES.items():
+        keys = ("guess=end_to_end", "lanes=exact", f"microbatches={count}", f"schedule={kind}")
+        found.append(Case(Contestant(name, keys), name, LinkConfig()))
+    if slow is not None:
+        keys = (f"link.rate={slow.rate}", f"link.rtt={slow.rtt}")
+        found += [Case(Contestant(f"{name}, slow link", (*of, *keys)), name, slow) for name, of in METHODS.items()]
+    return found
+
+
+def calibrate(folder: Path, arguments: Sequence[str]) -> Calibration:
+    """Of this machine, once."""
+    path = folder / "calibration.json"
+    if not path.exists():
+        Calibration.measure(arguments, folder / "calibration").save(path)
+    return Calibration.load(path, arguments)
+
+
+def predicted(calibration: Calibration, case: Case, split: Sequence[int], batches: int) -> float:
+    """Images per second of an epoch on this machine's cores."""
+    setting = Setting(calibration, sum(split), len(split))
+    machine, links = calibration.on(calibration.cores), SlowLinks.of(case.link, len(split))
+    seconds = epoch_seconds(setting.nets(links)[case.net], split, links, machine, batches)
+    return batches * setting.batch_size / seconds
+
+
+def validation(rows: Sequence[tuple[int, str, Sequence[float], float]]) -> str:
+    """Markdown.
+
+    Args: rows: processes, contestant, images per second of each round, and simulated.
+    """
+    lines = ["| processes | | images/s, median | range | simulated | error |", "|" + "---|" * 6]
+    for processes, name, speeds, simulated in rows:
+        spread = Spread.of(speeds)
+        error = f"{simulated / spread.median - 1:+.0%}"
+        lines.append(f"| {processes} | {name} | {spread.cells('.1f')} | {simulated:.1f} | {error} |")
+    return "\n".join(lines) + "\n"
+
+
+def scaling(calibration: Calibration, stages: Sequence[int] = STAGES) -> str:
+    """Markdown: images per second of every contestant that is modelled, with a process and a core for each stage."""
+    lines = []
+    for network, link in NETWORKS.items():
+        names = [*METHODS, *({} if link.rtt else SCHEDULES)]
+        lines += [f"### {network}, simulated", "", f"| stages | {' | '.join(names)} |", "|" + "---|" * (1 + len(names))]
+        for count in stages:
+            setting, links = Setting(calibration, count, count, equal=True), SlowLinks.of(link, count)
+            machine, batch, nets = calibration.on(math.inf), setting.batch_size, setting.nets(links)
+            rates = [batch / forecast(nets[name], [1] * count, links, machine).seconds for name in names]
+            lines.append(f"| {count} | {' | '.join(f'{rate:.1f}' for rate in rates)} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def main(arguments: list[str]) -> int:
+    """Run what is missing, simulate, and report; returns the exit code.
+
+    Raises:
+        UserError: the folder holds another study, or the arguments cannot be run.
+        CalledProcessError: a run has failed.
+    """
+    folder, options, overrides = read(arguments, Options())
+    common = [*OWN, *overrides]
+    many = replace(options, processes=options.most, split=None)
+    size = compose_config([*COMMON, *common]).batch_size
+    slow = LinkConfig(options.rate, options.rtt)
+    both = [(options, cases(options.processes, size, slow)), (many, cases(many.processes, size, None))]
+    contests = [
+        Contest(folder / str(each.processes), each, common, [case.contestant for case in of]) for each, of in both
+    ]
+    calibration = calibrate(folder, overrides)
+    rows = []
+    for run, (each, of) in zip(contests, both, strict=True):
+        run.run()
+        for case in of:
+            simulated = predicted(calibration, case, run.split, options.batches)
+            rows.append((each.processes, case.contestant.name, run.speeds(case.contestant), simulated))
+    errors = [simulated / Spread.of(speeds).median - 1 for _, _, speeds, simulated in rows]
+    splits = " and ".join(str(list(run.split)) for run in contests)
+    text = (
+        f"## Runs and predictions, {calibration.cores} cores\n\nBlocks per process: {splits}.\n\n{validation(rows)}\n"
+    )
+    text += f"## Scaling, simulated: images per second of nets of equal blocks, a process and a core for each\n\n{scaling(calibration)}"
+    print(text, end="")
+    replace(calibration, errors=errors).save(folder / "calibration.json")
+    contests[0].write("simulation", "The simulator", ["simulation", *arguments], text)
+    return 0

@@ -1,0 +1,80 @@
+"""How far bfloat16, for compute and for the wire, takes the estimates from the float64 oracle.
+
+    python -m fgpipe.study precision [key=value ...]
+
+Prints, for each block, the relative error of its estimate (the norm of the difference over the oracle's norm) and the
+cosine with the oracle's, the mean over some batches at the initial weights: in float32, with `wire=bfloat16`, with
+`autocast=true`, and with both. Random guesses cannot be compared, as their draws differ between formats.
+"""
+
+import torch
+from torch import Tensor
+
+from fgpipe.cluster.process import Cluster, Place
+from fgpipe.config import compose_config
+from fgpipe.data import Batches, load
+from fgpipe.errors import bad_value
+from fgpipe.gradients.guesses import make
+from fgpipe.observe.ledger import Ledger
+from fgpipe.observe.metrics import Metrics
+from fgpipe.plan.plan import DataFacts, Plan
+from fgpipe.plan.precision import DTYPES
+from fgpipe.trainers.build import build_trainer
+
+BATCHES = 3
+UNIT_STEP = ["optim=constant", "optim.lr=1", "optim.momentum=0", "optim.weight_decay=0", "window=1", "device=cpu"]
+"""Each update is then the estimate itself."""
+ORACLE = ["tangents=oracle", "dtype=float64"]
+FORMATS = {
+    "float32": [],
+    "wire": ["wire=bfloat16"],
+    "autocast": ["autocast=true"],
+    "both": ["wire=bfloat16", "autocast=true"],
+}
+
+
+def main(arguments: list[str]) -> int:
+    """Measure and print; returns the exit code.
+
+    Raises:
+        UserError: the arguments cannot be run, or the data cannot be read.
+    """
+    config = compose_config([*arguments, *UNIT_STEP])
+    if not make(config.guess).kept:
+        raise bad_value("guess", config.guess_name, "one without noise, which float64 and float32 agree on")
+    torch.set_num_threads(Place(0, 1, 0, 1).threads(config.threads))
+    dataset = load(config.data)
+    batches = Batches(dataset, config.data, config.batch_size, config.seed, DTYPES["float32"])
+    facts = DataFacts.of(dataset, batches, config.data.size)
+    rows = torch.stack([compare(arguments, facts, *batches.train(0, index)) for index in range(BATCHES)]).mean(dim=0)
+    print("relative error of the estimate, and its cosine with the float64 oracle's")
+    print("block  " + "  ".join(f"{name:>17}" for name in FORMATS))
+    for block, row in enumerate(rows.tolist()):
+        print(f"{block:>5}  " + "  ".join(f"{error:>8.1e} {cosine:>8.4f}" for error, cosine in row))
+    return 0
+
+
+def compare(arguments: list[str], facts: DataFacts, images: Tensor, labels: Tensor) -> Tensor:
+    """`[J, formats, 2]`: relative error and cosine, on one batch."""
+    wanted = estimates([*arguments, *ORACLE], facts, images, labels)
+    columns = []
+    for overrides in FORMATS.values():
+        found = zip(estimates([*arguments, *overrides], facts, images, labels), wanted, strict=True)
+        columns.append([((a - b).norm() / b.norm(), torch.cosine_similarity(a, b, dim=0)) for a, b in found])
+    return torch.tensor(columns).transpose(0, 1)
+
+
+def estimates(overrides: list[str], facts: DataFacts, images: Tensor, labels: Tensor) -> list[Tensor]:
+    """Of each block at its initial weights, float64, as one vector."""
+    config = compose_config([*overrides, *UNIT_STEP])
+    plan = Plan.make(config, facts)
+    metrics, ledger = Metrics(plan.method.blocks), Ledger(plan.method.blocks)
+    trainer = build_trainer(plan, Cluster(Place(0, 1, 0, 1)), torch.device("cpu"), metrics, ledger)
+    modules = [parts["block"].module for _, parts in sorted(trainer.trained().items())]
+    before = [_flat(module) for module in modules]
+    trainer.train(0, 1, lambda *_: (images.to(DTYPES[config.dtype]), labels))
+    return [start - _flat(module) for start, module in zip(before, modules, strict=True)]
+
+
+def _flat(module: torch.nn.Module) -> Tensor:
+    return torch.cat([parameter.detach().double().flatten() for parameter in module.parameters()])

@@ -1,0 +1,203 @@
+"""The feedback plane between processes: one PULL socket per process, a PUSH to each process that it writes to.
+
+Every connection is encrypted and authenticated (CURVE, `keys.py`), on one host too. zmq's defaults would wait forever
+on closing, drop or queue without bound, and take messages of any size; all are set here. Ports are the system's choice
+and go through the rendezvous store.
+"""
+
+import threading
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from functools import partial
+
+import torch.distributed as dist
+import zmq
+
+from fgpipe.observe.ledger import Ledger
+from fgpipe.observe.metrics import Metrics
+from fgpipe.plan.topology import Topology
+from fgpipe.wire.feedback.base import FeedbackPlane
+from fgpipe.wire.feedback.keys import Keys
+from fgpipe.wire.feedback.messages import (
+    PER_MESSAGE,
+    PER_PROBE,
+    PER_SCALAR,
+    Feedback,
+    FeedbackError,
+    Lost,
+    Message,
+    Request,
+    decode,
+    encode,
+)
+from fgpipe.wire.slow import Delay, SlowLinks
+
+HIGH_WATER_MARK = 4096
+"""Messages that may wait on either side; windows keep the true number far below."""
+
+SEAL, HANDSHAKE = 33, 512
+"""Bytes that CURVE adds to a message, and more than any frame of its handshake has; zmq's limit is for all frames."""
+
+
+class ZmqFeedback(FeedbackPlane):
+    """Messages to blocks of this process are delivered at once; the others go through sockets."""
+
+    def __init__(
+        self,
+        topology: Topology,
+        store: dist.Store,
+        ledger: Ledger,
+        metrics: Metrics,
+        *,
+        address: str,
+        deadline: float,
+        largest: tuple[int, int],
+        kept: Sequence[int],
+        links: SlowLinks,
+        deliver: Callable[[Feedback | Lost], Request | None],
+        fail: Callable[[Exception], None],
+    ) -> None:
+        """Collective: waits for the keys of all processes.
+
+        Args:
+            metrics: counts requests.
+            address: of this host, to listen on.
+            deadline: seconds that a send may wait for room, and that closing waits for the last messages.
+            largest: probes and scalars of the largest message that may arrive.
+            kept: for each block, how many of the last messages to it are kept to be sent again.
+            links: to the other processes.
+            deliver: called with each message for a block of this process, in the receiving thread; returns what to ask
+                for in consequence.
+            fail: called in the thread with the error that ended it.
+
+        Raises:
+            FeedbackError: a process does not show its key within the deadline.
+        """
+        self._topology, self._store, self._ledger, self._metrics = topology, store, ledger, metrics
+        self._kept, self._deliver, self._fail = kept, deliver, fail
+        self._milliseconds = int(1000 * deadline)
+        self._limit = max(HANDSHAKE, SEAL + PER_MESSAGE + PER_PROBE * largest[0] + PER_SCALAR * largest[1])
+        self._keys = Keys.exchange(store, topology.rank, topology.pipeline, deadline)
+        self._context = zmq.Context()
+        self._authenticator = self._keys.admit(self._context)
+        self._sending = threading.Lock()
+        """Guards what follows; the main thread and the receiving one send."""
+        self._pushes: dict[int, zmq.Socket[bytes]] = {}
+        self._delays: dict[int, Delay | None] = {
+            rank: links.delay(topology.position, position, fail)
+            for position, rank in enumerate(topology.pipeline)
+            if rank != topology.rank
+        }
+        self._latest: dict[int, int] = {}
+        self._sent: dict[tuple[int, int], Feedback] = {}
+        self._pull = self._socket(zmq.PULL)
+        self._keys.listen(self._pull)
+        port = self._pull.bind_to_random_port(f"tcp://{address}")
+        store.set(f"feedback/{topology.rank}", f"tcp://{address}:{port}")
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._receive, daemon=True, name="feedback")
+        self._thread.start()
+
+    def _socket(self, kind: int) -> "zmq.Socket[bytes]":
+        socket = self._context.socket(kind)
+        socket.set(zmq.LINGER, self._milliseconds)
+        socket.set(zmq.SNDHWM, HIGH_WATER_MARK)
+        socket.set(zmq.RCVHWM, HIGH_WATER_MARK)
+        socket.set(zmq.MAXMSGSIZE, self._limit)
+        socket.set(zmq.SNDTIMEO, self._milliseconds)
+        socket.set(zmq.HEARTBEAT_IVL, self._milliseconds // 4)
+        socket.set(zmq.HEARTBEAT_TIMEOUT, self._milliseconds)
+        return socket
+
+    def send(self, feedback: Feedback) -> None:
+        block, batch = feedback.receiver, feedback.batch
+        if block in self._topology.local:
+            self._deliver(feedback)
+            return
+        with self._sending:
+            self._latest[block] = batch
+            self._sent[block, batch] = feedback
+            self._sent.pop((block, batch - self._kept[block]), None)
+            self._post(feedback)
+
+    def ask(self, request: Request) -> None:
+        if request.receiver in self._topology.local:
+            return  # nothing is lost within a process: what is not here is not evaluated yet
+        with self._sending:
+            self._metrics.count(request.sender, "asked")
+            self._post(request)
+
+    def _answer(self, request: Request) -> None:
+        """Send the scalars again, or that they are gone; nothing if they are yet to come."""
+        block, batch = request.sender, request.batch
+        with self._sending:
+            if batch <= self._latest.get(block, -1):
+                gone = Lost(request.run, batch, request.receiver, block)
+                self._post(self._sent.get((block, batch), gone))
+
+    def _post(self, message: Message) -> None:
+        rank, data = self._topology.rank_of(message.receiver), encode(message)
+        transmit = partial(self._transmit_in_time, rank, data, message)
+        if (delay := self._delays[rank]) is not None:
+            delay.put(len(data), partial(self._locked, transmit))
+        else:
+            transmit()
+        kind = "feedback" if isinstance(message, Feedback) else "control"
+        self._ledger.count(message.sender, message.receiver, kind, len(data))
+
+    def _locked(self, transmit: Callable[[], None]) -> None:
+        with self._sending:
+            transmit()
+
+    def _transmit_in_time(self, rank: int, data: bytes, message: Message) -> None:
+        try:
+            self._transmit(rank, data)
+        except zmq.Again as error:
+            what = f"block {message.receiver} (rank {rank}) takes no feedback; batch {message.batch}"
+            raise FeedbackError(what) from error
+
+    def _transmit(self, rank: int, data: bytes) -> None:
+        if rank not in self._pushes:
+            self._pushes[rank] = self._connect(rank)
+        self._pushes[rank].send(data)
+
+    def _connect(self, rank: int) -> "zmq.Socket[bytes]":
+        name = f"feedback/{rank}"
+        try:
+            self._store.wait([name], timedelta(milliseconds=self._milliseconds))
+        except dist.DistStoreError as error:
+            raise FeedbackError(f"rank {rank} does not listen for feedback") from error
+        socket = self._socket(zmq.PUSH)
+        self._keys.dial(socket, rank)
+        socket.connect(self._store.get(name).decode())
+        return socket
+
+    def _receive(self) -> None:
+        try:
+            while not self._closing.is_set():
+                if self._pull.poll(100):
+                    frame = self._pull.recv(copy=False)
+                    self._handle(decode(frame.bytes), self._keys.ranks[frame.get("User-Id").encode()])
+        except Exception as error:  # noqa: BLE001 - of a thread, to be raised in the main one
+            self._fail(error)
+
+    def _handle(self, message: Message, rank: int) -> None:
+        if message.sender not in self._topology.of(rank):
+            raise FeedbackError(f"rank {rank} sent a message in the name of block {message.sender}, not its own")
+        if message.receiver not in self._topology.local:
+            raise FeedbackError(f"block {message.sender} sent a message to block {message.receiver}, which is not here")
+        if isinstance(message, Request):
+            self._answer(message)
+        elif (missing := self._deliver(message)) is not None:
+            self.ask(missing)
+
+    def close(self) -> None:
+        self._closing.set()
+        self._thread.join()
+        for delay in self._delays.values():
+            if delay is not None:
+                delay.close()
+        for socket in (self._pull, *self._pushes.values()):
+            socket.close()
+        self._authenticator.stop()
+        self._context.term()

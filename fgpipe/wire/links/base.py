@@ -1,0 +1,73 @@
+"""The forward plane: what a batch is on its way up, and what a link does with it."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from fgpipe.gradients.dual import Tangent
+
+
+@dataclass(eq=False)
+class Batch:
+    """One batch between two blocks. Labels travel with it, and every scalar will name its id."""
+
+    id: int
+    """Counted from 0 over the whole run; test batches from 0 in every evaluation."""
+    epoch: int
+    training: bool
+    x: Tensor
+    """Activation, `[B, ...]`."""
+    labels: Tensor
+    """`[B]`, int64."""
+    tangent: Tangent | None = None
+    drain: bool = False
+    """No other training batch follows until every block has applied its scalars."""
+    extra: int = 0
+    """Of an extra step (`wire.replay`), which has the id of the step that comes next and never goes on a wire: how many
+    its buffer has given, this one included. 0: a step of the epoch."""
+
+    @property
+    def draw(self) -> int:
+        """What the random draws of a training batch are named by: its id; of each extra step, a negative number."""
+        return -self.extra or self.id
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        if self.extra:
+            return f"an extra step before batch {self.id}"
+        return f"batch {self.id}" if self.training else f"test batch {self.id}"
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> "Batch":
+        """The batch on a device, its activation and tangent in a format; itself if it is so already."""
+        if self.x.device == device and self.labels.device == device and self.x.dtype == dtype:
+            return self
+        tangent = self.tangent and Tangent(self.tangent.lanes, self.tangent.value.to(device, dtype))
+        return replace(self, x=self.x.to(device, dtype), labels=self.labels.to(device), tangent=tangent)
+
+
+class Link(ABC):
+    """The upward end of one block's output. Batches arrive in the order in which they were sent."""
+
+    @abstractmethod
+    def send(self, batch: Batch) -> None:
+        """Hand a batch over. May wait until the block above has room; the batch must not be changed afterwards."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Wait until everything that was sent has left."""
+
+
+def canonical(x: Tensor) -> Tensor:
+    """`x` as channels last, with the strides that the wire gives it.
+
+    Where a dimension has size 1, several strides mean the same layout and kernels choose by strides; batches that
+    never crossed a wire must look as if they had, or one process and eight would round differently.
+    """
+    if x.dim() != 4:
+        return x.contiguous()
+    _, channels, height, width = x.shape
+    strides = (height * width * channels, 1, width * channels, channels)
+    return x.contiguous(memory_format=torch.channels_last).as_strided(x.shape, strides)
