@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fgpipe.config import compose_config as compose
     from fgpipe.gradients import linearize
-    from fgpipe.gradients.guesses import Guess, GuessHead, View, guess
+    from fgpipe.gradients.guesses import Guess, GuessHead, Reading, View, guess
     from fgpipe.models.heads import Head
     from fgpipe.models.net import Net
     from fgpipe.trainers.session import run
 
-__all__ = ["Guess", "GuessHead", "Head", "Net", "View", "compose", "guess", "linearize", "run"]
+__all__ = ["Guess", "GuessHead", "Head", "Net", "Reading", "View", "compose", "guess", "linearize", "run"]
 
 _PLACES = {
     "compose": ("fgpipe.config", "compose_config"),
@@ -22,7 +22,7 @@ _PLACES = {
     "Head": ("fgpipe.models.heads", "Head"),
     "Net": ("fgpipe.models.net", "Net"),
     "run": ("fgpipe.trainers.session", "run"),
-} | {name: ("fgpipe.gradients.guesses", name) for name in ("Guess", "GuessHead", "View", "guess")}
+} | {name: ("fgpipe.gradients.guesses", name) for name in ("Guess", "GuessHead", "Reading", "View", "guess")}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""The command `python -m fgpipe.doctor`: what is wrong with this host before a long job, in one screen.
+"""Command `python -m fgpipe.doctor`: what is wrong with this host before a long job, in one screen.
 
 Exit codes: 0, nothing failed (there may be warnings); 1, something did; 2, bad input; 130, interrupted.
 """
@@ -42,12 +42,12 @@ CHECKPOINT_BYTES = 500e6
 """Four checkpoints (two newest, the best, one being written) of ResNet-18 at width 1: 11.2 million float32 weights,
 as many of momentum, and the heads."""
 SHARED_MEMORY_BYTES = 1e9
-"""What NCCL's documentation recommends to give a container."""
+"""Bytes that NCCL's documentation recommends to give a container."""
 ROUND_TRIP_SECONDS = 30
 
 
-@dataclass(frozen=True)
-class Options:
+@dataclass
+class DoctorOptions:
     """Keys and defaults of the command; those that `fgpipe.train` has too mean the same."""
 
     interface: str = "127.0.0.1"
@@ -57,7 +57,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Finding:
-    """The outcome of one check, and what to do if it is not ok."""
+    """Outcome of one check, and what to do if it is not ok."""
 
     status: str
     what: str
@@ -76,26 +76,24 @@ def main(arguments: list[str]) -> int:
     return int(failed > 0)
 
 
-def parse(arguments: list[str]) -> Options:
-    """From `key=value` arguments.
+def parse(arguments: list[str]) -> DoctorOptions:
+    """Read `key=value` arguments.
 
     Raises:
-        UserError: an unknown key, or a number of processes that no run can have.
+        UserError: an unknown key, or a value that it cannot have.
     """
-    given: dict[str, str] = {}
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if not equals or key not in ("interface", "nproc", "run_dir") or not value:
-            raise UserError(f"{argument}: allowed: interface=NAME_OR_ADDRESS, nproc=N, run_dir=FOLDER")
-        given[key] = value
-    processes = given.pop("nproc", str(Options.nproc))
-    if not processes.isdecimal() or not 1 <= int(processes) <= MOST_PROCESSES:
-        raise bad_value("nproc", processes, f"a whole number from 1 to {MOST_PROCESSES}, one process per block")
-    return Options(nproc=int(processes), **given)
+    if not arguments:
+        return DoctorOptions()
+    from fgpipe.config import arguments as reader  # needs Hydra, whose absence the doctor can report without arguments
+
+    options = reader.parse(arguments, DoctorOptions())
+    if not 1 <= options.nproc <= MOST_PROCESSES:
+        raise bad_value("nproc", options.nproc, f"a whole number from 1 to {MOST_PROCESSES}, one process per block")
+    return options
 
 
-def examine(options: Options) -> Iterator[tuple[str, Finding]]:
-    """Name and finding of every check, in the order in which a run would meet the trouble."""
+def examine(options: DoctorOptions) -> Iterator[tuple[str, Finding]]:
+    """Yield name and finding of every check, in the order in which a run would meet the trouble."""
     yield "Python", python()
     yield "packages", packages()
     yield "devices", devices(options.nproc)
@@ -115,7 +113,7 @@ def examine(options: Options) -> Iterator[tuple[str, Finding]]:
 
 
 def python() -> Finding:
-    """The interpreter, against `requires-python`."""
+    """Check the interpreter against `requires-python`."""
     try:
         wanted = metadata.metadata("fgpipe")["Requires-Python"]
     except metadata.PackageNotFoundError:
@@ -127,7 +125,7 @@ def python() -> Finding:
 
 
 def packages() -> Finding:
-    """Every package that the installed fgpipe requires, against its lower bound; and CURVE in libzmq."""
+    """Check every package that the installed fgpipe requires against its lower bound; and CURVE in libzmq."""
     try:
         requirements = [Requirement(line) for line in metadata.requires("fgpipe") or []]
     except metadata.PackageNotFoundError:
@@ -154,7 +152,7 @@ def packages() -> Finding:
 
 
 def devices(processes: int) -> Finding:
-    """GPUs, and what the forward plane makes of them."""
+    """Find GPUs, and what the forward plane makes of them."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if not count:
         return Finding(OK, "no GPU; the CUDA and NCCL paths have never been run by the project")
@@ -166,16 +164,17 @@ def devices(processes: int) -> Finding:
 
 
 def threads(processes: int) -> Finding:
-    """Cores for each process, as `threads=auto` shares them."""
+    """Count the cores for each process, as `threads=auto` shares them."""
     cores, set_to = len(os.sched_getaffinity(0)), os.environ.get("OMP_NUM_THREADS", "not set (torchrun sets 1)")
-    shown = f"{cores} cores, {processes} processes, threads=auto gives each {max(1, cores // processes)}; OMP_NUM_THREADS {set_to}"
+    shown = f"{cores} cores, {processes} processes, threads=auto gives each {max(1, cores // processes)}; "
+    shown += f"OMP_NUM_THREADS {set_to}"
     if processes > cores:
         return Finding(WARNING, f"{shown}: they take turns; fewer processes compute the same numbers")
     return Finding(OK, shown)
 
 
 def host_name() -> Finding:
-    """Whether this host's name and localhost lead anywhere; torchrun's rendezvous asks."""
+    """Check that this host's name and localhost lead anywhere; torchrun's rendezvous asks."""
     try:
         socket.gethostbyname("localhost")
     except OSError as error:
@@ -192,7 +191,7 @@ def host_name() -> Finding:
 
 
 def is_up(interface: Interface) -> Finding:
-    """The interface, which exists, carries traffic."""
+    """Check that the interface, which exists, carries traffic."""
     shown = f"{interface.name} ({interface.address})"
     if not psutil.net_if_stats()[interface.name].isup:
         return Finding(FAILED, f"{shown} is down: ip link set {interface.name} up, or another interface=")
@@ -200,7 +199,7 @@ def is_up(interface: Interface) -> Finding:
 
 
 def gloo(interface: Interface) -> Finding:
-    """Which interface the forward plane would use."""
+    """Find which interface the forward plane would use."""
     chosen = os.environ.get("GLOO_SOCKET_IFNAME", interface.name)
     if chosen != interface.name:
         return Finding(
@@ -210,7 +209,7 @@ def gloo(interface: Interface) -> Finding:
 
 
 def ports(interface: Interface, processes: int) -> Finding:
-    """A port of the system's choice can be bound, and there are enough of them."""
+    """Check that a port of the system's choice can be bound, and that there are enough ports."""
     try:
         with socket.create_server((interface.address, 0)):
             pass
@@ -232,7 +231,7 @@ def ports(interface: Interface, processes: int) -> Finding:
 
 
 def round_trip(interface: Interface) -> Finding:
-    """One tensor to another process and back, over gloo on the interface."""
+    """Send one tensor to another process and back, over gloo on the interface."""
     with interface.confines_gloo(), tempfile.TemporaryDirectory() as folder:
         store = str(Path(folder) / "store")
         other = multiprocessing.get_context("spawn").Process(target=_echo, args=(store,), daemon=True)
@@ -255,7 +254,7 @@ def round_trip(interface: Interface) -> Finding:
 
 @contextmanager
 def _deaf_to_interrupts() -> Iterator[None]:
-    """Around the start of a process: what is ignored there is ignored in it, and Ctrl-C ends it with this one."""
+    """Ignore interrupts around the start of a process, which then ignores them too: Ctrl-C ends it with this one."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
@@ -281,7 +280,7 @@ def _there_and_back(sent: torch.Tensor) -> torch.Tensor:
 
 
 def _echo(store: str) -> None:
-    """The other process."""
+    """Run the other process."""
 
     def body() -> torch.Tensor:
         received = torch.zeros(1000)
@@ -294,7 +293,7 @@ def _echo(store: str) -> None:
 
 
 def run_folder(path: Path) -> Finding:
-    """Files can be written and fsynced where the run folder is or would be, and checkpoints fit."""
+    """Check that files can be written and fsynced where the run folder is or would be, and that checkpoints fit."""
     try:
         check_folder("run_dir", path)
         where = nearest(path)
@@ -312,7 +311,7 @@ def run_folder(path: Path) -> Finding:
 
 
 def shared_memory() -> Finding:
-    """`/dev/shm`, which NCCL alone uses."""
+    """Check `/dev/shm`, which NCCL alone uses."""
     try:
         free = shutil.disk_usage("/dev/shm").free
     except OSError:

@@ -13,6 +13,35 @@ class UserError(Exception):
     alone = False
 
 
+class RunError(RuntimeError):
+    """An end of a run whose text says it all.
+
+    Attributes:
+        rank: the process at fault; None if it can be any.
+        block: the block at fault; None if it can be any.
+    """
+
+    def __init__(self, what: str, rank: int | None = None, block: int | None = None) -> None:
+        super().__init__(what)
+        self.rank, self.block = rank, block
+
+
+class LinkError(RunError):
+    """Another process went away, stayed silent past the deadline, or sent something that is not a batch of ours."""
+
+
+class FeedbackError(RunError):
+    """A message of the feedback plane is malformed, out of sequence, not for us, lost, or not finite."""
+
+
+class StalledError(RunError):
+    """Nothing arrived within the deadline."""
+
+
+class NotFiniteError(RunError):
+    """A block made a number that is not finite, from numbers that were."""
+
+
 class OutputError(Exception):
     """Output of work that is done cannot be written: one line that names the file and the reason.
 

@@ -19,14 +19,10 @@ from fgpipe.cluster.allocator import keep_pages
 from fgpipe.cluster.process import Place
 from fgpipe.command import FAILED, command, say
 from fgpipe.config import CONFIGS, compose_config, known_keys
-from fgpipe.errors import one_line
+from fgpipe.errors import RunError, one_line
 from fgpipe.saving.checkpoint import CheckpointError
-from fgpipe.trainers.finite import NotFiniteError
 from fgpipe.trainers.saver import Preempted
 from fgpipe.trainers.session import run
-from fgpipe.trainers.worker import Stalled
-from fgpipe.wire.feedback.messages import FeedbackError
-from fgpipe.wire.links.distributed import LinkError
 
 PREEMPTED = 75
 """Exit code: `EX_TEMPFAIL` of sysexits.h, try again later."""
@@ -46,11 +42,9 @@ def main(arguments: list[str]) -> int:
     keep_pages()
     try:
         run(config)
-    except CheckpointError as error:
-        if not error.elsewhere:
-            say(f"rank {place.rank}: {one_line(error)}")
-        _leave(FAILED)
-    except (LinkError, FeedbackError, NotFiniteError, Stalled):
+    except RunError as error:
+        if isinstance(error, CheckpointError) and not error.elsewhere:
+            say(f"rank {place.rank}: {one_line(error)}")  # the others are said already
         _leave(FAILED)
     except Preempted as preempted:
         if place.rank == 0:

@@ -10,6 +10,8 @@ import dataclasses
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +29,9 @@ from fgpipe.gradients.optim import Optimizer, Trained
 from fgpipe.models.net import resnet, sequential
 from fgpipe.plan.schedule import Apply, Forward, actions, drain
 from fgpipe.saving.checkpoint import CheckpointError, Checkpoints, Manifest, config_hash, read_block, write_block
+from fgpipe.trainers.oracle import OracleStep
+from fgpipe.trainers.step import Message
+from fgpipe.wire.batch import Batch
 from tests.integration.recording import Recorded, record
 from tests.integration.rewinding import rewind
 
@@ -134,12 +139,12 @@ def without_statistics(patch: pytest.MonkeyPatch) -> None:
 
 def without_step(patch: pytest.MonkeyPatch) -> None:
     """The next batch gets the id, and so the draws, of the one after it."""
-    step = fgpipe.trainers.oracle.OracleTrainer._step
-    patch.setattr(
-        fgpipe.trainers.oracle.OracleTrainer,
-        "_step",
-        lambda self, epoch, index, batch, source: step(self, epoch, index, batch + 1, source),
-    )
+    run = OracleStep.run
+
+    def late(self: OracleStep, batch: Batch) -> Iterator[Message]:
+        return run(self, replace(batch, id=batch.id + 1) if batch.training else batch)
+
+    patch.setattr(OracleStep, "run", late)
 
 
 @pytest.mark.parametrize("forget", [without_momentum, without_head, without_statistics, without_step])

@@ -8,10 +8,11 @@ import pytest
 from omegaconf import OmegaConf
 
 from fgpipe.config import compose_config
+from fgpipe.config.arguments import own_keys
 from fgpipe.errors import UserError, one_line, reason, typed_line
 from fgpipe.gradients.optim import Trained
 from fgpipe.saving.checkpoint import CheckpointError, Checkpoints, Manifest, read_block
-from fgpipe.study.common.arguments import StudyOptions, own_keys
+from fgpipe.study.common.arguments import StudyOptions
 from fgpipe.study.paper.options import parse_options
 from fgpipe.study.paper.profile import Profile
 from fgpipe.trainers.session import run
@@ -46,7 +47,7 @@ def test_what_ends_a_run(
     def fail(*arguments: object) -> None:
         raise ValueError(message)
 
-    monkeypatch.setattr(Stage, "train", fail)
+    monkeypatch.setattr(Stage, "run", fail)
     small = ["epochs=1", "data.train_samples=16", "batch_size=16", "data.test_samples=16", "model.width=0.07"]
     with pytest.raises(ValueError):
         run(compose_config([f"run_dir={tmp_path / 'run'}", *small, "observe.tensorboard=false", "device=cpu"]))
@@ -97,7 +98,7 @@ def test_keys_of_studies(message: str, line: str, monkeypatch: pytest.MonkeyPatc
     "argument, expected", [
         ("seeds=[0,", "seeds=[0,: expected the node content, but found '<stream end>'"),
         ("jobs=${nothing}", "jobs=${nothing}: Interpolation key 'nothing' not found"),
-        ("jobs=many", "jobs=many: Value 'many' of type 'str' could not be converted to Integer"),
+        ("jobs=many", "jobs=many: allowed: a whole number"),
     ],
 )  # fmt: skip
 def test_values_that_cannot_be_read(argument: str, expected: str) -> None:

@@ -1,32 +1,33 @@
-"""Imports go downwards (design, section 7): mathematics knows no processes, processes know no mathematics."""
+"""The house: imports go downwards, without exceptions; mathematics knows no processes, processes know no mathematics."""
 
 import ast
+import inspect
+from collections.abc import Iterator
 from pathlib import Path
 
 import fgpipe
 
 PACKAGE = Path(fgpipe.__file__).parent
-LAYERS = {
-    "errors": 0, "rng": 0, "durable": 0, "units": 0, "outputs": 1, "command": 1,
-    "config": 1,
-    "models": 2, "data": 2, "optim": 2, "gradients": 3, "observe": 3, "checkpoint": 3,
-    "claim": 2, "runtime": 4, "resume": 4, "export": 4, "verdict": 4,
-    "study.baselines": 5,
-    "assembly": 6,
-    "saver": 7, "tracer": 7, "session": 8, "study": 9,
-    "train": 10, "grid": 10, "report": 10, "doctor": 10, "bench": 10, "simulate": 10, "__init__": 11,
-}  # fmt: skip
-"""A module imports from its own package, and from lower layers; the longest prefix of its name counts."""
-MATHEMATICS_FOR = {
-    "stage.py",
-    "reference.py",
-    "schedule.py",
-    "costs.py",
-    "links/base.py",
-    "links/memory.py",
-    "links/distributed.py",
-}
-"""Files of `runtime` that may know gradients: the steps themselves, and what carries a tangent."""
+FLOORS = (
+    ("errors",),
+    ("config",),
+    ("models", "data"),
+    ("gradients",),
+    ("saving",),
+    ("observe",),
+    ("plan",),
+    ("wire",),
+    ("cluster",),
+    ("trainers",),
+    ("study",),
+)
+"""Rooms of the package, the ground floor first: each imports from those below it and from itself."""
+SHELL = ("command", "train", "export", "grid", "report", "doctor", "bench", "simulate")
+"""Commands, and how each begins and ends."""
+MATHEMATICS_FOR = {"wire": {"batch.py", "links/receiver.py"}, "cluster": {"replicas.py"}}
+"""Files of processes that know what they carry: tangents, and what a block has learnt."""
+MOST = 8
+"""Parameters of a constructor."""
 
 
 def imports(path: Path) -> set[str]:
@@ -39,28 +40,68 @@ def imports(path: Path) -> set[str]:
     return found
 
 
-def layer_of(name: str) -> int:
-    return next(LAYERS[prefix] for prefix in (".".join(name.split(".")[:2]), name.split(".")[0]) if prefix in LAYERS)
+def floor_of(room: str) -> int:
+    return next(floor for floor, rooms in enumerate(FLOORS) if room in rooms)
+
+
+def files(room: str) -> Iterator[Path]:
+    yield from sorted((PACKAGE / room).rglob("*.py")) or [PACKAGE / f"{room}.py"]
 
 
 def test_imports_go_downwards() -> None:
-    files = sorted(PACKAGE.rglob("*.py"))
-    assert len(files) > 30
-    for path in files:
-        own = ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
-        for name in imports(path):
-            same_package = name.split(".")[0] == own.split(".")[0]
-            assert same_package or layer_of(name) < layer_of(own), f"{own} imports {name}"
+    for floor, rooms in enumerate(FLOORS):
+        for room in rooms:
+            for path in files(room):
+                for name in imports(path) - {"command"}:
+                    other = name.split(".")[0]
+                    assert other == room or floor_of(other) < floor, f"{path.relative_to(PACKAGE)} imports {name}"
+
+
+def test_commands_are_the_studies_and_nobody_elses() -> None:
+    """`command`, which gives a study its exit codes, knows errors alone."""
+    assert imports(PACKAGE / "command.py") == {"errors"}
+    for room in (room for rooms in FLOORS for room in rooms if room != "study"):
+        assert not any("command" in imports(path) for path in files(room)), room
+
+
+def test_the_top_level_is_small() -> None:
+    entries = {path.stem for path in PACKAGE.iterdir() if path.name not in ("__pycache__", "py.typed", "__init__.py")}
+    commands = {"train", "export", "grid", "report", "doctor", "bench", "simulate"}
+    assert commands < entries and len(entries - commands) <= 13, sorted(entries - commands)
+    assert entries == {room for rooms in FLOORS for room in rooms} | set(SHELL)
 
 
 def test_gradients_know_no_processes() -> None:
-    for path in (PACKAGE / "gradients").glob("*.py"):
+    for path in (PACKAGE / "gradients").rglob("*.py"):
         text = path.read_text()
         assert "torch.distributed" not in text and "zmq" not in text and "threading" not in text, path
 
 
 def test_processes_know_no_mathematics() -> None:
-    runtime = PACKAGE / "runtime"
-    for path in runtime.rglob("*.py"):
-        if str(path.relative_to(runtime)) not in MATHEMATICS_FOR:
-            assert not any(name.startswith("gradients") for name in imports(path)), path
+    for room, knowing in MATHEMATICS_FOR.items():
+        for path in (PACKAGE / room).rglob("*.py"):
+            if str(path.relative_to(PACKAGE / room)) not in knowing:
+                assert not any(name.startswith("gradients") for name in imports(path)), path
+
+
+def test_steps_know_no_processes() -> None:
+    """What a worker drives imports no socket, link, thread or store."""
+    for name in ("stage", "oracle", "step"):
+        path = PACKAGE / f"trainers/{name}.py"
+        assert not any(other.startswith(("wire.links", "wire.post", "wire.inbox")) for other in imports(path)), path
+        assert not {"torch.distributed", "threading", "zmq"} & {
+            line.split()[1] for line in path.read_text().splitlines() if line.startswith(("import ", "from "))
+        }, path
+
+
+def test_constructors_are_small() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef) and node.name == "__init__":
+                count = len(node.args.args) + len(node.args.kwonlyargs) - 1
+                assert count <= MOST, f"{path.relative_to(PACKAGE)}:{node.lineno} has {count}"
+
+
+def test_the_public_face_is_documented() -> None:
+    for name in fgpipe.__all__:
+        assert inspect.getdoc(getattr(fgpipe, name)), name

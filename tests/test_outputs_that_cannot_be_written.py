@@ -21,9 +21,9 @@ from fgpipe.observe.timeline import Event
 from fgpipe.observe.trace import write as write_trace
 from fgpipe.saving import durable
 from fgpipe.study.bench import command as bench
-from fgpipe.study.bench.table import Row
+from fgpipe.study.bench.table import BenchRow
 from fgpipe.study.card import report
-from fgpipe.study.paper.tables import grid
+from fgpipe.study.paper import grid
 from fgpipe.study.simulator import command as simulate
 from fgpipe.study.simulator.calibration import METHODS, Calibration
 from fgpipe.trainers.session import run
@@ -348,7 +348,7 @@ def test_bench_after_all(tmp_path: Path, monkeypatch, capsys) -> None:
     """The table is printed, and the file has what it had."""
     out = tmp_path / "speed.md"
     out.write_text("What is measured how.\n")
-    monkeypatch.setitem(bench.SECTIONS, "tangents", lambda sizes: [Row("tangents", "it", [1.0])])
+    monkeypatch.setitem(bench.SECTIONS, "tangents", lambda sizes: [BenchRow("tangents", "it", [1.0])])
     full_for(lambda path: path == out, monkeypatch)
     monkeypatch.setattr("builtins.print", progress_apart(print))
     printed = in_one_line(bench.main, ["only=tangents", f"out={out}"], 1, f"{out} cannot be written: {FULL}", capsys)

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from fgpipe.models.net import Net
 from fgpipe.saving.checkpoint import Checkpoints
 from fgpipe.trainers.session import run
 from fgpipe.trainers.stage import Stage
+from fgpipe.trainers.step import Message
+from fgpipe.wire.batch import Batch
 from tests.integration.launching import environment
 
 SMALL = [
@@ -131,21 +134,23 @@ def test_nothing_else_is_changed(ends: str, tmp_path: Path, monkeypatch: pytest.
         seen["threads"], seen["shows"] = torch.get_num_threads(), warnings.showwarning
         return forward(self, x)
 
-    def fail(*arguments: object) -> None:
-        raise KeyError("a mistake")
+    def fail(self: Stage, given: Any) -> Iterator[Message]:
+        if isinstance(given, Batch) and not given.training:
+            raise KeyError("a mistake")
+        return work(self, given)
 
     def show(*arguments: object) -> None:
         pass
 
     monkeypatch.setattr(nn.AdaptiveAvgPool2d, "forward", look)
     monkeypatch.setattr(warnings, "showwarning", show)
-    threads = torch.get_num_threads()
+    work, threads = Stage.run, torch.get_num_threads()
     torch.set_num_threads(3)
     try:
         if ends == "well":
             run(into(tmp_path / "run", *SMALL), net())
         else:
-            monkeypatch.setattr(Stage, "evaluate", fail)
+            monkeypatch.setattr(Stage, "run", fail)
             with pytest.raises(KeyError):
                 run(into(tmp_path / "run", *SMALL), net())
         assert torch.get_num_threads() == 3 and seen["threads"] == 1

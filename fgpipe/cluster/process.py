@@ -22,9 +22,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fgpipe.cluster.start import Start
-from fgpipe.errors import UserError, bad_value, one_line
+from fgpipe.errors import LinkError, UserError, bad_value, one_line
 from fgpipe.plan.topology import Topology
-from fgpipe.wire.links.distributed import LinkError
 
 Facts = tuple[int | str, ...]
 _runs = itertools.count()

@@ -12,11 +12,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fgpipe.errors import first_line
+from fgpipe.errors import LinkError, first_line
 from fgpipe.gradients.optim import Trained
 from fgpipe.observe.ledger import Ledger
 from fgpipe.plan.topology import Topology
-from fgpipe.wire.links.distributed import LinkError
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,7 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
-from fgpipe.errors import first_line
-from fgpipe.wire.links.distributed import LinkError
+from fgpipe.errors import LinkError, first_line
 
 BEAT, POLL = 1.0, 0.1
 """Seconds between signs of life, and between looks for them."""

@@ -111,6 +111,8 @@ def _check_guess(config: Config) -> None:
         refused.append((plain, f"{named} target={config.target.name}, which projects nothing"))
     if not guess.steady:
         refused.append((plain, f"{named} target={config.target.name}, whose directions change with every batch"))
+    if guess.reading.is_row:
+        refused.append((plain, f"{named}, whose readings are rows"))
     if guess.centred:
         refused.append((plain[1:2], f"{named}, whose coefficients have mean zero"))
     for keys, reason in refused:

@@ -1,7 +1,6 @@
 """From `configs/` and a command line to a checked configuration; composed by Hydra."""
 
 import copy
-import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -17,6 +16,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, InterpolationResolutionError, OmegaConfBaseException
 
+from fgpipe.config.arguments import no_such_key, problem, split
 from fgpipe.config.checks import check
 from fgpipe.config.rules import RULES
 from fgpipe.config.schema import Config
@@ -55,7 +55,7 @@ def compose_config(overrides: Sequence[str]) -> Config:
 def _offer_plug_ins(choices: Sequence[str]) -> None:
     """Give Hydra the default keys of guesses that have no file."""
     for choice in choices:
-        group, _, name = choice.partition("=")
+        group, name = split(choice)
         if group == "guess" and not (CONFIGS / group / f"{name}.yaml").exists():
             kind = import_module("fgpipe.gradients.guesses").find(name)
             ConfigStore.instance().store(group=group, name=name, node={"name": name, **asdict(kind())})
@@ -91,14 +91,14 @@ def _merge(config: DictConfig, override: str, parsed: Override) -> None:
     try:
         OmegaConf.update(config, key, parsed.value(), merge=True, force_add=key.startswith("guess."))  # it says which
     except (ConfigAttributeError, ConfigKeyError) as error:
-        raise UserError(_no_such_key(override)) from error
+        raise no_such_key(override, known_keys()) from error
     except OmegaConfBaseException as error:
-        raise UserError(f"{override}: " + (f"allowed: {RULES[key][1]}" if key in RULES else _reason(error))) from error
+        raise UserError(f"{override}: " + (f"allowed: {RULES[key][1]}" if key in RULES else problem(error))) from error
 
 
 def _explain(error: Exception, overrides: Sequence[str]) -> str:
     """One line from an error about the whole, naming the override at fault where it can be told."""
-    text = _reason(error)
+    text = problem(error)
     group = re.search(
         r"Could not find '([\w/]+)/([^']*)'.*Available options in '[^']*': (.*?)(?: Config search path|$)", text
     )
@@ -108,24 +108,14 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
     key = getattr(error, "full_key", None)
     unknown = re.search(r"Key '([^']+)'(?: is)? not in|Could not override '([^']+)'", text)
     for override in overrides:
-        name, _, value = override.partition("=")
+        name, value = split(override)
         if unknown and name.split(".")[-1] == (unknown[2] or unknown[1]).split(".")[-1]:
-            return _no_such_key(override)
+            return str(no_such_key(override, known_keys()))
         if isinstance(error, InterpolationResolutionError) and "${" in value:
             return f"{override}: {text}"
         if name == key:
             return f"{name}={value}: " + (f"allowed: {RULES[name][1]}" if name in RULES else text)
     return text
-
-
-def _reason(error: Exception) -> str:
-    """In one line, without the place in the schema."""
-    return re.sub(r"\s*full_key:.*", "", one_line(error))
-
-
-def _no_such_key(override: str) -> str:
-    near = difflib.get_close_matches(override.partition("=")[0], known_keys(), n=3)
-    return f"{override}: no such key" + (f"; did you mean {' or '.join(near)}?" if near else "; --help lists all")
 
 
 def known_keys() -> list[str]:

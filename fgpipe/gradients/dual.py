@@ -188,21 +188,28 @@ def losses_by_torch_func(head: Any, x: Tensor, labels: Tensor) -> tuple[Tensor, 
     """The rule of any head, as `by_torch_func`."""
     wrapped = _Losses(head, labels)
     losses, push = by_torch_func(wrapped, x, "")
-    return losses, wrapped.logits.pop(), lambda dx: push(dx, {}).per_lane()
+    return losses, wrapped.others.pop(), lambda dx: push(dx, {}).per_lane()
+
+
+def linearize_logits(head: Any, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, PushLosses]:
+    """Run `head.losses(x, labels)`; return losses `[B]` and logits `[B, C]`, and a push to the logits' tangents `[R, B, C]`."""
+    wrapped = _Losses(head, labels, as_logits=True)
+    logits, push = by_torch_func(wrapped, x, "")
+    return wrapped.others.pop(), logits, torch.no_grad()(lambda dx: push(dx, {}).per_lane())
 
 
 class _Losses(nn.Module):
-    """A head's losses as a module of their own; what its runs have as logits is left in `logits`."""
+    """A head's losses as a module of their own, or its logits; what its runs have as the other is left in `others`."""
 
-    def __init__(self, head: Any, labels: Tensor) -> None:
+    def __init__(self, head: Any, labels: Tensor, *, as_logits: bool = False) -> None:
         super().__init__()
-        self.head, self._labels = head, labels
-        self.logits: list[Tensor] = []
+        self.head, self._labels, self._as_logits = head, labels, as_logits
+        self.others: list[Tensor] = []
 
     def forward(self, x: Tensor) -> Tensor:
         losses, logits = self.head.losses(x, self._labels)
-        self.logits.append(logits)
-        return losses
+        self.others.append(losses if self._as_logits else logits)
+        return logits if self._as_logits else losses
 
     def _get_name(self) -> str:
         return type(self.head).__name__
@@ -243,6 +250,16 @@ def _call(module: nn.Module, tensors: dict[str, Tensor], x: Tensor) -> Tensor:
     """The module with other tensors; of a layer that stands in two places, PyTorch would not put its own ones back."""
     layers, places = (sum(1 for _ in module.named_modules(remove_duplicate=each)) for each in (True, False))
     return functional_call(module, tensors, (x,), tie_weights=layers == places)
+
+
+def frozen_logits(head: nn.Module, x: Tensor) -> Tensor:
+    """The logits `[B, C]` of a head for `x` `[B, ...]`, whose graph outlives the updates of the head.
+
+    Parameters and buffers are copies, so that no gradient reaches them, and no running statistic counts twice.
+    """
+    parameters = {name: parameter.detach().clone() for name, parameter in head.named_parameters()}
+    with torch.enable_grad():
+        return _call(head, parameters | _copied(head.named_buffers()), x.clone())
 
 
 def _copied(buffers: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """One way to estimate gradients: which guess, in which space and scope, for which target."""
 
+import math
 from dataclasses import dataclass
 
 from fgpipe.config import Config
@@ -23,14 +24,15 @@ class Method:
     step: str = "projection"
     samples: int = 1
     """Of a batch, in each replica."""
+    classes: int = 1
     idle: frozenset[int] = frozenset()
     """Blocks without trainable parameters: they pass activations and tangents on, and learn nothing."""
 
     @classmethod
-    def of(cls, config: Config, idle: frozenset[int] = frozenset()) -> "Method":
+    def of(cls, config: Config, classes: int = 1, idle: frozenset[int] = frozenset()) -> "Method":
         assert config.scope is not None
         shape = config.model.blocks, make(config.guess), config.space, config.scope, config.target.depth
-        return cls(*shape, config.decode, config.step, config.share, idle)
+        return cls(*shape, config.decode, config.step, config.share, classes, idle)
 
     @property
     def last(self) -> int:
@@ -62,6 +64,16 @@ class Method:
     def waits(self, block: int) -> bool:
         """The block needs scalars from a higher one before it can update."""
         return self.projects(block) and self.target(block) != block
+
+    def readings(self, probes: int) -> tuple[int, ...]:
+        """The shape of the readings of so many probes: `[P, S]`, or `[P, B, C]` where every sample has a row."""
+        if self.guess.reading.is_row:
+            return probes, self.samples, self.classes
+        return probes, self.samples if self.scope == "sample" else 1
+
+    def numbers(self, probes: int) -> int:
+        """The numbers of the readings of so many probes: the most that ever comes back to a block for one batch."""
+        return math.prod(self.readings(probes))
 
     def trains_head(self, block: int) -> bool:
         """The guess or a target uses the trained head of `block`."""

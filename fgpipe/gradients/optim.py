@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -31,10 +30,6 @@ def learning_rate(config: OptimConfig, *, batches: int, epochs: int) -> Learning
     return {"step": step, "one_cycle": one_cycle, "constant": lambda batch: config.lr}[config.schedule]
 
 
-def _own(estimates: Iterable[Tensor]) -> Iterable[Tensor]:
-    return estimates
-
-
 class Optimizer:
     """SGD with momentum as in `torch.optim.SGD`, stepped with a gradient estimate in place of the gradient.
 
@@ -47,9 +42,9 @@ class Optimizer:
         modules: Iterable[nn.Module],
         config: OptimConfig,
         rate: LearningRate,
-        average: Callable[[Iterable[Tensor]], Iterable[Tensor]] = _own,
+        average: Callable[[Iterable[Tensor]], Iterable[Tensor]] | None = None,
     ) -> None:
-        """Args: average: from the estimates of this replica to their mean over all."""
+        """Args: average: from the estimates of this replica to their mean over all; None where there is one."""
         self.parameters = [parameter for module in modules for parameter in trainable(module).values()]
         self._config, self._rate, self._average = config, rate, average
         self._momentum: list[Tensor | None] = [None] * len(self.parameters)
@@ -59,7 +54,8 @@ class Optimizer:
         """Update with one estimate per parameter, in the order of `parameters`, at the learning rate of `batch`."""
         if not self.parameters:
             return
-        pairs = zip(self.parameters, self._average(estimates), strict=True)
+        mean = estimates if self._average is None else self._average(estimates)
+        pairs = zip(self.parameters, mean, strict=True)
         sgd(
             self.parameters,
             [_laid_out_as(parameter, estimate) for parameter, estimate in pairs],
@@ -102,20 +98,6 @@ class Trained(NamedTuple):
 
     module: nn.Module
     optimizer: Optimizer | None
-
-
-def parts(
-    block: nn.Module,
-    optimizer: Optimizer,
-    head: nn.Module | None,
-    head_optimizer: Optimizer | None,
-    means: Mapping[str, nn.Module | None] = MappingProxyType({}),
-) -> dict[str, Trained]:
-    """What one block has learnt, by name: `block`, `head` if it trains one, and running means if it keeps any."""
-    trained = {"block": Trained(block, optimizer)}
-    if head is not None and head_optimizer is not None:
-        trained["head"] = Trained(head, head_optimizer)
-    return trained | {name: Trained(mean, None) for name, mean in means.items() if mean is not None}
 
 
 def in_order(module: nn.Module, estimates: Mapping[str, Tensor]) -> list[Tensor]:

@@ -18,6 +18,7 @@ from fgpipe.gradients.estimator import StepRule
 from fgpipe.gradients.guesses import View
 from fgpipe.gradients.method import Method
 from fgpipe.gradients.optim import trainable
+from fgpipe.gradients.readings import Reading
 from fgpipe.gradients.reverse import gradients as gradients_of
 from fgpipe.models.net import input_for
 
@@ -31,7 +32,8 @@ class Estimates:
     heads: list[dict[str, Tensor]]
     """Of each head: the gradient of its own loss, empty where the block has none."""
     scalars: list[Tensor | None]
-    """Of each block, `[P, S]`: <target gradient, guess>, exact per sample; None where nothing is projected."""
+    """Exact readings of each block, `[P, S]` or `[P, B, C]`; <target gradient, guess> of each sample by itself where they
+    are derivatives; None where nothing is projected."""
     losses: list[Tensor | None]
     """Of each head, `[B]`."""
     logits: list[Tensor | None]
@@ -114,15 +116,19 @@ def estimate(
         if method.guesses_by_untrained_head:
             head = guess_heads[j]
             (guesses[j],) = _backward(head.losses(input_for(head, outputs[j]), labels)[0], [places[j]])
-        view = View(places[j], (seed, j, batch), partial(guesses.__getitem__, j), memory(j))
+        logits = partial(result.logits.__getitem__, j)
+        view = View(places[j], (seed, j, batch), partial(guesses.__getitem__, j), logits, memory(j))
         directions[j] = method.guess.propose(view)
-    scalars = {j: method.guess.inner(gradients[j], each, method.scope) for j, each in directions.items()}
+    exact = partial(_readings, method, result)
+    scalars = {j: exact(j, gradients[j], each, places[j]) for j, each in directions.items()}
     result.scalars.extend(scalars.get(j) for j in range(method.blocks))
     received = transmit(scalars)
     for j, block in enumerate(blocks):
         estimates = gradients[j]
         if j in received:
-            estimates = method.guess.estimate(directions[j], received[j], method.scope, step(j))
+            estimates = method.guess.estimate(directions[j], received[j], method.scope, step(j), places[j])
+            if not method.guess.reading.has_lane:
+                guesses[j] = estimates
             if method.space == "activity":
                 parameters = tuple(trainable(block).values())
                 estimates = gradients_of(outputs[j], parameters, estimates[0], retain_graph=True)
@@ -135,6 +141,29 @@ def estimate(
             for j in range(method.last)
         ]
     return result
+
+
+def _readings(
+    method: Method,
+    found: Estimates,
+    block: int,
+    gradient: Sequence[Tensor],
+    directions: Sequence[Tensor],
+    places: Sequence[Tensor],
+) -> Tensor:
+    """The exact readings of a block's probes."""
+    reading, target = method.guess.reading, method.target(block)
+    if reading is Reading.DERIVATIVE:
+        return method.guess.inner(gradient, directions, method.scope)
+    losses, logits = found.losses[target], found.logits[target]
+    assert losses is not None and logits is not None, "a target has a head"
+    if reading is Reading.ERROR:
+        return torch.autograd.grad(losses.sum(), logits, retain_graph=True)[0].unsqueeze(0)
+    signal = torch.zeros_like(logits, requires_grad=True)  # J v is the derivative of <v, J^T u> with respect to u
+    pulled = torch.autograd.grad(logits, list(places), signal, create_graph=True, materialize_grads=True)
+    products = [(each * direction).sum() for each, direction in zip(pulled, directions, strict=True)]
+    wanted = products if method.scope == "tensor" else [torch.stack(products).sum()]
+    return torch.stack([torch.autograd.grad(each, signal, retain_graph=True)[0] for each in wanted])
 
 
 def alignment(gradient: Sequence[Tensor], guess: Sequence[Tensor], by_sample: bool) -> Tensor:

@@ -75,6 +75,8 @@ def plan_lanes(method: Method, tensors: Sequence[int], lanes: int | str, code: s
     """
     probes = [method.guess.probes(method.scope, each, method.samples) for each in tensors]
     counts = tuple(probes[j] if method.projects(j) else 0 for j in range(method.blocks))
+    if not method.guess.reading.has_lane:
+        return NoLanes(method, counts)
     if lanes == "exact":
         return ExactLanes(method, counts)
     coded = CodedLanes(method, counts, code, int(lanes), seed)
@@ -100,6 +102,23 @@ class ExactLanes(Lanes):
 
     def decode(self, target: int, batch: int, readings: Tensor) -> Tensor:
         return readings
+
+
+@dataclass(frozen=True)
+class NoLanes(Lanes):
+    """None: what comes back, all probes of a target have alike."""
+
+    def of(self, block: int) -> tuple[int, ...]:
+        return ()
+
+    def carriers(self, block: int, batch: int, like: Tensor) -> list[dict[int, Factor]]:
+        return [{}] * self.counts[block]
+
+    def encode(self, target: int, batch: int, scalars: Tensor) -> Tensor:
+        return scalars[:1]
+
+    def decode(self, target: int, batch: int, readings: Tensor) -> Tensor:
+        return readings.expand(sum(self.counts[j] for j in self.asking(target)), *readings.shape[1:])
 
 
 @dataclass(frozen=True)
@@ -188,20 +207,6 @@ class Decoder:
 
 def _distinct(lanes: Iterable[int]) -> tuple[int, ...]:
     return tuple(dict.fromkeys(lanes))
-
-
-def read(derivatives: Tensor, scope: str) -> Tensor:
-    """Turn the derivatives `[R, B]` of each sample's own loss into readings `[R, S]` of the mean loss.
-
-    With scope `sample` S is B and a reading is the sample's part of the derivative (design, section 3: the samples
-    share one tangent). Otherwise S is 1: the derivative of the mean.
-    """
-    return derivatives / derivatives.shape[1] if scope == "sample" else derivatives.mean(dim=1, keepdim=True)
-
-
-def arrange(tangent: Tangent, lanes: tuple[int, ...], readings: Tensor) -> Tensor:
-    """The readings `[R, ...]` of a tangent, in the order of `lanes`."""
-    return readings if tangent.lanes == lanes else readings[[tangent.lanes.index(lane) for lane in lanes]]
 
 
 def restrict(tangent: Tangent | None, lanes: tuple[int, ...]) -> Tangent | None:

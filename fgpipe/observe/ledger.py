@@ -79,3 +79,11 @@ def report(table: Tensor) -> dict[str, dict[str, dict[str, int]]]:
         size, messages = table[source, destination, kind].tolist()
         links.setdefault(f"{source}->{destination}", {})[KINDS[kind]] = {"bytes": size, "messages": messages}
     return links
+
+
+def bytes_back(table: Tensor, batches: int) -> list[float]:
+    """Bytes of readings and gradients that came back to each block for one batch; what stays in a process is none."""
+    kinds = [KINDS.index(kind) for kind in ("feedback", "gradients")]
+    downwards = torch.ones(len(table), len(table)).tril(-1).bool()
+    sizes = table[:, :, kinds, 0].sum(dim=2).where(downwards, 0)
+    return [size / batches for size in sizes.sum(dim=0).tolist()]

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fgpipe.observe.events import Aligned, Learnt, Scored, Skipped, StepEvent
+
 PHASES = ("test", "train")
 """Indexed by `training`."""
 INCIDENTS = ("duplicates", "asked", "skipped")
@@ -57,6 +59,17 @@ class Metrics:
     def _zeros(self) -> list[list[list[float]]]:
         return [[[0.0, 0.0, 0.0] for _ in range(self.blocks)] for _ in PHASES]
 
+    def observe(self, event: StepEvent) -> None:
+        """Take in what happened in a step."""
+        if isinstance(event, Scored):
+            self.record(event.block, event.training, event.losses, event.logits, event.labels)
+        elif isinstance(event, Learnt) and event.staleness is not None:
+            self.record_staleness(event.block, event.staleness)
+        elif isinstance(event, Skipped):
+            self.count(event.block, "skipped")
+        elif isinstance(event, Aligned) and self._on_cosines is not None:
+            self._on_cosines(event.batch, event.cosines)
+
     def record(self, block: int, training: bool, losses: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Add one batch of a block's head: losses `[B]`, logits `[B, classes]`."""
         loss = losses.detach().sum(dtype=torch.float64)
@@ -72,11 +85,6 @@ class Metrics:
         count, total, least, most = self._staleness[block].tolist()
         least = min(least, updates) if count else updates
         self._staleness[block] = torch.tensor([count + 1, total + updates, least, max(most, updates)])
-
-    def record_cosines(self, step: int, cosines: Sequence[float]) -> None:
-        """The cosine of guess and global target of each block below the last, on one training batch."""
-        if self._on_cosines is not None:
-            self._on_cosines(step, cosines)
 
     def count(self, block: int, incident: str) -> None:
         """Something happened to scalars or batches of a block: one of `INCIDENTS` or `REPLAYS`."""

@@ -72,7 +72,7 @@ class Plan:
             net or resnet(config.model, config.head, in_channels=facts.channels, classes=facts.classes),
         )
         tensors = [len(trainable(block)) for block in net.blocks]
-        method = Method.of(config, idle=frozenset(j for j, count in enumerate(tensors) if not count))
+        method = Method.of(config, facts.classes, idle=frozenset(j for j, count in enumerate(tensors) if not count))
         lanes = plan_lanes(method, tensors, config.lanes, config.code, config.seed)
         if theirs:
             used = [head if uses_head(config, method, j) else None for j, head in enumerate(net.heads)]
@@ -89,6 +89,16 @@ class Plan:
             sizes = tuple(config.partition)
         topology = Topology(sizes, rank, placement)
         return cls(config, facts, net, method, lanes, windows(method, config.window), topology, forward, step)
+
+    @property
+    def pipelined(self) -> bool:
+        """Whether blocks are trained by pipelined backpropagation, all of a process as one."""
+        return self.config.guess_name == "end_to_end" and self.config.tangents == "forward"
+
+    @property
+    def is_reference(self) -> bool:
+        """Whether no readings travel, as blocks learn by backpropagation or by the oracle."""
+        return self.pipelined or self.config.tangents == "oracle"
 
     @property
     def link_bytes(self) -> list[int]:

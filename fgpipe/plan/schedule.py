@@ -12,7 +12,7 @@ of no later one either, so the sequence of updates depends on the windows alone)
 
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from fgpipe.gradients.method import Method
@@ -77,3 +77,47 @@ def turn(pending: Sequence[Action], block: int) -> tuple[float, int, int]:
     """
     forwards = (action.batch for action in pending if isinstance(action, Forward))
     return next(forwards, math.inf), pending[0].batch, block
+
+
+class Agenda:
+    """What the blocks of one process have still to do, each in its own order.
+
+    Of several blocks that can go on the highest goes first, so that few batches wait between them.
+
+    Args:
+        blocks: the window of each block, and whether it waits for readings; lowest first.
+        fixed: take actions in an order that no timing changes (`turn`), as replicas must: they wait for each other.
+    """
+
+    def __init__(self, blocks: Mapping[int, tuple[int, bool]], fixed: bool) -> None:
+        self._blocks, self._fixed = blocks, fixed
+        self._pending: dict[int, deque[Action]] = {block: deque() for block in blocks}
+
+    def train(self, batches: range) -> None:
+        """Train on these batches, from an empty pipeline to a drained one."""
+        for block, (window, waits) in self._blocks.items():
+            self._pending[block].extend(actions(batches, window, waits))
+
+    def test(self, batches: int) -> None:
+        """Test on so many batches."""
+        for pending in self._pending.values():
+            pending.extend(map(Forward, range(batches)))
+
+    def first(self) -> list[tuple[int, Action]]:
+        """The first action of each block that may come next, in the order of preference; empty at the end."""
+        busy = [block for block in reversed(self._pending) if self._pending[block]]
+        if self._fixed and busy:
+            busy = [min(busy, key=lambda block: turn(self._pending[block], block))]
+        return [(block, self._pending[block][0]) for block in busy]
+
+    def done(self, block: int) -> None:
+        """The block's first action has been done."""
+        self._pending[block].popleft()
+
+    def applied(self, block: int, batch: int) -> None:
+        """The block has applied a batch's readings before its turn."""
+        self._pending[block].remove(Apply(batch))
+
+    def drain(self, block: int, last: int) -> None:
+        """No batch follows `last`, which the block has forwarded."""
+        self._pending[block] = drain(self._pending[block], last)

@@ -21,7 +21,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from fgpipe.errors import one_line, reason
+from fgpipe.errors import RunError, one_line, reason
 from fgpipe.gradients.optim import Trained, trainable
 from fgpipe.models.net import Net
 from fgpipe.saving import durable
@@ -32,7 +32,7 @@ LONGEST = 200
 """Characters of the reason for damage; PyTorch's lists every tensor of a net."""
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(RunError):
     """A checkpoint that cannot be written, or is not what its manifest says; one line that names the file.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""The command `python -m fgpipe.study STUDY [arguments]`: each study is a module with a `main` of its own.
+"""Command `python -m fgpipe.study STUDY [arguments]`: each study is a module with a `main` of its own.
 
 Exit codes: 0, done; 1, a run failed, or a file cannot be written; 2, bad input; 130, interrupted.
 """
@@ -41,7 +41,8 @@ STUDIES = {
     "precision": ("probes", "how far bfloat16 takes the estimates from the float64 oracle"),
     "per_sample": ("probes", "per-sample scalars from one tangent beside the exact projection of every sample"),
 }
-"""Name to the room that has its module, and what it finds out; the module's `main` takes the arguments and returns the exit code."""
+"""Name to the room that has the study's module, and what the study finds out; the module's `main` takes the arguments
+and returns the exit code."""
 
 
 @command
@@ -56,7 +57,7 @@ def main(arguments: list[str]) -> int:
         raise UserError(f"{name}: allowed: {' | '.join(STUDIES)}")
     study = importlib.import_module(f"fgpipe.study.{STUDIES[name][0]}.{name}")
     if "--help" in rest or "-h" in rest:
-        print(study.__doc__.rstrip())
+        print((study.__doc__ or "").rstrip())
         return 0
     try:
         return study.main(rest)

@@ -4,7 +4,7 @@ Every process is one stage of the pipeline. Activations go up and gradients come
 norm sees one microbatch. Shapes are given in advance, so PyTorch never infers them by sending pickled objects.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,17 +13,21 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe, ScheduleInterleavedZeroBubble
 
-from fgpipe.gradients.optim import Optimizer, Trained, parts
+from fgpipe.gradients.optim import Optimizer, Trained
 from fgpipe.gradients.reverse import gradients
 from fgpipe.models.net import input_for
+from fgpipe.observe.events import Learnt, Scored
 from fgpipe.observe.ledger import Ledger
-from fgpipe.observe.metrics import Metrics
+from fgpipe.observe.observers import Observers
+from fgpipe.plan.plan import Plan
 from fgpipe.plan.precision import Precision
 from fgpipe.plan.topology import Topology
+from fgpipe.trainers.learner import Learner
 from fgpipe.trainers.phases import Phases
-from fgpipe.trainers.worker import Source, never
-from fgpipe.wire.links.base import Batch
-from fgpipe.wire.links.distributed import DistributedLink, Receiver, unwire, wire
+from fgpipe.trainers.step import Message
+from fgpipe.wire.batch import Batch
+from fgpipe.wire.feedback.messages import Feedback, Lost
+from fgpipe.wire.links.header import unwire, wire
 
 SCHEDULES = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B, "zero_bubble": ScheduleInterleavedZeroBubble}
 """`zero_bubble` is ZB1P (Qi et al. 2024): with one stage in each process, 1F1B that computes the gradients of the
@@ -125,88 +129,68 @@ class ObservedStage(PipelineStage):
         return operations
 
 
-class PipelinedBackpropagation:
-    """Trains the blocks of this process on the last block's loss.
+class PipelinedStep:
+    """The blocks of this process, trained together on the last block's loss.
 
     Args:
-        blocks, heads: of this process; a head is the classifier (last block), an observer, or None.
-        shapes: of what enters and what leaves this process, without the batch.
-        schedule: one of `SCHEDULES`.
-        microbatches: per batch, a divisor of `batch_size`.
-        receiver, link: bring test batches and labels from the process below, and take them to the one above.
-        precision: without autocast.
-        host: where what crosses a link lives.
-        make_optimizer: from a block's index and modules of it to an optimizer of their parameters.
-        phases: one of each block.
-        backward: of the backward passes; see `ObservedStage`.
+        host: where the tensors that cross a link live.
+        observers: count what `torch.distributed.pipelining` sends, and time its passes.
         group: of the processes of the pipeline, in its order; None is the default group.
     """
 
     def __init__(
         self,
-        topology: Topology,
-        blocks: list[nn.Module],
-        heads: list[Any],
-        *,
-        shapes: tuple[torch.Size, torch.Size],
-        schedule: str,
-        microbatches: int,
-        batch_size: int,
-        precision: Precision,
+        plan: Plan,
+        learners: Mapping[int, Learner],
         device: torch.device,
         host: torch.device,
-        receiver: Receiver | None,
-        link: DistributedLink | None,
-        make_optimizer: Callable[[int, list[nn.Module]], Optimizer],
-        metrics: Metrics,
-        ledger: Ledger,
-        phases: list[Phases],
-        backward: Phases,
+        observers: Observers,
         group: dist.ProcessGroup | None = None,
     ) -> None:
-        self._topology, self._heads, self._metrics, self._device = topology, heads, metrics, device
-        self._receiver, self._link = receiver, link
-        self._placeholder = (batch_size, 0)
-        self._classifier = heads[-1] if link is None else None
-        self._observers = [None if head is self._classifier else head for head in heads]
-        zero_bubble = schedule == "zero_bubble"
-        self._phases = phases
+        topology, config, precision = plan.topology, plan.config, Precision.of(plan.config)
+        self.index, self._learners, self._device = topology.local[0], list(learners.values()), device
+        last = self._learners[-1]
+        self._is_first, self._is_last = self.index == 0, last.index == plan.method.last
+        self._classifier = last.head if self._is_last else None
+        zero_bubble = config.schedule == "zero_bubble"
+        self._phases = [Phases.of(plan, each.index, observers.timeline, device) for each in self._learners]
         self._part = Part(
-            blocks,
+            [each.block for each in self._learners],
             self._classifier,
             device,
             host,
-            keep_outputs=any(self._observers),
+            keep_outputs=any(each.head is not None and each.head is not self._classifier for each in self._learners),
             copy=zero_bubble,
-            phases=phases,
+            phases=self._phases,
             precision=precision,
         )
-        self._optimizers = [make_optimizer(j, [block]) for j, block in zip(topology.local, blocks, strict=True)]
-        if self._classifier is not None:
-            self._optimizers.append(make_optimizer(topology.local[-1], [self._classifier]))
-        self._optimizer_phases = [*phases, phases[-1]][: len(self._optimizers)]  # the classifier is the last block's
-        self._observer_optimizers = [
-            head and make_optimizer(j, [head]) for j, head in zip(topology.local, self._observers, strict=True)
-        ]
-        sizes = [(batch_size // microbatches, *shape) for shape in shapes]
-        dtypes = (
-            precision.dtype if receiver is None else precision.wire,
-            precision.dtype if link is None else precision.wire,
-        )
+        shapes = plan.forward.shapes[self.index], plan.forward.shapes[last.index + 1]
+        sizes = [(config.share // config.microbatches, *shape) for shape in shapes]
+        dtypes = [precision.dtype if ends else precision.wire for ends in (self._is_first, self._is_last)]
         examples = [
             wire(torch.empty(size, dtype=dtype, device=host)).contiguous().requires_grad_()
             for size, dtype in zip(sizes, dtypes, strict=True)
         ]
-        if receiver is None:
-            examples[0].requires_grad_(False)
+        examples[0].requires_grad_(not self._is_first)
         place = (topology.position, len(topology.pipeline), host)
         self._stage = stage = ObservedStage(
-            self._part, *place, *examples, topology=topology, ledger=ledger, phases=backward, group=group
+            self._part,
+            *place,
+            *examples,
+            topology=topology,
+            ledger=observers.ledger,
+            phases=Phases.of_backward(plan, observers.timeline, device),
+            group=group,
         )
-        loss = self._loss if link is None else _no_loss
+        loss = self._loss if self._is_last else _no_loss
         stages = [stage] if zero_bubble else stage  # it may take several
-        self._schedule = SCHEDULES[schedule](stages, n_microbatches=microbatches, loss_fn=loss)
+        self._schedule = SCHEDULES[config.schedule](stages, n_microbatches=config.microbatches, loss_fn=loss)
         self._judged: list[tuple[Tensor, Tensor]] = []
+
+    @staticmethod
+    def placeholder(samples: int) -> tuple[int, int]:
+        """The shape of a training batch on our links, which carry labels alone: its activation goes another way."""
+        return samples, 0
 
     def _loss(self, y: Tensor, labels: Tensor) -> Tensor:
         with self._phases[-1]("loss", *self._part.at):
@@ -215,111 +199,69 @@ class PipelinedBackpropagation:
         self._judged.append((losses.detach(), logits.detach()))
         return losses.mean()
 
-    def train(
-        self,
-        epoch: int,
-        batches: int,
-        source: Source | None,
-        indices: range | None = None,
-        stop: Callable[[], bool] = never,
-    ) -> int:
-        """Train for one epoch or a part of it, as `Worker.train`; the pipeline is drained after every batch anyway."""
-        self._mode(training=True)
-        for index in indices or range(batches):
-            batch = self._next(epoch * batches + index, epoch, index, True, source, stop)
-            self._metrics.last_batch = self._stage.batch = batch.id
-            self._schedule.step(
-                *([wire(batch.x)] if self._receiver is None else []),
-                target=batch.labels if self._link is None else None,
-                return_outputs=False,
-            )
-            for phase, optimizer in zip(self._optimizer_phases, self._optimizers, strict=True):
-                with phase("update", batch.id):
-                    found = ((parameter, parameter.grad) for parameter in optimizer.parameters)
-                    optimizer.step([torch.zeros_like(like) if grad is None else grad for like, grad in found], batch.id)
-                for parameter in optimizer.parameters:
-                    parameter.grad = None
-            self._record(batch.labels)
-            self._observe(batch.labels, batch.id)
-            if batch.drain:
-                break
-        return index + 1
+    def run(self, given: Batch | Feedback | Lost) -> Iterator[Message]:
+        """Train or test on a batch; yields labels, or in tests the activation too, for the process above, and events."""
+        assert isinstance(given, Batch), "nobody sends readings here"
+        for each in self._learners:
+            each.mode(given.training)
+        self._part.train(given.training)
+        return self._train(given) if given.training else self._evaluate(given)
 
-    def trained(self) -> dict[int, dict[str, Trained]]:
-        """As `Worker.trained`."""
-        blocks, optimizers = list(self._part.blocks), self._optimizers[: len(self._part.blocks)]
-        head_optimizers = list(self._observer_optimizers)
-        if self._classifier is not None:
-            head_optimizers[-1] = self._optimizers[-1]
-        columns = zip(blocks, optimizers, self._heads, head_optimizers, strict=True)
-        return {j: parts(*column) for j, column in zip(self._topology.local, columns, strict=True)}
-
-    def _next(
-        self,
-        batch: int,
-        epoch: int,
-        index: int,
-        training: bool,
-        source: Source | None,
-        stop: Callable[[], bool] = never,
-    ) -> Batch:
-        """The batch: from the data, or its labels from the process below, already on their way to the one above.
-
-        In training x is a placeholder everywhere but in the first process: `torch.distributed.pipelining` carries it.
-        """
-        if self._receiver is None:
-            assert source is not None, "the process of block 0 has the images"
-            got = Batch(batch, epoch, training, *source(epoch, index), drain=stop())
-        else:
-            got = self._receiver.receive(self._placeholder if training else None)
-        if training and self._link is not None:
-            self._link.send(replace(got, x=got.x.new_empty(self._placeholder)))
-        return got
-
-    def _record(self, labels: Tensor) -> None:
-        if self._judged:
+    def _train(self, batch: Batch) -> Iterator[Message]:
+        if not self._is_last:
+            yield replace(batch, x=batch.x.new_empty(self.placeholder(len(batch.labels))))
+        self._stage.batch = batch.id
+        self._schedule.step(
+            *([wire(batch.x)] if self._is_first else []),
+            target=batch.labels if self._is_last else None,
+            return_outputs=False,
+        )
+        labels = batch.labels.to(self._device)
+        for phase, each in zip(self._phases, self._learners, strict=True):
+            yield from self._update(each.index, "block", each.optimizer, phase, batch.id)
+        if self._is_last:
+            yield from self._update(each.index, "head", each.head_optimizer, phase, batch.id)
             losses, logits = (torch.cat(parts) for parts in zip(*self._judged, strict=True))
-            self._metrics.record(self._topology.local[-1], True, losses, logits, labels.to(self._device))
             self._judged.clear()
+            yield Scored(each.index, True, losses, logits, labels)
+        yield from self._observe(labels, batch.id)
 
-    def _observe(self, labels: Tensor, batch: int) -> None:
+    def _update(self, block: int, part: str, optimizer: Optimizer, phase: Phases, batch: int) -> Iterator[Message]:
+        with phase("update", batch):
+            pairs = [(parameter, parameter.grad) for parameter in optimizer.parameters]
+            found = [torch.zeros_like(like) if grad is None else grad for like, grad in pairs]
+            optimizer.step(found, batch)
+        for parameter in optimizer.parameters:
+            parameter.grad = None
+        yield Learnt(block, part, found)
+
+    def _observe(self, labels: Tensor, batch: int) -> Iterator[Message]:
         """Train the observing heads on the detached outputs of the whole batch."""
         if not self._part.outputs:
             return
-        labels = labels.to(self._device)
         outputs = [torch.cat(parts) for parts in zip(*self._part.outputs, strict=True)]
         self._part.outputs.clear()
-        for j, y, head, optimizer in zip(
-            self._topology.local, outputs, self._observers, self._observer_optimizers, strict=True
-        ):
-            if head is not None:
-                losses, logits = head.losses(input_for(head, y), labels)
-                optimizer.step(gradients(losses.mean(), optimizer.parameters), batch)
-                self._metrics.record(j, True, losses, logits, labels)
+        for y, each in zip(outputs, self._learners, strict=True):
+            if each.head is not None and each.head is not self._classifier:
+                losses, logits = each.head.losses(input_for(each.head, y), labels)
+                found = gradients(losses.mean(), each.head_optimizer.parameters)
+                each.head_optimizer.step(found, batch)
+                yield Learnt(each.index, "head", found)
+                yield Scored(each.index, True, losses, logits, labels)
 
     @torch.no_grad()
-    def evaluate(self, epoch: int, batches: int, source: Source | None) -> None:
-        """Send the test set through, as `Worker.evaluate`."""
-        self._mode(training=False)
-        for index in range(batches):
-            batch = self._next(index, epoch, index, False, source)
-            x, labels = batch.x.to(self._device), batch.labels.to(self._device)
-            for position, (j, head) in enumerate(zip(self._topology.local, self._heads, strict=True)):
-                y, x = self._part.block(position, x)
-                if head is not None:
-                    self._metrics.record(j, False, *head.losses(input_for(head, y), labels), labels)
-            if self._link is not None:
-                self._link.send(replace(batch, x=x))
+    def _evaluate(self, batch: Batch) -> Iterator[Message]:
+        x, labels = batch.x.to(self._device), batch.labels.to(self._device)
+        for position, each in enumerate(self._learners):
+            y, x = self._part.block(position, x)
+            if each.head is not None:
+                yield Scored(each.index, False, *each.head.losses(input_for(each.head, y), labels), labels)
+        if not self._is_last:
+            yield replace(batch, x=x)
 
-    def _mode(self, training: bool) -> None:
-        for module in (self._part, *self._heads):
-            if module is not None:
-                module.train(training)
-
-    def close(self) -> None:
-        """Wait until everything that was sent has left."""
-        if self._link is not None:
-            self._link.close()
+    def trained(self) -> dict[int, dict[str, Trained]]:
+        """Everything that each block has learnt, by block and name."""
+        return {each.index: each.trained({}) for each in self._learners}
 
 
 def _no_loss(y: Tensor, labels: Tensor) -> Tensor:

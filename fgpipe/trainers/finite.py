@@ -5,17 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-
-class NotFiniteError(RuntimeError):
-    """A block made a number that is not finite, from numbers that were.
-
-    Attributes:
-        block: where.
-    """
-
-    def __init__(self, block: int, what: str) -> None:
-        super().__init__(f"{what} is not finite")
-        self.block = block
+from fgpipe.errors import NotFiniteError
 
 
 @torch.no_grad()
@@ -29,4 +19,4 @@ def check_finite(tensor: Tensor, block: int, what: str) -> None:
         NotFiniteError: names the block and what the tensor is.
     """
     if not math.isfinite(tensor.sum().item()) and not tensor.isfinite().all():
-        raise NotFiniteError(block, what)
+        raise NotFiniteError(f"{what} is not finite", block=block)

@@ -5,7 +5,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import astuple, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +13,28 @@ import torch
 from torch import Tensor
 
 from fgpipe.cluster.interface import Interface
-from fgpipe.cluster.process import Cluster, Facts, Place, prefix
+from fgpipe.cluster.process import Cluster, Place, prefix
 from fgpipe.cluster.replicas import Replicas
 from fgpipe.cluster.start import Late
 from fgpipe.cluster.tracer import Tracer
 from fgpipe.config import Config, check_world
 from fgpipe.config.rng import generator
-from fgpipe.data import Batches, load
-from fgpipe.errors import OutputError, UserError, bad_value, one_line, typed_line
+from fgpipe.data import Batches
+from fgpipe.errors import (
+    LinkError,
+    OutputError,
+    RunError,
+    UserError,
+    bad_value,
+    one_line,
+    typed_line,
+)
 from fgpipe.models.init import materialize
 from fgpipe.models.net import Net
-from fgpipe.observe.ledger import Ledger, report
+from fgpipe.observe.ledger import Ledger, bytes_back, report
 from fgpipe.observe.memory import Memory
 from fgpipe.observe.metrics import REPLAYS, Metrics, incident_report, scores, staleness_report
+from fgpipe.observe.observers import Observers
 from fgpipe.observe.progress import Progress, closing_table
 from fgpipe.observe.record import RunFolder, scores_of
 from fgpipe.plan import placement
@@ -34,17 +43,11 @@ from fgpipe.plan.precision import DTYPES
 from fgpipe.plan.topology import Topology
 from fgpipe.saving import resume, verdict
 from fgpipe.saving.checkpoint import CheckpointError, Checkpoints, Manifest, read_net
-from fgpipe.saving.claim import claimed
-from fgpipe.saving.outputs import needed, unwritten
-from fgpipe.trainers.build import Trainer, build_trainer
-from fgpipe.trainers.finite import NotFiniteError
+from fgpipe.saving.outputs import unwritten
+from fgpipe.trainers.build import build_trainer
+from fgpipe.trainers.data_owner import met_here_alone, share_data
 from fgpipe.trainers.saver import Preempted, Saver
-from fgpipe.trainers.worker import Stalled
-from fgpipe.wire.feedback.messages import FeedbackError
-from fgpipe.wire.links.distributed import LinkError
-
-EXPECTED = (LinkError, FeedbackError, Stalled, NotFiniteError, CheckpointError)
-"""Errors whose text says it all; others are mistakes of ours, or how torch finds that a peer is gone."""
+from fgpipe.trainers.worker import Worker
 
 
 def run(config: Config, net: Net | None = None) -> dict[str, Any]:
@@ -64,10 +67,9 @@ def run(config: Config, net: Net | None = None) -> dict[str, Any]:
     Raises:
         UserError: the configuration cannot be run here, the data cannot be read, the run folder cannot be written, or
             another run is writing to it.
-        LinkError, FeedbackError, Stalled: another process is gone, silent or wrong; a line on stderr says which.
-        CheckpointError: a checkpoint cannot be written or read.
+        RunError: another process is gone, silent or wrong (LinkError, FeedbackError, StalledError), training has diverged
+            (NotFiniteError), or a checkpoint cannot be written or read (CheckpointError); a line on stderr says where.
         Preempted: SIGTERM came, and the run is saved.
-        NotFiniteError: training has diverged; a line on stderr says where.
         OutputError: the run is done and its figures are printed, but not all of its files could be written.
     """
     place = Place.from_environment()
@@ -96,7 +98,7 @@ def _perform(
     device = place.device(config.device)
     with _said(place):
         cluster = Cluster(place, config.deadline)
-        batches, (step, folder, *facts) = _share_data(config, cluster, [ranks[0] for ranks in pipelines], claim)
+        batches, (step, folder, *facts) = share_data(config, cluster, [ranks[0] for ranks in pipelines], claim)
     source = resume.source(config)
     resumed = Checkpoints(source).manifest(step) if source is not None and step else None
     plan = Plan.make(config, DataFacts(*facts), net, place.rank, place.world_size, step, pipelines)
@@ -134,7 +136,7 @@ class _Run:
         """Lines about results that this process could not write."""
         if cluster.place.rank == plan.topology.reporter:
             self._progress = Progress(config.epochs, facts.train_batches, config.batch_size)
-            with _met_here_alone():
+            with met_here_alone():
                 self._folder = RunFolder(config, folder, done, resumed.step if resumed else 0)
         on_batch, on_cosines = self._progress and self._progress.batch, self._folder and self._folder.cosines
         self._metrics = Metrics(plan.method.blocks, on_batch, on_cosines)
@@ -143,20 +145,13 @@ class _Run:
         """What `_processor_time` grew by in training."""
         self._tracer = Tracer(config.trace, cluster, plan.topology)
         self._path, cluster.on_end = folder, self._verdict
+        self._observers = Observers(self._metrics, self._ledger, self._tracer.timeline)
         self._saver = Saver(plan, cluster, replicas, folder, self._metrics, self._ledger, resumed)
 
     def execute(self) -> dict[str, Any]:
         try:
             self._tracer.begin()
-            trainer = build_trainer(
-                self._plan,
-                self._cluster,
-                self._device,
-                self._metrics,
-                self._ledger,
-                self._tracer.timeline,
-                self._replicas,
-            )
+            trainer = build_trainer(self._plan, self._cluster, self._device, self._observers, self._replicas)
             first, index, seconds = self._resume(trainer)
             for epoch in range(first, self._plan.config.epochs):
                 self._epoch(trainer, epoch, index, seconds)
@@ -206,17 +201,18 @@ class _Run:
             return
         self._cluster.leaving = True  # torchrun's SIGTERM must not cut this short
         topology, rank = self._plan.topology, self._cluster.place.rank
-        cause = one_line(error) if isinstance(error, EXPECTED) else typed_line(error)
-        blocks = (error.block,) if isinstance(error, NotFiniteError) else topology.local
+        cause = one_line(error) if isinstance(error, RunError) else typed_line(error)
+        block = error.block if isinstance(error, RunError) else None
+        blocks = topology.local if block is None else (block,)
         if not isinstance(error, CheckpointError):  # `fgpipe.train` says that
-            where = f"[block {error.block}]" if isinstance(error, NotFiniteError) else prefix(topology)
+            where = prefix(topology) if block is None else f"[block {block}]"
             print(f"{where} error: {cause}", file=sys.stderr, flush=True)
         said = True
-        if isinstance(error, RuntimeError) and not isinstance(error, (NotFiniteError, CheckpointError)):
+        if isinstance(error, RuntimeError) and block is None and not isinstance(error, CheckpointError):
             if gone := self._cluster.gone(patience=1.0):
                 rank, cause = next(iter(gone.items()))
                 said = False  # but only what came of it
-            elif isinstance(error, LinkError) and error.rank is not None:
+            elif isinstance(error, RunError) and error.rank is not None:
                 rank = error.rank
             blocks = topology.of(rank)
         self._verdict(cause, rank, blocks, said=said)
@@ -235,7 +231,7 @@ class _Run:
         )
         return (self._path / verdict.NAME).exists()
 
-    def _resume(self, trainer: Trainer) -> tuple[int, int, float]:
+    def _resume(self, trainer: Worker) -> tuple[int, int, float]:
         """Restore what is resumed from; the epoch and index of the next batch, and the seconds spent on that epoch."""
         source, manifest = resume.source(self._plan.config), self._resumed
         if manifest is None or source is None:
@@ -247,7 +243,7 @@ class _Run:
             self._table = scores_of(manifest.epochs[-1])
         return manifest.epoch, manifest.batch, manifest.train_seconds
 
-    def _epoch(self, trainer: Trainer, epoch: int, index: int, seconds: float) -> None:
+    def _epoch(self, trainer: Worker, epoch: int, index: int, seconds: float) -> None:
         """Train from batch `index` on, and test; `seconds` were spent on the batches before it.
 
         Seconds count from the first process's start of training to the last one's end, without what saving takes.
@@ -314,6 +310,7 @@ class _Run:
             "scalars": incident_report(incidents),
             "replay": incident_report(replays, REPLAYS),
             "bytes": report(traffic),
+            "bytes_back_per_batch": bytes_back(traffic, plan.config.epochs * plan.facts.train_batches),
             "memory_before_training_bytes": before,
             "peak_memory_bytes": peak,
             "processor_seconds": [nanoseconds * 1e-9 for nanoseconds in processor],
@@ -347,59 +344,6 @@ def _undone(threads: int) -> Iterator[None]:
     finally:
         torch.set_num_threads(before)
         warnings.showwarning = show
-
-
-def _share_data(
-    config: Config, cluster: Cluster, loaders: Sequence[int], claim: ExitStack
-) -> tuple[Batches | None, Facts]:
-    """The data of this process, if it is one of the `loaders`, the process of block 0 of each replica; and the facts.
-
-    The first of them goes first: what it has to download is there when the others load. It holds the claim on the run
-    folder, as it lives as long as the run, and nothing is written before it has it.
-    """
-    rank, batches, found = cluster.place.rank, None, None
-    if rank == loaders[0]:
-        with cluster.loading():
-            batches, found = _load(config, claim)
-    facts = cluster.share(found, loaders[0], "facts")
-    if rank in loaders[1:]:
-        with cluster.loading():
-            batches, _ = _data(config, loaders.index(rank))
-    for replica, loader in enumerate(loaders[1:], 1):
-        cluster.share((replica,) if rank == loader else None, loader, f"data/{replica}")
-    return batches, facts
-
-
-def _load(config: Config, claim: ExitStack) -> tuple[Batches, Facts]:
-    """The data, and what the other processes must know: the step to go on from, the run folder, and `DataFacts`."""
-    with _met_here_alone():
-        folder = claim.enter_context(claimed(config))
-        if resume.check_run_dir(config) is not None:
-            raise bad_value("run_dir", folder, "the same command again, as the run there has ended just now")
-    batches, facts = _data(config, 0)
-    with _met_here_alone():
-        manifest = resume.choose(config, facts.train_batches)
-        with needed("run_dir", folder):
-            verdict.retire(folder)
-    return batches, (manifest.step if manifest else 0, str(folder), *astuple(facts))
-
-
-def _data(config: Config, replica: int) -> tuple[Batches, DataFacts]:
-    """The share of a replica."""
-    with _met_here_alone():
-        dataset = load(config.data)
-        shares = {"share": replica, "shares": config.replicas}
-        batches = Batches(dataset, config.data, config.batch_size, config.seed, DTYPES[config.dtype], **shares)
-    return batches, DataFacts.of(dataset, batches, config.data.size)
-
-
-@contextmanager
-def _met_here_alone() -> Iterator[None]:
-    try:
-        yield
-    except UserError as error:
-        error.alone = True
-        raise
 
 
 def _restore(net: Net, config: Config, device: torch.device) -> None:

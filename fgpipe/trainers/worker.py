@@ -1,30 +1,31 @@
-"""The loop of one process: it runs its stages' actions as soon as what they need is there.
+"""The loop of one process: it runs the actions of its steps as soon as what they need is there.
 
 Compute happens in the main thread; what arrives from other processes is put into the inbox by threads, and the main
-thread sleeps on it when no stage can go on. Of several stages that can, the highest goes first, so that few batches
-wait between the stages of one process.
+thread sleeps on it when nothing can go on.
 """
 
 import time
-from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
 
+from fgpipe.errors import StalledError
 from fgpipe.gradients.optim import Trained
+from fgpipe.observe.events import Worked
+from fgpipe.observe.observers import Observers
 from fgpipe.observe.timeline import WAITS, Timeline
-from fgpipe.plan.schedule import Action, Apply, Forward, actions, drain, turn
-from fgpipe.trainers.stage import Stage
-from fgpipe.wire.feedback.base import FeedbackPlane
-from fgpipe.wire.feedback.messages import Lost
-from fgpipe.wire.inbox import Inbox
-from fgpipe.wire.links.base import Batch, Link
+from fgpipe.plan.plan import Plan
+from fgpipe.plan.schedule import Action, Agenda, Apply, Forward
+from fgpipe.trainers.phases import Phases
+from fgpipe.trainers.step import Step
+from fgpipe.wire.batch import Batch
+from fgpipe.wire.feedback.messages import Feedback, Lost
+from fgpipe.wire.post import Post
 
 Source = Callable[[int, int], tuple[Tensor, Tensor]]
 """From epoch and index of a batch to images and labels."""
 PATIENCE = 10
-"""A process that has had nothing to do for this fraction of the deadline asks for the scalars that it waits for."""
+"""A process that has had nothing to do for this fraction of the deadline asks for the readings that it waits for."""
 SHORT = 100_000
 """Nanoseconds of looking into the inbox that the timeline does not call waiting."""
 
@@ -34,50 +35,25 @@ def never() -> bool:
     return False
 
 
-class Stalled(RuntimeError):
-    """Nothing arrived within the deadline."""
-
-
-@dataclass(eq=False)
-class Node:
-    """A stage and what it is connected to."""
-
-    stage: Stage
-    window: int
-    waits: bool
-    """The stage waits for scalars."""
-    link: Link | None
-    """To the block above; None for the last block."""
-    taken: Callable[[], None] | None
-    """Called when a batch from another process is taken from the inbox, unless a replay buffer stands there."""
-    pending: deque[Action] = field(default_factory=deque)
-
-
 class Worker:
-    """Runs the stages of one process.
+    """Trains and tests what one process has of a net: a pipeline's stages, or a reference.
 
     Args:
-        nodes: lowest block first.
-        feedback: carries the replies of these stages.
-        eager: apply scalars as soon as they are there instead of when the window demands it.
-        fixed_order: take actions in an order that no timing changes, as replicas must: they wait for each other.
-        deadline: seconds without anything to do after which the run is given up.
-        timeline: of this process.
+        steps: lowest block first.
+        observers: of this process.
+        phases: the clock of each step's work, by its lowest block; those without have one of their own.
     """
 
     def __init__(
-        self,
-        nodes: list[Node],
-        inbox: Inbox,
-        feedback: FeedbackPlane,
-        *,
-        eager: bool,
-        fixed_order: bool,
-        deadline: float,
-        timeline: Timeline,
+        self, plan: Plan, steps: Sequence[Step], post: Post, observers: Observers, phases: Mapping[int, Phases]
     ) -> None:
-        self._nodes, self._inbox, self._feedback, self._timeline = nodes, inbox, feedback, timeline
-        self._eager, self._fixed_order, self._deadline = eager, fixed_order, deadline
+        self.plan, self.observers = plan, observers
+        self.steps = {step.index: step for step in steps}
+        self._post, self._inbox, self._timeline = post, post.inbox, observers.timeline
+        self._phases, self._untimed = phases, Phases(0, Timeline())
+        waits = {j: self._inbox.waits_for(j) is not None for j in self.steps}
+        self._agenda = Agenda({j: (plan.windows[j], waits[j]) for j in self.steps}, plan.topology.replicas > 1)
+        self._eager = plan.config.feedback.policy == "eager"
         self._end = 0
 
     def train(
@@ -100,131 +76,122 @@ class Worker:
             The index of the first batch that was not trained.
 
         Raises:
-            Stalled, LinkError, FeedbackError: another process is gone, silent or wrong.
-            NotFiniteError: a number here is not finite.
+            RunError: another process is gone, silent or wrong, or a number here is not finite.
         """
         indices, start = indices or range(batches), epoch * batches
         self._end = start + indices.stop
         ids = range(start + indices.start, start + indices.stop)
         self._inbox.begin(ids)
-        for node in self._nodes:
-            node.pending.extend(actions(ids, node.window, node.waits))
-        self._run(
-            self._next_in_training, lambda batch: _from_source(source, batch, epoch, True, batch - start, drain=stop())
-        )
+        self._agenda.train(ids)
+
+        def first(batch: int) -> Batch:
+            assert source is not None, "the process of block 0 has the images"
+            return Batch(batch, epoch, True, *source(epoch, batch - start), drain=stop())
+
+        self._run(first, self._timeline)
         return self._end - start
 
     def evaluate(self, epoch: int, batches: int, source: Source | None) -> None:
         """Send the test set through; arguments and errors as for `train`."""
-        for node in self._nodes:
-            node.pending.extend(Forward(batch) for batch in range(batches))
-        self._run(self._next, lambda batch: _from_source(source, batch, epoch, False, batch))
+        self._agenda.test(batches)
+
+        def first(batch: int) -> Batch:
+            assert source is not None, "the process of block 0 has the images"
+            return Batch(batch, epoch, False, *source(epoch, batch))
+
+        self._run(first, Timeline())
 
     def trained(self) -> dict[int, dict[str, Trained]]:
-        """What each block here has learnt, by block and name; it is all there is to save of a drained pipeline."""
-        return {node.stage.index: node.stage.trained() for node in self._nodes}
+        """Everything that each block here has learnt, by block and name: all there is to save of a drained pipeline."""
+        return {block: parts for step in self.steps.values() for block, parts in step.trained().items()}
 
     def close(self) -> None:
         """Wait until everything that was sent has left."""
-        for node in self._nodes:
-            if node.link is not None:
-                node.link.close()
-        self._feedback.close()
+        self._post.close()
 
-    def _run(self, choose: Callable[[], Node], first: Callable[[int], Batch]) -> None:
-        """Run all pending actions; `choose` waits for the next node, `first` makes the batches of block 0."""
-        while any(node.pending for node in self._nodes):
-            node = choose()
-            action = node.pending.popleft()
+    def _run(self, first: Callable[[int], Batch], timeline: Timeline) -> None:
+        """Do everything on the agenda; `first` makes the batches of block 0, and `timeline` takes the waits."""
+        while choices := self._agenda.first():
+            began = time.monotonic_ns()
+            block, action = self._next(choices)
+            if timeline.on and time.monotonic_ns() - began > SHORT:
+                kind = WAITS[isinstance(action, Apply)]
+                timeline.add(kind, block, action.batch, began, self._awaited(block, action))
             if isinstance(action, Forward):
-                self._forward(node, action.batch, first)
-            elif not node.stage.has_applied(action.batch):  # eager may have been there before
-                self._apply(node.stage)
+                self._forward(block, action.batch, first)
+            else:
+                self._apply(block)
+                self._agenda.done(block)
 
-    def _apply(self, stage: Stage) -> None:
-        found = self._inbox.take_feedback(stage.index)
-        if isinstance(found, Lost):
-            stage.skip(found.batch)
-        else:
-            stage.apply(found)
+    def _forward(self, block: int, expected: int, first: Callable[[int], Batch]) -> None:
+        while self._eager and self._inbox.has_feedback(block):
+            self._agenda.applied(block, self._apply(block))
+        batch = self._inbox.take_batch(block) if self._inbox.holds(block) else first(expected)
+        if batch.training and not batch.extra:
+            self.observers.metrics.last_batch = batch.id
+        self._follow(block, batch, self._phases.get(block, self._untimed) if batch.training else self._untimed)
+        if batch.extra:
+            return  # the step itself is still to come
+        self._agenda.done(block)
+        if batch.drain:
+            self._agenda.drain(block, batch.id)
+            self._end = batch.id + 1
 
-    def _next_in_training(self) -> Node:
-        if not self._timeline.on:
-            return self._next()
-        began = time.monotonic_ns()
-        node = self._next()
-        if time.monotonic_ns() - began > SHORT:
-            action, block = node.pending[0], node.stage.index
-            is_input = isinstance(action, Forward)
-            other = block - 1 if is_input else self._inbox.scalars_from(block)
-            self._timeline.add(WAITS[0] if is_input else WAITS[1], block, action.batch, began, other)
-        return node
+    def _apply(self, block: int) -> int:
+        """Apply the oldest readings that wait for a block; returns their batch."""
+        found = self._inbox.take_feedback(block)
+        self._follow(block, found, self._phases.get(block, self._untimed))
+        return found.batch
 
-    def _next(self) -> Node:
-        """The highest stage that can go on, or in a fixed order the one whose turn it is, once there is one."""
-        busy = [node for node in reversed(self._nodes) if node.pending]
-        if self._fixed_order:
-            busy = [min(busy, key=lambda node: turn(node.pending, node.stage.index))]
+    def _follow(self, block: int, given: Batch | Feedback | Lost, phases: Phases) -> None:
+        """Run a step: post what leaves the block as soon as it is there, and tell the observers the rest."""
+        batch = given.id if isinstance(given, Batch) else given.batch
+        phases.begin()
+        for message in self.steps[block].run(given):
+            if isinstance(message, Batch):
+                if not message.extra or self._inbox.holds(block + 1):  # an extra step's output stays in the process
+                    self._post.up(block, message)
+                    phases.end("send", batch, block + 1)
+            elif isinstance(message, Feedback):
+                self._post.back(message)
+                phases.end("reply", batch, message.receiver)
+            elif isinstance(message, Worked):
+                phases.end(message.kind, batch)
+            else:
+                self.observers.observe(message)
+            phases.begin()
+
+    def _next(self, choices: Sequence[tuple[int, Action]]) -> tuple[int, Action]:
+        """The first of the choices that can go on, once there is one."""
+        deadline = self.plan.config.deadline
         for _ in range(PATIENCE):
             try:
-                return self._inbox.wait(lambda: next(filter(self._can_go_on, busy), None), self._deadline / PATIENCE)
+                return self._inbox.wait(lambda: next(filter(self._can_go_on, choices), None), deadline / PATIENCE)
             except TimeoutError:
-                self._ask(busy)
-        waits = "; ".join(f"block {node.stage.index} for {self._waits_for(node)}" for node in busy)
-        raise Stalled(f"nothing arrived for {self._deadline:g} s; waiting: {waits}")
+                self._ask(choices)
+        waits = "; ".join(f"block {block} for {self._described(block, action)}" for block, action in choices)
+        raise StalledError(f"nothing arrived for {deadline:g} s; waiting: {waits}")
 
-    def _waits_for(self, node: Node) -> str:
-        """What, of which batch, from whom, on which plane, and when something last came there."""
-        action, block = node.pending[0], node.stage.index
+    def _can_go_on(self, choice: tuple[int, Action]) -> bool:
+        block, action = choice
         if isinstance(action, Forward):
-            what, sender, plane = "its input", block - 1, "forward"
-        else:
-            what, sender, plane = "its scalars", self._inbox.scalars_from(block), "feedback"
+            return not self._inbox.holds(block) or self._inbox.has_batch(block)
+        return self._inbox.has_feedback(block)
+
+    def _ask(self, waiting: Sequence[tuple[int, Action]]) -> None:
+        """Ask for the readings that are waited for: the message may be lost, with none after it to show that."""
+        for block, action in waiting:
+            if isinstance(action, Apply) and (request := self._inbox.overdue_feedback(block)):
+                self._post.ask(request)
+
+    def _awaited(self, block: int, action: Action) -> int:
+        """The block whose message an action waits for; for the images of block 0, -1."""
+        sender = block - 1 if isinstance(action, Forward) else self._inbox.waits_for(block)
+        assert sender is not None
+        return sender
+
+    def _described(self, block: int, action: Action) -> str:
+        """What an action waits for: of which batch, from whom, on which plane, and when something last came there."""
+        what, plane = ("its input", "forward") if isinstance(action, Forward) else ("its readings", "feedback")
         heard = self._inbox.last_heard(block, plane)
-        return f"{what} of batch {action.batch} from block {sender} ({plane} plane; {heard})"
-
-    def _ask(self, waiting: list[Node]) -> None:
-        """Ask for the scalars that are waited for: the message may be lost, with none after it to show that."""
-        for node in waiting:
-            if isinstance(node.pending[0], Apply) and (request := self._inbox.overdue_feedback(node.stage.index)):
-                self._feedback.ask(request)
-
-    def _can_go_on(self, node: Node) -> bool:
-        action, block = node.pending[0], node.stage.index
-        if isinstance(action, Forward):
-            return block == 0 or self._inbox.has_batch(block)
-        return node.stage.has_applied(action.batch) or self._inbox.has_feedback(block)
-
-    def _forward(self, node: Node, expected: int, first: Callable[[int], Batch]) -> None:
-        stage = node.stage
-        while self._eager and self._inbox.has_feedback(stage.index):
-            self._apply(stage)
-        batch = first(expected) if stage.index == 0 else self._inbox.take_batch(stage.index)
-        if node.taken is not None:
-            node.taken()
-        if batch.id != expected:
-            raise RuntimeError(f"block {stage.index} got batch {batch.id} where batch {expected} was due")
-        send = _no_block_above if node.link is None else node.link.send
-        if batch.extra:
-            node.pending.appendleft(Forward(expected))  # the step itself is still to come
-            leaves = node is self._nodes[-1]
-            stage.train(batch, None if leaves else send, self._feedback.send)
-        elif batch.training:
-            stage.train(batch, send, self._feedback.send)
-            if batch.drain:
-                node.pending = drain(node.pending, batch.id)
-                self._end = batch.id + 1
-        else:
-            stage.evaluate(batch, send)
-
-
-def _from_source(
-    source: Source | None, batch: int, epoch: int, training: bool, index: int, drain: bool = False
-) -> Batch:
-    assert source is not None, "the process of block 0 has the images"
-    images, labels = source(epoch, index)
-    return Batch(batch, epoch, training, images, labels, drain=drain)
-
-
-def _no_block_above(batch: Batch) -> None:
-    raise AssertionError("the last block sends nothing upwards")
+        return f"{what} of batch {action.batch} from block {self._awaited(block, action)} ({plane} plane; {heard})"

@@ -3,52 +3,78 @@
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
+from fgpipe.errors import FeedbackError
 from fgpipe.observe.timeline import SCALARS, Timeline
-from fgpipe.wire.feedback.messages import Feedback, FeedbackError, Lost, Request
-from fgpipe.wire.links.base import Batch
-from fgpipe.wire.mailbox import Mailbox
+from fgpipe.wire.batch import Batch
+from fgpipe.wire.feedback.mailbox import Mailbox
+from fgpipe.wire.feedback.messages import Feedback, Lost, Request
 from fgpipe.wire.replay import Replay
 
 Found = TypeVar("Found")
+
+
+class Arrivals(deque[Batch]):
+    """The queue of batches before a block.
+
+    Args: taken: called when one is taken.
+    """
+
+    def __init__(self, taken: Callable[[], None] = lambda: None) -> None:
+        super().__init__()
+        self._taken = taken
+
+    def popleft(self) -> Batch:
+        self._taken()
+        return super().popleft()
 
 
 class Inbox:
     """Queues of the blocks of a process under one lock.
 
     Args:
-        blocks: the blocks of this process.
-        mailboxes: of those that wait for scalars.
+        inputs: a queue for each block that takes batches from another one.
+        mailboxes: of those that wait for readings.
         timeline: of this process.
-        replays: in place of a block's queue of batches, where there are any.
+        first: the training batch that the run begins with.
     """
 
     def __init__(
         self,
-        blocks: Iterable[int],
+        inputs: Mapping[int, Arrivals | Replay],
         mailboxes: Mapping[int, Mailbox],
         timeline: Timeline,
-        replays: Mapping[int, Replay] | None = None,
+        first: int = 0,
     ) -> None:
-        self._replays = replays or {}
-        self._inputs: dict[int, deque[Batch] | Replay] = {block: self._replays.get(block, deque()) for block in blocks}
-        self._mailboxes, self._timeline = mailboxes, timeline
+        self._inputs, self._mailboxes, self._timeline = inputs, mailboxes, timeline
+        self._due = {(block, training): first * training for block in inputs for training in (False, True)}
+        """The batch that comes next, by block and whether it is a training batch."""
         self._heard: dict[tuple[int, str], float] = {}
         """When something last came for a block, and on which plane (`time.monotonic`)."""
         self._arrived = threading.Condition()
         self._error: Exception | None = None
 
     def begin(self, batches: range) -> None:
-        """These training batches come next."""
+        """Prepare for these training batches."""
         with self._arrived:
-            for replay in self._replays.values():
-                replay.begin(batches)
+            for each in self._inputs.values():
+                if isinstance(each, Replay):
+                    each.begin(batches)
 
     def deliver_batch(self, block: int, batch: Batch) -> None:
-        """A batch has arrived for a block here."""
+        """Take a batch that has arrived for a block here.
+
+        Raises:
+            RuntimeError: it is not the next one.
+        """
         with self._arrived:
+            if not batch.extra:
+                due = self._due[block, batch.training]
+                if batch.id != due and (batch.training or batch.id):  # every evaluation begins with number 0
+                    raise RuntimeError(f"block {block} got {batch.name} where number {due} was due")
+                self._due[block, batch.training] = batch.id + 1
             self._inputs[block].append(batch)
             self._heard[block, "forward"] = time.monotonic()
             self._arrived.notify()
@@ -83,9 +109,13 @@ class Inbox:
             return "nothing came yet"
         return f"the last message came {time.monotonic() - self._heard[block, plane]:.1f} s ago"
 
-    def scalars_from(self, block: int) -> int:
-        """The block that evaluates the target of one that waits for scalars."""
-        return self._mailboxes[block].sender
+    def holds(self, block: int) -> bool:
+        """Whether a block takes its batches here."""
+        return block in self._inputs
+
+    def waits_for(self, block: int) -> int | None:
+        """The block that sends readings to one here; None if it waits for none."""
+        return self._mailboxes[block].due.sender if block in self._mailboxes else None
 
     def has_batch(self, block: int) -> bool:
         """A batch waits for a block."""

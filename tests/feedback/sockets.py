@@ -12,7 +12,7 @@ from fgpipe.observe.ledger import Ledger
 from fgpipe.observe.metrics import Metrics
 from fgpipe.plan.topology import Topology
 from fgpipe.wire.feedback.messages import Feedback, Lost, Request
-from fgpipe.wire.feedback.zmq import ZmqFeedback
+from fgpipe.wire.feedback.zmq import Terms, ZmqFeedback
 from fgpipe.wire.slow import SlowLinks
 
 RUN = 4242
@@ -20,7 +20,7 @@ RUN = 4242
 
 def feedback(batch: int, receiver: int = 0, sender: int = 1, **changes) -> Feedback:
     fields = {"run": RUN, "batch": batch, "sender": sender, "receiver": receiver}
-    return Feedback(**fields | {"probes": (0,), "scalars": (batch + 0.25,)} | changes)
+    return Feedback(**fields | {"probes": (0,), "numbers": (batch + 0.25,)} | changes)
 
 
 class Rank:
@@ -36,20 +36,20 @@ class Rank:
         self.plane = ZmqFeedback(
             Topology((1,) * world_size, rank),
             store,
+            self,
             self.ledger,
             self.metrics,
-            address="127.0.0.1",
-            deadline=deadline,
-            largest=(1, 1),
-            kept=[kept] * world_size,
-            links=SlowLinks.of(link, world_size),
-            deliver=self._deliver,
-            fail=self.errors.append,
+            Terms(
+                "127.0.0.1", deadline, largest=(1, 1), kept=[kept] * world_size, links=SlowLinks.of(link, world_size)
+            ),
         )
 
-    def _deliver(self, message: Feedback | Lost) -> Request | None:
+    def deliver_feedback(self, message: Feedback | Lost) -> Request | None:
         self.arrived.append(message)
         return self.consequence(message)
+
+    def fail(self, error: Exception) -> None:
+        self.errors.append(error)
 
 
 @contextmanager

@@ -4,21 +4,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fgpipe.errors import FeedbackError
 from fgpipe.observe.metrics import Metrics
-from fgpipe.wire.feedback.messages import Feedback, FeedbackError, Lost, Request
-from fgpipe.wire.mailbox import Mailbox
+from fgpipe.wire.feedback.mailbox import Due, Mailbox
+from fgpipe.wire.feedback.messages import Feedback, Lost, Request
 
 RUN, SENDER, BLOCK = 99, 7, 2
 
 
 def message(batch: int, **changes) -> Feedback:
     fields = {"run": RUN, "batch": batch, "sender": SENDER, "receiver": BLOCK}
-    return Feedback(**fields | {"probes": (0, 1), "scalars": (float(batch), 0.5)} | changes)
+    return Feedback(**fields | {"probes": (0, 1), "numbers": (float(batch), 0.5)} | changes)
 
 
 def mailbox(window: int = 4, lost: str = "retry", first: int = 0) -> tuple[Mailbox, Metrics]:
     metrics = Metrics(8)
-    return Mailbox(BLOCK, SENDER, 2, 1, RUN, first, window=window, lost=lost, metrics=metrics), metrics
+    return Mailbox(Due(RUN, SENDER, BLOCK, 2, 2), first, window=window, lost=lost, metrics=metrics), metrics
 
 
 def counted(metrics: Metrics) -> dict[str, int]:
@@ -118,11 +119,11 @@ def test_gone_is_no_error_once_it_has_come() -> None:
         ({"run": RUN + 1}, "run is 100"),
         ({"sender": 6}, "sender is 6"),
         ({"receiver": 3}, "receiver is 3"),
-        ({"probes": (0,), "scalars": (1.0,)}, "probes"),
+        ({"probes": (0,), "numbers": (1.0,)}, "probes"),
         ({"probes": (1, 0)}, "probes"),
-        ({"scalars": (1.0,) * 4}, "scalars are 4, expected 2"),
-        ({"scalars": (1.0, float("nan"))}, "not finite"),
-        ({"scalars": (float("-inf"), 1.0)}, "not finite"),
+        ({"numbers": (1.0,) * 4}, "numbers are 4, expected 2"),
+        ({"numbers": (1.0, float("nan"))}, "not finite"),
+        ({"numbers": (float("-inf"), 1.0)}, "not finite"),
     ],
 )
 def test_refused(changes: dict, named: str) -> None:

@@ -37,13 +37,11 @@ def net_of_6() -> Net:
     return Net(blocks, [Head(nn.Flatten(), nn.Linear(width, 5)) for width in (256, 256, 64, 64, 16, 8)])
 
 
-def pipeline_of_6(
-    monkeypatch: pytest.MonkeyPatch, guess: str, space: str, scope: str, target: str, *more: str
-) -> Pipeline:
+def pipeline_of_6(guess: str, space: str, scope: str, target: str, *more: str) -> Pipeline:
     config = configuration(guess, "linear", space, scope, target, 8, *more)
     net = net_of_6()
     config.model.blocks = len(net.blocks)
-    return Pipeline(config, monkeypatch, net)
+    return Pipeline(config, net)
 
 
 @pytest.mark.parametrize("order", [1, 2, 8, 64])
@@ -87,22 +85,22 @@ def test_hadamard_is_exact_where_it_fits(
 ) -> None:
     """Every estimate of every block equals the oracle's."""
     more = (f"lanes={HADAMARD['tensor' if scope == 'tensor' else 'block', target]}", "code=hadamard")
-    pipeline = Pipeline(configuration(guess, "mlp", space, scope, target, 8, *more), monkeypatch)
+    pipeline = Pipeline(configuration(guess, "mlp", space, scope, target, 8, *more))
     assert isinstance(pipeline.plan.lanes, CodedLanes)
     for batch in range(STEPS):
         assert_agrees(pipeline, *pipeline.step(batch), skip_samples=False)
 
 
 @pytest.mark.parametrize("guess, target", GUESSES)
-def test_hadamard_is_exact_per_sample(guess: str, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hadamard_is_exact_per_sample(guess: str, target: str) -> None:
     """Every estimate equals that of exact lanes, which read each sample's own loss along the guesses of all."""
     lanes = {"global": 8, "depth 3": 4}.get(target, 1)
     case = (guess, "activity", "sample", target)
-    exact, coded = (pipeline_of_6(monkeypatch, *case, *more) for more in ([], [f"lanes={lanes}", "code=hadamard"]))
+    exact, coded = (pipeline_of_6(*case, *more) for more in ([], [f"lanes={lanes}", "code=hadamard"]))
     for batch in range(STEPS):
         exact.step(batch), coded.step(batch)
-        for j, (wanted, got) in enumerate(zip(exact.stages, coded.stages, strict=True)):
-            for tensor, (a, b) in enumerate(zip(got._optimizer.last, wanted._optimizer.last, strict=True)):
+        for j in range(len(exact.stages)):
+            for tensor, (a, b) in enumerate(zip(coded.learnt(j), exact.learnt(j), strict=True)):
                 assert_close(a, b, f"block {j} tensor {tensor} at batch {batch}")
 
 
@@ -175,7 +173,7 @@ def test_mean_and_variance(
     correlated, of measured over formula; N = 200 gives it a standard error of some 6 %.
     """
     more = (f"lanes={lanes}", f"code={code}", "optim.lr=1e-30")
-    found, snapshot = decoded(pipeline_of_6(monkeypatch, "local", space, scope, target, *more), monkeypatch, CODES)
+    found, snapshot = decoded(pipeline_of_6("local", space, scope, target, *more), monkeypatch, CODES)
     known = {j: (at, part) for j, at, part in parts(snapshot)}
     assert found.keys() == known.keys()
     ratios = []
@@ -259,10 +257,10 @@ OPTIONS = [
 
 
 @pytest.mark.parametrize("decode, step, lanes", OPTIONS)
-def test_by_hand(decode: str, step: str, lanes: int | str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_by_hand(decode: str, step: str, lanes: int | str) -> None:
     """Six batches of the pipeline: each tensor's estimate is the oracle's c g times the factor by hand over c."""
     more = (f"lanes={lanes}", "code=rademacher", f"decode={decode}", f"step={step}")
-    pipeline = pipeline_of_6(monkeypatch, "local", "weight", "tensor", "global", *more)
+    pipeline = pipeline_of_6("local", "weight", "tensor", "global", *more)
     predictions = [Remembered() for _ in range(13)] if decode == "predicted" else None
     means, sizes = ([Remembered() for _ in range(13)] for _ in range(2))
     for batch in range(6):
@@ -283,7 +281,7 @@ def test_by_hand(decode: str, step: str, lanes: int | str, monkeypatch: pytest.M
             if step == "normalised":
                 factor /= sizes[p].take(abs(factor))
             block, tensor = next((j, p - first) for j, first in ((4, 10), (3, 8), (2, 5), (1, 3), (0, 0)) if p >= first)
-            got = pipeline.stages[block]._optimizer.last[tensor]
+            got = pipeline.learnt(block)[tensor]
             assert_close(got, estimates[p] * (factor * square / scalars[p]), f"probe {p} at batch {batch}")
 
 
@@ -323,14 +321,11 @@ EMULATED = [
 
 
 @pytest.mark.parametrize("guess, space, scope, target, decode, step", EMULATED)
-def test_the_oracle_emulates_lanes(
-    guess: str, space: str, scope: str, target: str, decode: str, step: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_oracle_emulates_lanes(guess: str, space: str, scope: str, target: str, decode: str, step: str) -> None:
     """Five batches of training: every estimate equals the pipeline's."""
     more = ("lanes=1", f"decode={decode}", f"step={step}")
     forward, oracle = (
-        pipeline_of_6(monkeypatch, guess, space, scope, target, *more, f"tangents={tangents}")
-        for tangents in ("forward", "oracle")
+        pipeline_of_6(guess, space, scope, target, *more, f"tangents={tangents}") for tangents in ("forward", "oracle")
     )
     for batch in range(5):
         rng = torch.Generator().manual_seed(batch)
@@ -338,6 +333,6 @@ def test_the_oracle_emulates_lanes(
         labels = torch.randint(0, 5, (8,), generator=rng)
         for pipeline in (forward, oracle):
             pipeline.trainer.train(batch, 1, lambda *_, batch=(images, labels): batch)
-        for j, stage in enumerate(forward.stages):
-            for got, wanted in zip(oracle.trainer._optimizers[j].last, stage._optimizer.last, strict=True):
+        for j in range(len(forward.stages)):
+            for got, wanted in zip(oracle.learnt(j), forward.learnt(j), strict=True):
                 assert_close(got, wanted, f"block {j} at batch {batch}")

@@ -94,7 +94,7 @@ def test_installed_packages_bring_theirs(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("scope", ["tensor", "block"])
 def test_a_memory_is_the_same_in_the_oracle(scope: str, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of what earlier estimates left; it differs from the local guess from the first batch on."""
-    pipeline = Pipeline(configuration("running_mean", "mlp", "weight", scope, target, 8), monkeypatch)
+    pipeline = Pipeline(configuration("running_mean", "mlp", "weight", scope, target, 8))
     for batch in range(STEPS + 1):
         assert_agrees(pipeline, *pipeline.step(batch), skip_samples=False)
         for stage in pipeline.stages[:-1]:

@@ -52,11 +52,11 @@ def net_without_batch_norm(head: str) -> Net:
     return Net(blocks, [*heads, Head(nn.Linear(16, 5))])
 
 
-def pipeline(monkeypatch: pytest.MonkeyPatch, target: str, head: str, *more: str) -> Pipeline:
+def pipeline(target: str, head: str, *more: str) -> Pipeline:
     net = net_without_batch_norm(head)
     config = configuration("local_subspace", "linear", "activity", "sample", target, 8, *more)
     config.model.blocks = len(net.blocks)
-    return Pipeline(config, monkeypatch, net)
+    return Pipeline(config, net)
 
 
 def gradients(before: Snapshot, j: int, target: int) -> tuple[np.ndarray, np.ndarray]:
@@ -99,7 +99,7 @@ def on_the_span(wanted: np.ndarray, guesses: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("head", ["linear", "deep"])
 @pytest.mark.parametrize("target", TARGETS)
 def test_the_oracle_projects_on_the_span(target: str, head: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    found, before = pipeline(monkeypatch, target, head).step(0)
+    found, before = pipeline(target, head).step(0)
     assert_projects(found, before, on_the_span, target)
     for j in range(3):
         assert found.scalars[j].shape == (BATCH, BATCH)
@@ -114,12 +114,12 @@ def test_few_directions_are_the_first_principal_ones(count: int, monkeypatch: py
         axes = [guesses.T @ vectors[:, -r - 1] / np.sqrt(sizes[-r - 1]) for r in range(count)]
         return sum(np.outer(wanted @ axis, axis) for axis in axes)
 
-    found, before = pipeline(monkeypatch, "global", "deep", f"guess.directions={count}").step(0)
+    found, before = pipeline("global", "deep", f"guess.directions={count}").step(0)
     assert_projects(found, before, on_the_first, "global")
 
 
 def test_the_projection_on_a_local_target_is_the_target(monkeypatch: pytest.MonkeyPatch) -> None:
-    found, before = pipeline(monkeypatch, "local", "deep").step(0)
+    found, before = pipeline("local", "deep").step(0)
     assert_projects(found, before, lambda wanted, guesses: wanted, "local")
 
 
@@ -127,7 +127,7 @@ def test_the_projection_on_a_local_target_is_the_target(monkeypatch: pytest.Monk
 @pytest.mark.parametrize("head", ["linear", "deep"])
 @pytest.mark.parametrize("target", TARGETS)
 def test_forward_mode_agrees(target: str, head: str, more: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    trained = pipeline(monkeypatch, target, head, *more)
+    trained = pipeline(target, head, *more)
     for batch in range(STEPS):
         assert_agrees(trained, *trained.step(batch), skip_samples=False)
 
@@ -136,9 +136,9 @@ def test_forward_mode_agrees(target: str, head: str, more: list[str], monkeypatc
 def test_sums_over_samples_with_batch_norm(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Along each lane all samples move together, which is exact for their sum; a direction's sign is arbitrary."""
     case = ("local_subspace", "cnn", "activity", "sample", target, 8)
-    trained = Pipeline(configuration(*case, "guess.directions=3"), monkeypatch)
+    trained = Pipeline(configuration(*case, "guess.directions=3"))
     for batch in range(STEPS):
-        replies = record_replies(trained, monkeypatch)
+        replies = record_replies(monkeypatch)
         wanted, before = trained.step(batch)
         assert_agrees(trained, wanted, before, skip_samples=True)
         assert sorted(replies) == list(range(7))

@@ -10,13 +10,13 @@ import random
 import sys
 import threading
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import fgpipe.trainers.build
 import fgpipe.trainers.session
-from fgpipe.wire.feedback.memory import MemoryFeedback
 from fgpipe.wire.feedback.messages import Feedback, Lost, decode
 from fgpipe.wire.feedback.zmq import ZmqFeedback
+from fgpipe.wire.post import Post
 from tests.integration.recording import RANK, Recorded, record
 
 FAULTS = ("drop", "duplicate", "reorder", "delay")
@@ -32,9 +32,12 @@ class Faulty(ZmqFeedback):
     dropped: ClassVar[list[tuple[int, int]]] = []
     random = random.Random(f"faults {RANK}")
 
-    def _transmit(self, rank: int, data: bytes) -> None:
-        if not hasattr(self, "_held"):
-            self._held, self._timers = {}, []
+    def __init__(self, *arguments: Any) -> None:
+        self._held: dict[int, bytes] = {}
+        self._timers: list[threading.Timer] = []
+        super().__init__(*arguments)
+
+    def transmit(self, rank: int, data: bytes) -> None:
         chances = [self.probabilities.get(fault, 0) for fault in FAULTS]
         fault = self.random.choices([*FAULTS, None], [*chances, 1 - sum(chances)])[0]
         if fault is not None:
@@ -44,36 +47,33 @@ class Faulty(ZmqFeedback):
             if isinstance(message, Feedback):
                 self.dropped.append((message.receiver, message.batch))
         elif fault == "delay":
-            self._timers.append(threading.Timer(DELAY, self._later, (rank, data)))
+            self._timers.append(threading.Timer(DELAY, super().transmit, (rank, data)))
             self._timers[-1].start()
         elif fault == "reorder" and rank not in self._held:
             self._held[rank] = data
         else:
             for _ in range(2 if fault == "duplicate" else 1):
-                super()._transmit(rank, data)
+                super().transmit(rank, data)
             if rank in self._held:
-                super()._transmit(rank, self._held.pop(rank))
-
-    def _later(self, rank: int, data: bytes) -> None:
-        with self._sending:
-            super()._transmit(rank, data)
+                super().transmit(rank, self._held.pop(rank))
 
     def close(self) -> None:
-        for timer in getattr(self, "_timers", []):
+        for timer in self._timers:
             timer.join()
         super().close()
 
 
-class Lossy(MemoryFeedback):
+class Lossy(Post):
     """Knows beforehand what will be lost."""
 
-    lost: set[tuple[int, int]]
+    lost: ClassVar[set[tuple[int, int]]]
 
-    def send(self, feedback: Feedback) -> None:
+    def back(self, feedback: Feedback) -> None:
         if (feedback.receiver, feedback.batch) in self.lost:
-            self._deliver(Lost(feedback.run, feedback.batch, feedback.sender, feedback.receiver))
+            gone = Lost(feedback.run, feedback.batch, feedback.sender, feedback.receiver)
+            self.inbox.deliver_feedback(gone)
         else:
-            super().send(feedback)
+            super().back(feedback)
 
 
 if __name__ == "__main__":
@@ -81,7 +81,7 @@ if __name__ == "__main__":
     faults = json.loads((folder / "faults.json").read_text())
     Lossy.lost = {(block, batch) for block, batch in faults.pop("lost", [])}
     Faulty.probabilities = faults
-    fgpipe.trainers.build.MemoryFeedback, fgpipe.trainers.build.ZmqFeedback = Lossy, Faulty
+    fgpipe.trainers.build.Post, fgpipe.trainers.build.ZmqFeedback = Lossy, Faulty
     fgpipe.trainers.session.Metrics = Recorded
     for name, overrides in json.loads((folder / "runs.json").read_text()).items():
         record(folder, name, overrides)

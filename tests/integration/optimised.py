@@ -7,11 +7,11 @@ import json
 import sys
 from pathlib import Path
 
-import pytest
 import torch
 
 import fgpipe.trainers.session
-from fgpipe.wire.links.base import Batch
+from fgpipe.wire.batch import Batch
+from fgpipe.wire.feedback.messages import Lost
 from tests.integration.recording import Recorded, record
 from tests.test_transparency import BATCH, Pipeline, configuration
 
@@ -31,14 +31,14 @@ RUNS = {
 
 
 def skipped() -> list[list[int]]:
-    pipeline = Pipeline(configuration("local", "mlp", "weight", "block", "global", 8), pytest.MonkeyPatch())
+    pipeline = Pipeline(configuration("local", "mlp", "weight", "block", "global", 8))
     stage, flight = pipeline.stages[0], []
     for number in range(3):
         x, labels = torch.randn(BATCH, 3, 16, 16, dtype=torch.float64), torch.zeros(BATCH, dtype=torch.int64)
-        stage.train(Batch(number, 0, True, x, labels), lambda batch: None, lambda feedback: None)
-    for skip in (None, 0, 1):
-        if skip is not None:
-            stage.skip(skip)
+        list(stage.run(Batch(number, 0, True, x, labels)))
+    for lost in (None, 0, 1):
+        if lost is not None:
+            list(stage.run(Lost(0, lost, 7, 0)))
         flight.append([entry.batch for entry in stage.in_flight])
     return flight
 

@@ -8,8 +8,8 @@ import torch
 import torch.distributed as dist
 
 from fgpipe.cluster.replicas import Replicas
+from fgpipe.errors import LinkError
 from fgpipe.plan.topology import Topology
-from fgpipe.wire.links.distributed import LinkError
 
 if __name__ == "__main__":
     dist.init_process_group("gloo")

@@ -14,15 +14,18 @@ import socket
 import struct
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-import fgpipe.trainers.build
 import fgpipe.trainers.session
+from fgpipe.cluster.process import Cluster
 from fgpipe.config import compose_config
 from fgpipe.observe.metrics import Metrics
+from fgpipe.plan.plan import Plan
+from fgpipe.trainers.worker import Worker
 from tests.integration.launching import listening
 from tests.nets import KINDS
 
@@ -69,32 +72,34 @@ def connections() -> list[dict[str, int]]:
 
 
 def record(folder: Path, name: str, overrides: list[str]) -> None:
-    modules: dict[int, fgpipe.trainers.build.Modules] = {}
-    make = fgpipe.trainers.build._modules
-    figures = fgpipe.trainers.session._Run._figures
+    trainers: list[Worker] = []
+    build = fgpipe.trainers.session.build_trainer
 
-    def remember(plan, j, device):
-        modules[j] = make(plan, j, device)
-        return modules[j]
+    def remember(plan: Plan, cluster: Cluster, *rest: Any) -> Worker:
+        trainers.append(trainer := build(plan, cluster, *rest))
+        close = trainer.close
 
-    def count(self, seconds):
-        self._cluster.barrier()
-        (folder / f"{name}-{RANK}.json").write_text(json.dumps(connections()))
-        (folder / f"{name}-{RANK}-listening.json").write_text(json.dumps(Recorded.last.listening))
-        return figures(self, seconds)
+        def count() -> None:
+            close()
+            cluster.barrier()
+            (folder / f"{name}-{RANK}.json").write_text(json.dumps(connections()))
+            (folder / f"{name}-{RANK}-listening.json").write_text(json.dumps(Recorded.last.listening))
 
-    fgpipe.trainers.build._modules, fgpipe.trainers.session._Run._figures = remember, count
+        trainer.close = count  # type: ignore[method-assign] # seen by this run alone
+        return trainer
+
+    fgpipe.trainers.session.build_trainer = remember
     torch.manual_seed(0)
     own = [KINDS[each.removeprefix("net=")]() for each in overrides if each.startswith("net=")]
     overrides = [each for each in overrides if not each.startswith("net=")]
     try:
         fgpipe.trainers.session.run(compose_config([*overrides, f"run_dir={folder / name}"]), *own)
     finally:
-        fgpipe.trainers.build._modules, fgpipe.trainers.session._Run._figures = make, figures
+        fgpipe.trainers.session.build_trainer = build
     arrays = {key: np.array(values) for key, values in Recorded.last.losses.items()}
-    for j, each in modules.items():
-        for kind, module in (("block", each.block), ("head", each.head)):
-            for key, tensor in (module.state_dict() if module is not None else {}).items():
+    for j, parts in trainers[0].trained().items():
+        for kind in ("block", "head"):
+            for key, tensor in (parts[kind].module.state_dict() if kind in parts else {}).items():
                 arrays[f"{kind}/{j}/{key}"] = tensor.to(torch.float64).numpy()
     np.savez(folder / f"{name}-{RANK}.npz", **arrays)
 

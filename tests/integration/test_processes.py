@@ -30,6 +30,7 @@ RUNS["local-ntk"] = [*COMMON, "target=local", "guess=ntk", "space=activity", "he
 RUNS["coded"] = [*COMMON, "lanes=2", "decode=predicted", "step=normalised", "target=intermediate", "target.depth=3"]
 RUNS["bfloat16"] = [*COMMON, "lanes=1", "window=auto", "autocast=true", "wire=bfloat16"]
 RUNS["subspace"] = [*COMMON, "guess=local_subspace", "space=activity", "guess.directions=3", "window=auto"]
+RUNS["error"] = [*COMMON, "guess=error", "space=activity", "window=auto"]
 RUNS["gpipe"] = [*COMMON, "guess=end_to_end", "wire=bfloat16"]
 RUNS["1f1b"] = [*COMMON, "guess=end_to_end", "schedule=1f1b", "microbatches=8", "observe.heads=true"]
 RUNS["zero_bubble"] = [*COMMON, "guess=end_to_end", "schedule=zero_bubble", "microbatches=8"]

@@ -19,7 +19,7 @@ from fgpipe.gradients.guesses import redraw
 from fgpipe.gradients.oracle import estimate
 from fgpipe.plan.plan import DataFacts, Plan
 from fgpipe.saving.checkpoint import Checkpoints
-from fgpipe.trainers.build import _modules
+from fgpipe.trainers.learner import Learner
 from tests.integration.launching import ROOT, Job, fork, wait_until
 from tests.integration.rewinding import rewind
 from tests.integration.test_resume import Run
@@ -84,7 +84,7 @@ class Reference:
         dataset = load(config.data)
         self.batches = Batches(dataset, config.data, config.batch_size, config.seed, torch.float64)
         plan = Plan.make(config, DataFacts.of(dataset, self.batches, config.data.size))
-        modules = [_modules(plan, j, torch.device("cpu")) for j in range(8)]
+        modules = [Learner.make(plan, j, torch.device("cpu")) for j in range(8)]
         nets = ([getattr(each, kind) for each in modules] for kind in ("block", "head", "guess_head"))
         self.copies = [copy.deepcopy(net) for net in [tuple(nets)] * shares]
         self.config, self.method, self.shares = config, plan.method, shares

@@ -17,6 +17,7 @@ RUNS = {
     "tensor": [*COMMON, "target=global", "scope=tensor"],
     "block": [*COMMON, "target=intermediate", "scope=block"],
     "sample": [*COMMON, "target=global", "space=activity", "guess=rademacher"],
+    "error": [*COMMON, "target=global", "space=activity", "guess=error"],
     "local": [*COMMON, "target=local"],
     "control": [*COMMON, "guess=end_to_end"],
 }
@@ -88,6 +89,16 @@ def test_per_sample(folder: Path) -> None:
 
 
 @pytest.mark.slow
+def test_rows(folder: Path) -> None:
+    """A row of 10 classes for each of 32 samples, no tangents up; the summary says as much of every batch."""
+    links = ledger(folder, "error")
+    assert all("tangents" not in kinds for kinds in links.values())
+    counted = [kinds["feedback"]["bytes"] / BATCHES for _, kinds in sorted(downward(links).items())]
+    assert len(counted) == 7 and all(9 * 32 * 10 <= each <= 64 + 5 + 9 * 32 * 10 for each in counted)
+    assert json.loads((folder / "error" / "summary.json").read_text())["bytes_back_per_batch"] == [*counted, 0]
+
+
+@pytest.mark.slow
 def test_local(folder: Path) -> None:
     """A local target sends nothing back at all, and no tangents up."""
     links = ledger(folder, "local")
@@ -107,7 +118,7 @@ def test_backpropagation_is_the_control(folder: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["tensor", "block", "sample", "local"])
+@pytest.mark.parametrize("name", ["tensor", "block", "sample", "error", "local"])
 def test_kernel_agrees(folder: Path, name: str) -> None:
     """The kernel saw no more downward bytes than the ledger's, but for the transport's own."""
     counted, seen = downward(ledger(folder, name)), downward(kernel(folder, name))

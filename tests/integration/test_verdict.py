@@ -146,7 +146,7 @@ from fgpipe.trainers.stage import Stage
 
 overrides = Path(sys.argv[1]).read_text().split()
 if not Path(sys.argv[2]).exists():
-    Stage.evaluate = lambda *arguments: {}["a mistake"]
+    Stage.run = lambda *arguments: {}["a mistake"]
 run(compose_config(overrides))
 """
 """A program with arguments of its own: a file of settings, and one that, once it is there, mends a mistake."""

@@ -1,13 +1,19 @@
 """Makes one number of a run NaN or infinite. Usage: torchrun ... poison.py KIND BLOCK BATCH [key=value ...]."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace as changed
+from typing import Any
 
 import torch
+from torch import Tensor
 
+from fgpipe.gradients import Tangent
 from fgpipe.train import main
+from fgpipe.trainers import stage as stages
 from fgpipe.trainers.stage import Stage
+from fgpipe.trainers.step import Message
+from fgpipe.wire.batch import Batch
 
 KINDS = [
     ("activation", 3, "activation of batch 2"),
@@ -15,58 +21,50 @@ KINDS = [
     ("tangent", 3, "tangent of batch 2"),
     ("head", 5, "loss of batch 2"),
     ("classifier", 7, "loss of batch 2"),
-    ("scalar", 7, "scalar of batch 2"),
+    ("reading", 7, "reading of batch 2"),
     ("test activation", 4, "activation of test batch 0"),
 ]
 """What is poisoned, a block, and how the error names what shows first there."""
 
 
-def poison(kind: str, block: int, batch: int, value: float, replace: Callable = setattr) -> None:
-    """Patch `Stage` so that at one block, in one batch, one element of something becomes `value`."""
-    primal, push, train, evaluate = Stage._primal, Stage._push_lanes, Stage.train, Stage.evaluate
-    targets = Stage._evaluate_targets
+def poison(kind: str, block: int, batch: int, value: float, replace: Callable[..., None] = setattr) -> None:
+    """At one block, in one batch, let one element of something become `value`."""
+    here = False
+    run, linearize, linearize_head = Stage.run, stages.linearize, stages.linearize_head
 
-    def poisoned(tensor: torch.Tensor) -> torch.Tensor:
+    def poisoned(tensor: Tensor) -> Tensor:
         mark = torch.zeros(tensor.shape)
         mark[(-1,) * tensor.dim()] = value
         return tensor + mark
 
-    def new_primal(self, weights, given):
-        y, push = primal(self, weights, given)
-        return (poisoned(y) if (self.index, given.id) == (block, batch) else y), push
-
-    def new_push(self, linear, given, y, guess):
-        dy = push(self, linear, given, y, guess)
-        return changed(dy, value=poisoned(dy.value)) if (self.index, given.id) == (block, batch) else dy
-
-    def new_train(self, given, send, reply):
-        if (self.index, given.id) == (block, batch):
-            module = self.block if kind == "weight" else self.head
-            parameter = list(module.parameters())[-1 if kind != "weight" else 0]
+    def new_run(self: Stage, given: Any) -> Iterator[Message]:
+        nonlocal here
+        wanted = (block, 0, False) if kind == "test activation" else (block, batch, True)
+        here = isinstance(given, Batch) and (self.index, given.id, given.training) == wanted
+        if here and kind in ("weight", "test activation", "head", "classifier"):
+            parameters = list((self.head if kind in ("head", "classifier") else self.block).parameters())
+            parameter = parameters[-1 if kind in ("head", "classifier") else 0]
             parameter.data = poisoned(parameter.data)
-        return train(self, given, send, reply)
+        yield from run(self, given)
 
-    def new_targets(self, dy, push_losses, given, reply):
-        if (self.index, given.id) == (block, batch):
-            return targets(self, dy, lambda tangent: poisoned(push_losses(tangent)), given, reply)
-        return targets(self, dy, push_losses, given, reply)
+    def new_linearize(*arguments: Any) -> Any:
+        y, push = linearize(*arguments)
+        if here and kind == "activation":
+            y = poisoned(y)
 
-    def new_evaluate(self, given, send):
-        if (self.index, given.id) == (block, 0):
-            parameter = next(self.block.parameters())
-            parameter.data = poisoned(parameter.data)
-        return evaluate(self, given, send)
+        def new_push(*arguments: Any) -> Tangent | None:
+            dy = push(*arguments)
+            return changed(dy, value=poisoned(dy.value)) if here and kind == "tangent" and dy is not None else dy
 
-    name, new = {
-        "activation": ("_primal", new_primal),
-        "tangent": ("_push_lanes", new_push),
-        "weight": ("train", new_train),
-        "head": ("train", new_train),
-        "classifier": ("train", new_train),
-        "scalar": ("_evaluate_targets", new_targets),
-        "test activation": ("evaluate", new_evaluate),
-    }[kind]
-    replace(Stage, name, new)
+        return y, new_push
+
+    def new_linearize_head(*arguments: Any) -> Any:
+        losses, logits, read = linearize_head(*arguments)
+        return losses, logits, lambda dx: poisoned(read(dx)) if here and kind == "reading" else read(dx)
+
+    replace(Stage, "run", new_run)
+    replace(stages, "linearize", new_linearize)
+    replace(stages, "linearize_head", new_linearize_head)
 
 
 if __name__ == "__main__":

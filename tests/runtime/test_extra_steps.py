@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from fgpipe.cluster.replicas import Replicas
 from fgpipe.config import compose_config
 from fgpipe.config.rng import generator
 from fgpipe.gradients.guesses import View, guess
@@ -20,16 +19,17 @@ from fgpipe.gradients.optim import Optimizer
 from fgpipe.models.init import initialize
 from fgpipe.observe.ledger import Ledger
 from fgpipe.observe.metrics import Metrics
+from fgpipe.observe.observers import Observers
 from fgpipe.observe.timeline import Timeline, events_of
 from fgpipe.plan.plan import DataFacts, Plan
-from fgpipe.trainers.build import build_stages
-from fgpipe.trainers.stage import Stage
-from fgpipe.trainers.worker import Node, Worker
-from fgpipe.wire.feedback.memory import MemoryFeedback
-from fgpipe.wire.inbox import Inbox
-from fgpipe.wire.links.base import Batch, Link
-from fgpipe.wire.links.memory import MemoryLink
+from fgpipe.trainers.build import local_stages
+from fgpipe.trainers.phases import Phases
+from fgpipe.trainers.worker import Worker
+from fgpipe.wire.batch import Batch, within_process
+from fgpipe.wire.inbox import Arrivals, Inbox
+from fgpipe.wire.post import Post
 from fgpipe.wire.replay import Replay
+from tests.runtime.noise import noise
 
 BATCHES, SAMPLES, SEED = 4, 8, 5
 LOWER, UPPER = 2, 3
@@ -37,17 +37,18 @@ STEPS = [(0, 0), (1, 1), (1, 2), (1, 0), (2, 3), (2, 4), (2, 0), (3, 5), (3, 6),
 """Ids, and numbers of the extra ones."""
 
 
-class Wire(Link):
-    """To another process."""
+class Wire(Post):
+    """To another process, in whose place batches are kept."""
 
-    def __init__(self) -> None:
+    def __init__(self, inbox: Inbox) -> None:
+        super().__init__(inbox)
         self.sent: list[Batch] = []
 
-    def send(self, batch: Batch) -> None:
-        self.sent.append(batch)
-
-    def close(self) -> None:
-        pass
+    def up(self, block: int, batch: Batch) -> None:
+        if self.inbox.holds(block + 1):
+            super().up(block, batch)
+        else:
+            self.sent.append(batch)
 
 
 class Starved(Inbox):
@@ -73,29 +74,19 @@ class Process:
             "head=linear",
             "target=local",
         ]
-        plan = Plan.make(compose_config([*keys, *overrides]), DataFacts(BATCHES, 1, 10, 3, 16, 16))
-        self.metrics, self.timeline, self.wire = Metrics(8), Timeline(on=True), Wire()
-        parts = (torch.device("cpu"), self.metrics, Ledger(8), self.timeline, Replicas())
-        self.stages: dict[int, Stage] = {
-            j: each for j, each in build_stages(plan, *parts).items() if j in (LOWER, UPPER)
-        }
-        source = torch.Generator().manual_seed(0)
-        shape = (SAMPLES, *plan.forward.shapes[LOWER])
-        self.batches = [
-            Batch(i, 0, True, torch.randn(shape, generator=source), torch.randint(10, (SAMPLES,), generator=source))
-            for i in range(BATCHES)
-        ]
+        self.plan = plan = Plan.make(compose_config([*keys, *overrides]), DataFacts(BATCHES, 1, 10, 3, 16, 16))
+        self.metrics, self.timeline = Metrics(8), Timeline(on=True)
+        self.stages = {stage.index: stage for stage in local_stages(plan) if stage.index in (LOWER, UPPER)}
+        self.batches = [noise(plan, LOWER, batch) for batch in range(BATCHES)]
+        config = compose_config(["target=local", "replay.size=2", "replay.reuse=3"]).replay
+        replay = Replay(LOWER, config, SEED, self.metrics, int)
+        inbox = Starved({LOWER: replay, UPPER: Arrivals()}, {}, self.timeline)
+        inbox.source, self.wire = list(self.batches), Wire(inbox)
 
     def train(self) -> None:
-        replay = Replay(
-            LOWER, compose_config(["target=local", "replay.size=2", "replay.reuse=3"]).replay, SEED, self.metrics, int
-        )
-        inbox = Starved([LOWER, UPPER], {}, self.timeline, {LOWER: replay})
-        inbox.source = list(self.batches)
-        between = MemoryLink(lambda batch: inbox.deliver_batch(UPPER, batch))
-        nodes = [Node(self.stages[j], 1, False, link, None) for j, link in ((LOWER, between), (UPPER, self.wire))]
-        options = {"eager": False, "fixed_order": False, "deadline": 10.0, "timeline": self.timeline}
-        Worker(nodes, inbox, MemoryFeedback(inbox.deliver_feedback), **options).train(0, BATCHES, None)
+        observers = Observers(self.metrics, Ledger(8), self.timeline)
+        clocks = {j: Phases(j, self.timeline) for j in self.stages}
+        Worker(self.plan, list(self.stages.values()), self.wire, observers, clocks).train(0, BATCHES, None)
 
     def ids(self, kind: str, block: int) -> list[int]:
         """Of the batches of a block's events."""
@@ -112,7 +103,7 @@ def test_what_they_leave(monkeypatch: pytest.MonkeyPatch) -> None:
             rates.append(batch)
             super().step(estimates, batch)
 
-    monkeypatch.setattr("fgpipe.trainers.build.Optimizer", Recording)
+    monkeypatch.setattr("fgpipe.trainers.learner.Optimizer", Recording)
     process = Process("optim=constant")
     process.train()
     ids = [id for id, _ in STEPS]
@@ -126,7 +117,8 @@ def test_what_they_leave(monkeypatch: pytest.MonkeyPatch) -> None:
     other, through = Process("optim=constant"), []
     for each in [0, 0, 0, 1, 1, 1, 2, 2, 2, 3]:
         for block, batch in ((LOWER, other.batches[each]), (UPPER, None)):
-            other.stages[block].train(batch or through.pop(), through.append, lambda reply: None)
+            given = batch or through.pop()
+            through += [within_process(each) for each in other.stages[block].run(given) if isinstance(each, Batch)]
         through.clear()
     for block in (LOWER, UPPER):
         pairs = [stage.block.state_dict() for stage in (process.stages[block], other.stages[block])]
@@ -157,9 +149,9 @@ def test_noise(space: str, scope: str) -> None:
         guesses, updates = found[::2], found[1::2]
         assert all(torch.equal(a, b) for pair in zip(guesses, updates, strict=True) for a, b in zip(*pair, strict=True))
         assert len({each[0].sum().item() for each in guesses}) == len(guesses) == len(STEPS)
-        for (id, extra), noise in zip(STEPS, guesses, strict=True):
-            expected = torch.randn(noise[0].shape, generator=generator(SEED, "guess", block, id))
-            assert torch.equal(noise[0], expected) == (not extra)
+        for (id, extra), drawn in zip(STEPS, guesses, strict=True):
+            expected = torch.randn(drawn[0].shape, generator=generator(SEED, "guess", block, id))
+            assert torch.equal(drawn[0], expected) == (not extra)
 
 
 def test_untrained_heads(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from fgpipe.config import compose_config
-from fgpipe.trainers.finite import NotFiniteError, check_finite
+from fgpipe.errors import NotFiniteError
+from fgpipe.trainers.finite import check_finite
 from fgpipe.trainers.session import run
 from tests.integration.launching import ROOT, launch, processes_with
 from tests.runtime.poison import KINDS, poison

@@ -13,9 +13,8 @@ from fgpipe.cluster.interface import Interface
 from fgpipe.cluster.process import NUMBERS, Cluster, Place
 from fgpipe.command import REPORT_BY_FIRST
 from fgpipe.config import compose_config
-from fgpipe.errors import UserError
+from fgpipe.errors import LinkError, UserError
 from fgpipe.trainers.session import run
-from fgpipe.wire.links.distributed import LinkError
 from tests.integration import launching
 
 WHOLE = {

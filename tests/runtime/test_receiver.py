@@ -3,22 +3,21 @@
 import pytest
 import torch
 
-from fgpipe.observe.timeline import Timeline
-from fgpipe.wire.links.distributed import MAGIC, LinkError, Receiver
+from fgpipe.errors import LinkError
+from fgpipe.wire.links.header import MAGIC, Layout
 
 SHAPE, LANES = (32, 16, 8, 8), (0, 1, 2)
 TRAINING = [MAGIC, 5, 1, 1, 3, 4, 32, 16, 8, 8, 0]
 TESTING = [MAGIC, 0, 1, 0, 0, 4, 7, 16, 8, 8, 0]
 
 
-def receiver() -> Receiver:
-    wire = {"dtype": torch.float32, "device": torch.device("cpu")}
-    return Receiver(3, 2, shape=SHAPE, lanes=LANES, held=1, batches=9, pinned=False, timeline=Timeline(), **wire)
+def check(header: list[int]) -> tuple[int, int, int, int]:
+    return Layout(SHAPE, LANES, torch.float32, torch.device("cpu")).check(header, "block 2 (rank 2)", 2)
 
 
 def test_accepted() -> None:
-    assert receiver()._check(TRAINING, SHAPE) == (5, 1, 1, 32)
-    assert receiver()._check(TESTING, SHAPE) == (0, 1, 0, 7)
+    assert check(TRAINING) == (5, 1, 1, 32)
+    assert check(TESTING) == (0, 1, 0, 7)
 
 
 @pytest.mark.parametrize("good", [TRAINING, TESTING], ids=["training", "testing"])
@@ -48,9 +47,9 @@ def test_refused(good: list[int], field: int, value: int, named: str) -> None:
     header = list(good)
     header[field] = value
     with pytest.raises(LinkError, match=rf"block 2 \(rank 2\) sent a header with a wrong {named}"):
-        receiver()._check(header, SHAPE)
+        check(header)
 
 
 def test_a_training_batch_is_whole() -> None:
     with pytest.raises(LinkError, match="shape"):
-        receiver()._check([*TRAINING[:6], 31, *TRAINING[7:]], SHAPE)
+        check([*TRAINING[:6], 31, *TRAINING[7:]])

@@ -7,9 +7,11 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from fgpipe.errors import LinkError
 from fgpipe.observe.ledger import Ledger
-from fgpipe.wire.links.base import Batch
-from fgpipe.wire.links.distributed import IN_FLIGHT, DistributedLink, LinkError
+from fgpipe.wire.batch import Batch
+from fgpipe.wire.links.header import IN_FLIGHT
+from fgpipe.wire.links.sender import Sender
 
 LINE = r"lost block 4 \(rank 2\) on the forward plane; (test )?batch 7 was on its way to it for \d\.\d s: Timed out"
 
@@ -25,7 +27,7 @@ def batch(training: bool) -> Batch:
 @pytest.mark.parametrize("training", [True, False])
 def test_refused_at_once(training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dist, "isend", refuse)
-    link = DistributedLink(3, 2, 2, Ledger(8), torch.device("cpu"))
+    link = Sender(3, 2, 2, Ledger(8), torch.device("cpu"))
     with pytest.raises(LinkError, match=f"^{LINE}$") as caught:
         link.send(batch(training))
     assert caught.value.rank == 2 and bool(re.search("test batch", str(caught.value))) != training
@@ -35,7 +37,7 @@ def test_the_oldest_does_not_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
     """As many batches as may be in flight leave; the next one, and closing, wait for the first."""
     monkeypatch.setattr(dist, "isend", lambda *_, **__: SimpleNamespace(wait=refuse))
     for end in ("send", "close"):
-        link = DistributedLink(3, 2, 2, Ledger(8), torch.device("cpu"))
+        link = Sender(3, 2, 2, Ledger(8), torch.device("cpu"))
         for _ in range(IN_FLIGHT):
             link.send(batch(True))
         with pytest.raises(LinkError, match=f"^{LINE}$"):

@@ -1,57 +1,63 @@
 """What a process says that has waited for too long: block, batch, peer, plane, and when it last heard from there."""
 
 import re
-from types import SimpleNamespace
 
 import pytest
 
-from fgpipe.observe.metrics import Metrics
-from fgpipe.observe.timeline import Timeline
-from fgpipe.plan.schedule import Apply, Forward
-from fgpipe.trainers.worker import Node, Stalled, Worker
+from fgpipe.config import compose_config
+from fgpipe.errors import StalledError
+from fgpipe.observe.observers import Observers
+from fgpipe.plan.plan import DataFacts, Plan
+from fgpipe.trainers.build import local_stages
+from fgpipe.trainers.worker import Worker
+from fgpipe.wire.batch import Batch
+from fgpipe.wire.feedback.mailbox import Due, Mailbox
 from fgpipe.wire.feedback.messages import Feedback
-from fgpipe.wire.inbox import Inbox
-from fgpipe.wire.mailbox import Mailbox
+from fgpipe.wire.inbox import Arrivals, Inbox
+from fgpipe.wire.post import Post
+from tests.runtime.noise import noise
 
 
-def waiting_worker(action: Forward | Apply) -> tuple[Worker, Inbox, Node]:
-    """Block 3 of 8, which has nothing to do but `action`, within 0.5 s."""
-    metrics = Metrics(8)
-    mailbox = Mailbox(3, 7, 1, 1, 9, 0, window=5, lost="retry", metrics=metrics)
-    inbox = Inbox([3], {3: mailbox}, Timeline())
-    stage = SimpleNamespace(index=3, has_applied=lambda batch: False)
-    node = Node(stage, 5, True, None, None)
-    node.pending.append(action)
-    feedback = SimpleNamespace(ask=lambda request: None)
-    return (
-        Worker([node], inbox, feedback, eager=False, fixed_order=False, deadline=0.5, timeline=Timeline()),
-        inbox,
-        node,
-    )
+class Outbox(Post):
+    """Whatever leaves the block is lost."""
+
+    def up(self, block: int, batch: Batch) -> None:
+        pass
 
 
-@pytest.mark.parametrize(
-    "action, expected",
-    [
-        (Forward(17), "block 3 for its input of batch 17 from block 2 (forward plane; nothing came yet)"),
-        (Apply(12), "block 3 for its scalars of batch 12 from block 7 (feedback plane; nothing came yet)"),
-    ],
-)
-def test_nothing_came(action: Forward | Apply, expected: str) -> None:
-    worker, _, _ = waiting_worker(action)
-    with pytest.raises(Stalled, match=f"^nothing arrived for 0.5 s; waiting: {re.escape(expected)}$"):
-        worker._next()
+def waiting_worker() -> tuple[Worker, Inbox, list[Batch]]:
+    """Block 3 of 8 in a process of its own with window 2, which is given up after 0.5 s; and inputs for it."""
+    config = compose_config(["model.width=0.07", "window=2", "batch_size=2", "scope=block", "deadline=1"])
+    plan = Plan.make(config, DataFacts(4, 1, 10, 1, 8, 8))
+    observers = Observers.of(8)
+    mailbox = Mailbox(Due(9, 7, 3, 1, 1), window=2, lost="retry", metrics=observers.metrics)
+    inbox = Inbox({3: Arrivals()}, {3: mailbox}, observers.timeline)
+    stage = local_stages(plan)[3]
+    return Worker(plan, [stage], Outbox(inbox), observers, {}), inbox, [noise(plan, 3, batch) for batch in range(4)]
+
+
+def gives_up(worker: Worker, line: str) -> None:
+    with pytest.raises(StalledError, match=f"^nothing arrived for 1 s; waiting: {line}$"):
+        worker.train(0, 4, None)
+
+
+def test_nothing_came() -> None:
+    worker, _, _ = waiting_worker()
+    gives_up(worker, re.escape("block 3 for its input of batch 0 from block 2 (forward plane; nothing came yet)"))
+
+
+def test_no_readings_came() -> None:
+    worker, inbox, batches = waiting_worker()
+    for batch in batches:
+        inbox.deliver_batch(3, batch)
+    gives_up(worker, re.escape("block 3 for its readings of batch 0 from block 7 (feedback plane; nothing came yet)"))
 
 
 def test_age_of_the_last_message() -> None:
     """On its own plane: what comes on the other one does not count."""
-    worker, inbox, node = waiting_worker(Apply(1))
+    worker, inbox, batches = waiting_worker()
+    for batch in batches:
+        inbox.deliver_batch(3, batch)
     inbox.deliver_feedback(Feedback(9, 0, 7, 3, (0,), (1.0,)))
-    inbox.take_feedback(3)
-    with pytest.raises(
-        Stalled, match=r"of batch 1 from block 7 \(feedback plane; the last message came (?!0\.[0-4])\d+\.\d s ago\)"
-    ):
-        worker._next()
-    node.pending[0] = Forward(5)
-    with pytest.raises(Stalled, match=r"of batch 5 from block 2 \(forward plane; nothing came yet\)"):
-        worker._next()
+    age = r"the last message came (?!0\.[0-8])\d+\.\d s ago"
+    gives_up(worker, rf"block 3 for its readings of batch 1 from block 7 \(feedback plane; {age}\)")

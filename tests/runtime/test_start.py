@@ -10,7 +10,7 @@ import pytest
 import torch.distributed as dist
 
 from fgpipe.cluster.start import Late, Start
-from fgpipe.wire.links.distributed import LinkError
+from fgpipe.errors import LinkError
 
 DEADLINE = 2.0
 SERVER = """

@@ -18,6 +18,7 @@ from fgpipe.observe.metrics import Metrics
 with atheris.instrument_imports(include=["fgpipe", "msgpack"]):
     import msgpack.fallback
 
+    from fgpipe.errors import FeedbackError
     from fgpipe.wire.feedback import mailbox, messages
 
 PROBES, SAMPLES, WINDOW, RUN = 3, 4, 4, 12345
@@ -32,25 +33,26 @@ def one_input(data: bytes) -> None:
         pass
     try:
         message = messages.decode(data)
-    except messages.FeedbackError:
+    except FeedbackError:
         return
     assert messages.decode(messages.encode(message)) == message
     for lost in ("retry", "skip", "fail"):
-        box = mailbox.Mailbox(2, 7, PROBES, SAMPLES, RUN, window=WINDOW, lost=lost, metrics=METRICS)
+        due = mailbox.Due(RUN, 7, 2, PROBES, PROBES * SAMPLES)
+        box = mailbox.Mailbox(due, window=WINDOW, lost=lost, metrics=METRICS)
         if isinstance(message, messages.Request):
             continue
         try:
             box.put(message)
-        except messages.FeedbackError:
+        except FeedbackError:
             continue
         assert (message.run, message.sender, message.receiver) == (RUN, 7, 2) and message.batch < WINDOW
 
 
 def seeds(folder: Path) -> None:
     """One message of each kind, for the fuzzer to start from."""
-    scalars = tuple(0.5 * i for i in range(PROBES * SAMPLES))
+    numbers = tuple(0.5 * i for i in range(PROBES * SAMPLES))
     for batch, message in enumerate([
-        messages.Feedback(RUN, 0, 7, 2, tuple(range(PROBES)), scalars),
+        messages.Feedback(RUN, 0, 7, 2, tuple(range(PROBES)), numbers),
         messages.Request(RUN, 1, 2, 7),
         messages.Lost(RUN, 2, 7, 2),
     ]):  # fmt: skip

@@ -10,15 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fgpipe.cluster.process import Cluster, Place
 from fgpipe.config import compose_config
-from fgpipe.observe.ledger import Ledger
-from fgpipe.observe.metrics import Metrics
-from fgpipe.plan.plan import DataFacts, Plan
+from fgpipe.plan.plan import DataFacts
 from fgpipe.study.bench.plain import PlainLoop
 from fgpipe.study.bench.two_passes import TwoBackwardPasses
-from fgpipe.trainers.build import build_trainer
-from fgpipe.trainers.oracle import OracleTrainer
+from fgpipe.trainers.build import local_trainer
+from fgpipe.trainers.oracle import OracleStep
 
 COMMON = [
     "tangents=oracle",
@@ -32,10 +29,15 @@ COMMON = [
 COMMON += ["optim=constant", "optim.lr=0.02"]
 
 
-def trainer_of(*overrides: str) -> OracleTrainer:
-    plan = Plan.make(compose_config([*COMMON, *overrides]), DataFacts(3, 1, 5, 3, 16, 16))
-    blocks = plan.method.blocks
-    return build_trainer(plan, Cluster(Place(0, 1, 0, 1)), torch.device("cpu"), Metrics(blocks), Ledger(blocks))
+class Trained:
+    """A net that the oracle trains."""
+
+    def __init__(self, *overrides: str) -> None:
+        trainer = local_trainer(compose_config([*COMMON, *overrides]), DataFacts(3, 1, 5, 3, 16, 16))
+        (step,) = trainer.steps.values()
+        assert isinstance(step, OracleStep)
+        self.train = trainer.train
+        self.blocks, self.heads = ([getattr(each, name) for each in step.learners] for name in ("block", "head"))
 
 
 def batches() -> list[tuple[Tensor, Tensor]]:
@@ -56,18 +58,18 @@ def assert_moved_alike(got: nn.Module, want: nn.Module, before: nn.Module) -> No
 
 @pytest.mark.parametrize("head", ["mlp", "cnn", "predsim"])
 def test_two_backward_passes(head: str) -> None:
-    trainer = trainer_of("guess=local", "target=global", "space=activity", "scope=sample", f"head={head}")
+    trainer = Trained("guess=local", "target=global", "space=activity", "scope=sample", f"head={head}")
     before = nn.ModuleList(copy.deepcopy([*trainer.blocks, *trainer.heads]))
     ours = copy.deepcopy(before)
     trainer.train(0, 3, lambda epoch, index: batches()[index])
-    baseline = TwoBackwardPasses(ours[:8], ours[8:], compose_config(COMMON).optim)
+    baseline = TwoBackwardPasses(list(ours)[:8], list(ours)[8:], compose_config(COMMON).optim)
     for images, labels in batches():
         baseline.step(images, labels)
     assert_moved_alike(ours, nn.ModuleList([*trainer.blocks, *trainer.heads]), before)
 
 
 def test_plain_loop() -> None:
-    trainer = trainer_of("guess=end_to_end")
+    trainer = Trained("guess=end_to_end")
     before = copy.deepcopy(nn.Sequential(*trainer.blocks, trainer.heads[-1]))
     net = copy.deepcopy(before)
     trainer.train(0, 3, lambda epoch, index: batches()[index])

@@ -1,6 +1,7 @@
 """`python -m fgpipe.bench`: it runs from end to end, its measures are right on what is known, bad input is one line."""
 
 import itertools
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from fgpipe.gradients import Tangent
 from fgpipe.observe.timeline import Event
 from fgpipe.study.bench import command, pipeline, tangents
 from fgpipe.study.bench.measure import interleaved, peak_bytes
-from fgpipe.study.bench.table import QUICK, Row, at_least, at_most, table
+from fgpipe.study.bench.table import QUICK, BenchRow, at_least, at_most, table
 from tests.integration.launching import launch
 
 
@@ -18,8 +19,8 @@ from tests.integration.launching import launch
     "arguments, expected", [
         (["only=psychic"], "fgpipe: only=psychic: allowed: tangents | pipeline | recording | cells | start | profile, or some"),
         (["quick=maybe"], "fgpipe: quick=maybe: allowed: true | false"),
-        (["fast=true"], "fgpipe: fast=true: allowed: out=..., only=..., quick=..."),
-        (["quick"], "fgpipe: quick: allowed: out=..., only=..., quick=..."),
+        (["fast=true"], "fgpipe: fast=true: no such key; allowed: out | only | quick"),
+        (["quick"], "fgpipe: quick: allowed: key=value"),
         (["out=no/such/folder/speed.md"], "fgpipe: out=no/such/folder/speed.md: allowed: a file in a folder that exists"),
     ],
 )  # fmt: skip
@@ -59,7 +60,7 @@ def test_end_to_end(tmp_path: Path) -> None:
 def test_table() -> None:
     """The median is what is judged, whichever way the goal goes."""
     lines = table(
-        [Row("a", "x", [1.0, 4.0, 2.0], at_most(1.6)), Row("a", "y", [1.0, 4.0, 2.0], at_least(1.6))]
+        [BenchRow("a", "x", [1.0, 4.0, 2.0], at_most(1.6)), BenchRow("a", "y", [1.0, 4.0, 2.0], at_least(1.6))]
     ).splitlines()
     assert lines[2] == "| a | x | at most 1.6 | 2 | 1 to 4 | 1.25 | missed |  |"
     assert lines[3] == "| a | y | at least 1.6 | 2 | 1 to 4 | 1.25 | met |  |"
@@ -68,7 +69,7 @@ def test_table() -> None:
 def test_rounds_are_interleaved() -> None:
     """One round to warm up, then as many as asked for, each with every call once; none follows itself."""
     made: list[str] = []
-    seconds = interleaved({name: lambda name=name: made.append(name) for name in "abc"}, rounds=100)
+    seconds = interleaved({name: partial(made.append, name) for name in "abc"}, rounds=100)
     rounds = ["".join(made[n : n + 3]) for n in range(0, len(made), 3)]
     assert len(rounds) == 101 and {name: len(times) for name, times in seconds.items()} == dict.fromkeys("abc", 100)
     assert set(rounds) == {"abc", "acb", "bac", "bca", "cab", "cba"}

@@ -8,22 +8,22 @@ from pathlib import Path
 import pytest
 
 from fgpipe.study.card.alignment import Positivity, alignment_verdicts
-from fgpipe.study.card.claims import Verdict, verdicts
+from fgpipe.study.card.claims import ClaimVerdict, verdicts
 from fgpipe.study.card.measured import Collection, published_values
 from fgpipe.study.card.ranks import PARTS, Ranks
 from fgpipe.study.paper.tables import Key
 from tests.study.results import key, write_run
 
 
-def verdict_on(claim: str, values: Mapping[Key, Mapping[int, float]]) -> Verdict:
+def verdict_on(claim: str, values: Mapping[Key, Mapping[int, float]]) -> ClaimVerdict:
     return next(verdict for verdict in verdicts(values) if verdict.claim.startswith(claim))
 
 
 def test_interval_and_words_by_hand() -> None:
     """Differences 1, 2, 3, 6: mean 3, deviation sqrt(14/3); Student's t, 3 degrees of freedom, 97.5 %: 3.1824."""
 
-    def of(*differences: float) -> Verdict:
-        return Verdict("", "points", "pairs", "", list(differences))
+    def of(*differences: float) -> ClaimVerdict:
+        return ClaimVerdict("", "points", "pairs", "", list(differences))
 
     assert of(1, 2, 3, 6).mean == 3 and of(1, 2, 3, 6).half_width == pytest.approx(3.182446 * math.sqrt(14 / 3) / 2)
     assert of(1, 2, 3, 6).word == "too little data", "3 - 3.44 is below zero"
@@ -145,6 +145,7 @@ def test_correlation_without_a_row_by_hand() -> None:
     assert table["local", "linear"]["16 blocks"] is None and table["local", "linear"]["activity"] is None
     assert table["ntk", "mlp"]["activity"] == pytest.approx(1 - 6 * (1 + 1) / (4 * 15))
     assert table["ntk", "mlp"]["both blocks and spaces"] == pytest.approx(1)
+    assert ranks.interval is not None and ranks.spearman is not None
     low, high = ranks.interval
     assert -1 <= low < ranks.spearman < high <= 1 and Ranks.of(values, published_values()).interval == (low, high)
     agreeing = Ranks(keys, [5.0, 4.0, 3.0, 2.0, 1.0], [50.0, 40.0, 30.0, 20.0, 10.0])
@@ -161,6 +162,7 @@ def test_alignment_rises_by_cell_and_space(tmp_path: Path) -> None:
     write_run(tmp_path, key("gaussian", None, "weight"), 50, cosine={0: [-0.9] * 7})
     verdicts = {verdict.claim: verdict for verdict in alignment_verdicts(Collection.read(tmp_path).kept)}
     weight, activity = (verdicts[f"Alignment rises with depth, {space} space"] for space in ("weight", "activity"))
+    assert isinstance(weight, ClaimVerdict) and isinstance(activity, ClaimVerdict)
     assert sorted(weight.differences) == pytest.approx([0.05, 0.1, 0.15]) and weight.noun == "cells"
     assert activity.differences == pytest.approx([-0.3]) and activity.word == "too little data"
     positive = verdicts["Alignment stays positive, weight space"]

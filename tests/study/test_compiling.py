@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fgpipe.errors import UserError
 from fgpipe.study.probes import compiling
 
 TINY = ["widths=[0.0625]", "lanes=[2]", "blocks=[7]", "batch=4", "pixels=8", "seconds=0"]
@@ -38,7 +39,7 @@ def test_compiled_computes_the_same(
 
 def test_both_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda graph, fullgraph: lambda: graph())
-    calls = []
+    calls: list[None] = []
     seconds = compiling.measure(lambda: calls.append(None), lambda graph: graph(), 0.0)
     assert len(calls) == 1 + 2 * (1 + 3), "the first compiled call, then a round of both to warm up and three rounds"
     assert min(seconds.as_it_is, seconds.compiled, seconds.compiling) > 0
@@ -52,10 +53,10 @@ def test_both_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
         ("batch=1", "batch=1: allowed: at least 2"),
         ("pixels=1", "pixels=1: allowed: at least 8"),
         ("out=/nowhere/there.md", "out=/nowhere/there.md: allowed: a file in a folder that exists"),
-        ("rounds=3", "rounds=3: allowed: widths=..., "),
+        ("x=3", "x=3: no such key; allowed: widths | lanes | "),
     ],
 )  # fmt: skip
 def test_bad_input(argument: str, expected: str) -> None:
-    with pytest.raises(compiling.UserError) as refused:
+    with pytest.raises(UserError) as refused:
         compiling.main([argument])
     assert str(refused.value).startswith(expected)

@@ -21,7 +21,7 @@ from fgpipe.study.contests import contest, throughput
 from fgpipe.study.contests.contest import (
     Contest,
     Contestant,
-    Options,
+    ContestOptions,
     Spread,
     described,
     ratios,
@@ -68,7 +68,7 @@ def test_table_and_page() -> None:
         "| 1F1B | 150.0 | 100.0 to 200.0 | 1.00 | 1.00 to 1.00 |",
     ]
     other = {**summary(1.0), "commit": "def"}
-    setting = described(other["config"], [3, 5], Options(repeats=2))
+    setting = described(other["config"], [3, 5], ContestOptions(repeats=2))
     text = page("Title", "command", setting, [summary(1.0), other], table)
     assert text.startswith("# Title\n\n```bash\ncommand\n```\n\n") and text.endswith(f"\n\n{table}")
     assert "Width 0.5, batch 128, blocks per process [3, 5], rounds: 2, with 2 epochs of 32 batches" in text
@@ -90,7 +90,7 @@ def test_times(monkeypatch: pytest.MonkeyPatch) -> None:
             return torch.cat([x, x])[: len(x)]
 
     monkeypatch.setattr("fgpipe.study.common.split.time.perf_counter", lambda: now[0])
-    blocks = [Slow([90, 90, 1, 7, 3, 9, 2, 4, 8]), Slow([50, 50, *[6] * 7])]
+    blocks: list[nn.Module] = [Slow([90, 90, 1, 7, 3, 9, 2, 4, 8]), Slow([50, 50, *[6] * 7])]
     assert times(blocks, torch.zeros(2, 3)) == [4, 6]
 
 
@@ -121,7 +121,7 @@ def test_runs_what_is_missing(tmp_path: Path) -> None:
             (path / "summary.json").write_text(json.dumps(summary(9.0, 2.0 if "lanes" in run else 1.0)))
 
     def made() -> Contest:
-        options = Options(split=[3, 5], repeats=2, batches=4)
+        options = ContestOptions(split=[3, 5], repeats=2, batches=4)
         return Contest(tmp_path / "study", options, ["batch_size=16", "model.width=0.07"], [A, B, ALONE])
 
     with pytest.raises(KeyboardInterrupt):
@@ -142,12 +142,12 @@ def test_runs_what_is_missing(tmp_path: Path) -> None:
     file = again.write("table", "Title", ["name", "a/b", "x=1"], "| |\n")
     assert file.name == "table.md" and "python -m fgpipe.study name FOLDER x=1\n" in file.read_text()
     with pytest.raises(UserError, match="allowed: a new folder, or its study's arguments: .*batches=4"):
-        Contest(tmp_path / "study", Options(split=[3, 5], batches=5), ["batch_size=16"], [A])
+        Contest(tmp_path / "study", ContestOptions(split=[3, 5], batches=5), ["batch_size=16"], [A])
 
 
 def test_measures_the_split_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(contest, "measured_split", lambda config, facts, processes: [1, 7])
-    arguments = (tmp_path, Options(batches=2), ["batch_size=4", "model.width=0.07"], [A])
+    arguments = (tmp_path, ContestOptions(batches=2), ["batch_size=4", "model.width=0.07"], [A])
     assert Contest(*arguments).split == [1, 7]
     monkeypatch.setattr(contest, "measured_split", None)
     assert Contest(*arguments).split == [1, 7]
@@ -157,7 +157,7 @@ def test_measures_the_split_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_contestants_can_be_run(processes: int, microbatches: int, tmp_path: Path) -> None:
     """None is refused, no two have the same folder, and all peers of the issue are there."""
     wanted = throughput.contestants(processes)
-    options = Options(processes=processes, split=[1] * (processes - 1) + [9 - processes], batches=2)
+    options = ContestOptions(processes=processes, split=[1] * (processes - 1) + [9 - processes], batches=2)
     Contest(tmp_path, options, ["batch_size=120"], wanted)
     assert len({each.folder for each in wanted}) == len(wanted)
     schedules = {each for contestant in wanted for each in contestant.overrides if each.startswith("schedule=")}
@@ -167,9 +167,11 @@ def test_contestants_can_be_run(processes: int, microbatches: int, tmp_path: Pat
 
 
 def test_arguments() -> None:
-    folder, options, rest = read(["folder", "repeats=3", "model.width=0.25", "split=[2,6]", "out=docs"], Options())
+    folder, options, rest = read(
+        ["folder", "repeats=3", "model.width=0.25", "split=[2,6]", "out=docs"], ContestOptions()
+    )
     assert (folder, rest) == (Path("folder"), ["model.width=0.25"])
-    assert options == Options(repeats=3, split=[2, 6], out="docs")
+    assert options == ContestOptions(repeats=3, split=[2, 6], out="docs")
 
 
 @pytest.mark.parametrize(

@@ -126,8 +126,10 @@ def grid(out: Path, images: Path) -> Iterator[subprocess.Popen[str]]:
     overrides += f",checkpoint.every_steps={EVERY},observe.cosine=1"
     selection = ["table=3", "profile=scaled", "guess=local", "aux=linear"]
     command = [sys.executable, "-m", "fgpipe.grid", *selection, f"data.root={images}", f"out={out}"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    with subprocess.Popen([*command, f"overrides=[{overrides}]", "jobs=2"], env=environment(), **pipes) as process:
+    command += [f"overrides=[{overrides}]", "jobs=2"]
+    with subprocess.Popen(
+        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
         yield process
 
 

@@ -14,20 +14,16 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import fgpipe.study
-from fgpipe.cluster.process import Cluster, Place
 from fgpipe.config import compose_config
 from fgpipe.errors import UserError
-from fgpipe.observe.ledger import Ledger
-from fgpipe.observe.metrics import Metrics
 from fgpipe.plan.plan import DataFacts
-from fgpipe.plan.plan import Plan as RunPlan
 from fgpipe.study.common.runs import Run, quoted
 from fgpipe.study.paper.estimate import Cost, cost
 from fgpipe.study.paper.grid import main
-from fgpipe.study.paper.options import Plan, parse_options
+from fgpipe.study.paper.options import GridPlan, parse_options
 from fgpipe.study.paper.profile import Profile
 from fgpipe.study.paper.tables import published
-from fgpipe.trainers.build import build_trainer
+from fgpipe.trainers.build import local_trainer
 from tests.integration.launching import ROOT
 
 COUNTS = {2: 34, 3: 26, 4: 30, 5: 48, 6: 6, 7: 102, 8: 51, 9: 90, 10: 45, 11: 12, 12: 18}
@@ -41,8 +37,8 @@ def test_all_cells_are_read() -> None:
     assert [cell.accuracy for cell in published()] == accuracies
 
 
-def plan(*arguments: str) -> Plan:
-    return Plan.make(parse_options(arguments))
+def plan(*arguments: str) -> GridPlan:
+    return GridPlan.make(parse_options(arguments))
 
 
 @pytest.mark.slow
@@ -253,7 +249,7 @@ def test_dry_run_lists_all_cells(
     assert counts == f"462 cells, {len(runs)} runs of 1 seed(s), 0 done" and missing.startswith("0 cells are not in")
     rows = [line.split() for line in cells]
     assert Counter(int(row[0]) for row in rows) == COUNTS
-    assert sorted(float(row[8]) for row in rows) == sorted(cell.accuracy for cell in published())
+    assert sorted(float(row[8]) for row in rows) == sorted(cell.accuracy or 0 for cell in published())
     assert {row[-1] for row in rows} == {run.name for run in runs}
     assert {tuple(row[9:12]) for row in rows} == {("1.00", "1.0", "min")}
     hours = f"{len(runs) // 60}:{len(runs) % 60:02d} h"
@@ -288,9 +284,7 @@ def test_flops_are_those_of_a_real_step(guess: str, target: str, space: str, blo
         + ["tangents=oracle", "window=1", f"guess={guess}", f"target={target}", f"space={space}", "device=cpu"]
         + ["data.train_samples=9", "data.test_samples=5"]
     )
-    place = Place(rank=0, world_size=1, local_rank=0, local_world_size=1)
-    run = RunPlan.make(config, DataFacts(1, 1, 10, 3, 32, 32))
-    trainer = build_trainer(run, Cluster(place), torch.device("cpu"), Metrics(blocks), Ledger(blocks))
+    trainer = local_trainer(config, DataFacts(1, 1, 10, 3, 32, 32))
     batch = torch.randn(images, 3, 32, 32), torch.arange(images)
     with FlopCounterMode(display=False) as step:
         trainer.train(0, 1, lambda epoch, index: batch)

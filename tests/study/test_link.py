@@ -11,13 +11,13 @@ import pytest
 from fgpipe.study.__main__ import main
 from fgpipe.study.contests import link
 from fgpipe.study.contests.contest import Contest
-from fgpipe.study.contests.link import TWO_HOSTS, Options, contestants
+from fgpipe.study.contests.link import TWO_HOSTS, LinkOptions, contestants
 
 
 def test_contestants_can_be_run(tmp_path: Path) -> None:
     """Ours and the peers with either wire; all on the link's interface."""
     wanted = contestants(2)
-    Contest(tmp_path, Options(split=[4, 4], batches=2), [], [each for of in wanted.values() for each in of])
+    Contest(tmp_path, LinkOptions(split=[4, 4], batches=2), [], [each for of in wanted.values() for each in of])
     for kind, of in wanted.items():
         assert len(of) == 5 and sum("guess=end_to_end" in each.overrides for each in of) == 2
         assert all(("wire=bfloat16" in each.overrides) == (kind == "bfloat16") for each in of)

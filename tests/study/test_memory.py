@@ -10,12 +10,8 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from fgpipe.cluster.replicas import Replicas
 from fgpipe.config import compose_config
 from fgpipe.gradients.guesses.registry import OWN
-from fgpipe.observe.ledger import Ledger
-from fgpipe.observe.metrics import Metrics
-from fgpipe.observe.timeline import Timeline
 from fgpipe.plan.plan import DataFacts, Plan
 from fgpipe.study.__main__ import main
 from fgpipe.study.common.ways import Way
@@ -23,8 +19,8 @@ from fgpipe.study.contests import memory
 from fgpipe.study.contests.contest import Contest
 from fgpipe.study.contests.kept import Storages, kept_by_blocks, kept_together
 from fgpipe.study.contests.memory import (
-    Options,
-    Row,
+    MemoryOptions,
+    MemoryRow,
     by_process,
     contestants,
     in_flight,
@@ -33,10 +29,9 @@ from fgpipe.study.contests.memory import (
     peaks,
     ways,
 )
-from fgpipe.trainers.build import build_stages
+from fgpipe.trainers.build import local_stages
 from fgpipe.trainers.stage import Stage
-from fgpipe.wire.links.base import Batch
-from fgpipe.wire.links.memory import MemoryLink
+from fgpipe.wire.batch import Batch, within_process
 
 SAMPLES = 16
 
@@ -49,8 +44,7 @@ def plan(*overrides: str) -> Plan:
 
 def stages(of: Plan) -> list[Stage]:
     """Connected to nothing."""
-    parts = (Metrics(8), Ledger(8), Timeline(), Replicas())
-    return list(build_stages(of, torch.device("cpu"), *parts).values())
+    return local_stages(of)
 
 
 def images() -> Batch:
@@ -71,12 +65,11 @@ def bytes_of(kept: Sequence[Storages]) -> list[int]:
     return [kept_together([storages]) for storages in kept]
 
 
-def train(stages: Sequence[Stage], batch: Batch) -> Batch | None:
-    """Send a batch through blocks of one process; returns what the last one sends."""
+def train(stages: Sequence[Stage], batch: Batch) -> Batch:
+    """Send a batch through blocks of one process; returns what the last one sends, else gets."""
     for stage in stages:
-        sent: list[Batch] = []
-        stage.train(batch, MemoryLink(sent.append).send, lambda reply: None)
-        batch = sent[0] if sent else None
+        sent = [within_process(message) for message in stage.run(batch) if isinstance(message, Batch)]
+        batch = (sent or [batch])[0]
     return batch
 
 
@@ -150,7 +143,8 @@ def test_what_the_allocator_says_of_processes(
 def test_what_the_allocator_says_of_backpropagation(tmp_path: Path) -> None:
     """Graphs of one batch, in processes of 3 and 5 blocks; here they are plain modules in a row, with `autograd` alone."""
     made, x = plan("guess=end_to_end"), images().x
-    kept, graphs = by_process(kept_by_blocks(made), [3, 5]), []
+    kept = by_process(kept_by_blocks(made), [3, 5])
+    graphs: list[torch.Tensor] = []
 
     def step(id: int) -> None:
         y = x.clone()
@@ -214,7 +208,7 @@ def test_tables() -> None:
     ).splitlines()
     assert lines[0] == "| guess | space | target | block 0 | block 1 | block 2 | all, in one process |"
     assert lines[2] == "| local | weight | global | 12.0 | 1.0 | 0 | 13.0 |"
-    row = Row("ours", "32 images", [[3, 2], [0]], [1_234_560_000, 0], [2_000_000_000, 40_000])
+    row = MemoryRow("ours", "32 images", [[3, 2], [0]], [1_234_560_000, 0], [2_000_000_000, 40_000])
     lines = peak_table([row]).splitlines()
     assert lines[2] == "| ours | 32 images | 3 2 | 1,234.6 | 2,000.0 | 0 | 0 | 0.040 |"
     assert len({line.count("|") for line in lines}) == 1
@@ -225,7 +219,7 @@ def test_ways_can_be_run() -> None:
     found = ways()
     for way in found:
         compose_config(way.overrides())
-    guesses = {"weight": 5, "activity": 6}
+    guesses = {"weight": 5, "activity": 7}
     placed = [(way.guess, way.space) for way in found if way.guess in OWN and way.guess != "end_to_end"]
     assert len(set(found)) == len(found)
     assert Counter(space for _, space in set(placed)) == guesses and len(placed) == 2 * sum(guesses.values())
@@ -234,7 +228,7 @@ def test_ways_can_be_run() -> None:
 @pytest.mark.parametrize("processes", [2, 8])
 def test_contestants_can_be_run(processes: int, tmp_path: Path) -> None:
     wanted = contestants(processes)
-    options = Options(processes=processes, split=[8 // processes] * processes)
+    options = MemoryOptions(processes=processes, split=[8 // processes] * processes)
     Contest(tmp_path, options, ["batch_size=16"], wanted)
     assert [each.name for each in wanted[-2:]] == ["GPipe", "1F1B"] and len(wanted) == 7
 

@@ -17,7 +17,7 @@ from fgpipe.plan.precision import Precision
 from fgpipe.trainers.backpropagation import Part
 from fgpipe.trainers.phases import Phases
 from fgpipe.trainers.session import run
-from fgpipe.wire.links.distributed import wire
+from fgpipe.wire.links.header import wire
 from tests.integration.launching import fork
 
 OVERRIDES = [
@@ -28,7 +28,7 @@ OVERRIDES = [
 
 def small_net() -> Net:
     torch.manual_seed(3)
-    blocks = [
+    blocks: list[nn.Module] = [
         nn.Sequential(nn.Conv2d(1, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU()),
         nn.Sequential(nn.Conv2d(6, 8, 3, stride=2), nn.BatchNorm2d(8), nn.Tanh()),
         nn.Sequential(nn.Flatten(), nn.Linear(392, 12), nn.ReLU()),
@@ -88,7 +88,7 @@ def test_rounds_between_blocks(last: bool) -> None:
         each.backward(gradient.to(each.dtype))
     for one, other in zip(blocks, reference.blocks, strict=True):
         for mine, theirs in zip(one.parameters(), other.parameters(), strict=True):
-            assert torch.equal(mine.grad, theirs.grad)
+            assert mine.grad is not None and theirs.grad is not None and torch.equal(mine.grad, theirs.grad)
 
 
 def test_too_few_microbatches(tmp_path: Path) -> None:

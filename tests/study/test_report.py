@@ -277,10 +277,11 @@ def test_alignment_is_of_one_net_and_easy_to_read(tmp_path: Path, blocks: int) -
     with_heads = ["local cnn", "local linear", "local mlp"]
     for kind, expected in (("cosine", [*with_heads, "ntk mlp"]), ("heads", with_heads)):
         *panels, free = figures[f"{kind}-{blocks}-blocks-weight"].axes
-        (legend,) = [axes.get_legend() for axes in (*panels, free) if axes.get_legend() is not None]
+        (legend,) = [legend for axes in (*panels, free) if (legend := axes.get_legend()) is not None]
         assert [text.get_text() for text in legend.get_texts()] == expected
         box = legend.get_window_extent()
-        assert len(panels) == blocks - 1 and not any(box.overlaps(axes.get_tightbbox()) for axes in panels)
+        boxes = [tight for axes in panels if (tight := axes.get_tightbbox()) is not None]
+        assert len(panels) == len(boxes) == blocks - 1 and not any(map(box.overlaps, boxes))
         labelled = [any(tick.label1.get_visible() for tick in axes.xaxis.get_major_ticks()) for axes in panels]
         assert labelled == [False] * (blocks - 5) + [True] * 4
     lines = figures[f"cosine-{blocks}-blocks-weight"].axes[0].get_lines()
@@ -293,7 +294,9 @@ def test_loss_by_depth_is_of_cnn_heads(tmp_path: Path) -> None:
     write_run(tmp_path, key("end_to_end", None, None), 80)
     write_run(tmp_path, key("gaussian", None, "weight"), 40, settings={"head.name": "cnn"})
     (axes,) = drawn(tmp_path)["depth-8-blocks"].axes
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["local, global", "gaussian, global"]
+    legend = axes.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == ["local, global", "gaussian, global"]
 
 
 def test_heat_maps_are_of_whatever_is_measured(tmp_path: Path) -> None:

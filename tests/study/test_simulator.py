@@ -1,33 +1,33 @@
 """The simulator's model against closed forms and the real worker, and what it is fed with by hand count."""
 
 import math
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Iterator
+from functools import cache
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fgpipe.cluster.process import Cluster, Place
+from fgpipe.config import compose_config
 from fgpipe.gradients.guesses import make
 from fgpipe.gradients.method import Method
 from fgpipe.gradients.probes import plan_lanes
-from fgpipe.observe.metrics import Metrics
-from fgpipe.observe.timeline import Event, Timeline
+from fgpipe.observe.observers import Observers
+from fgpipe.observe.timeline import Event
+from fgpipe.plan.plan import DataFacts, Plan
 from fgpipe.plan.schedule import Forward, actions, windows
 from fgpipe.study.simulator.calibration import slices
 from fgpipe.study.simulator.engine import Job, Message, Simulation
 from fgpipe.study.simulator.forecast import Forecast, epoch_seconds, forecast
 from fgpipe.study.simulator.machine import Machine
 from fgpipe.study.simulator.nets import equal_blocks, microbatches
-from fgpipe.study.simulator.programs import Backpropagation, Costs, ForwardGradients
-from fgpipe.trainers.worker import Node, Worker
-from fgpipe.wire.feedback.memory import MemoryFeedback
-from fgpipe.wire.feedback.messages import Feedback
-from fgpipe.wire.inbox import Inbox
-from fgpipe.wire.links.base import Batch
-from fgpipe.wire.links.memory import MemoryLink
-from fgpipe.wire.mailbox import Mailbox
+from fgpipe.study.simulator.programs import Backpropagation, Costs, ForwardGradients, Orders
+from fgpipe.trainers.build import build_trainer
+from fgpipe.trainers.stage import Stage
+from fgpipe.wire.batch import Batch
+from fgpipe.wire.feedback.messages import Feedback, Lost
 from fgpipe.wire.slow import SlowLinks
 
 IDEAL = Machine()
@@ -39,12 +39,23 @@ def links(processes: int, rate: float | None = None, rtt: float = 0.0) -> SlowLi
     return SlowLinks(rate, rtt / 2, sites)
 
 
+@cache
+def plan(depth: int | None, window: int | str = "auto") -> Plan:
+    """Local guesses in one lane, for any target, of a narrow ResNet."""
+    target = "global" if depth is None else "local" if depth == 0 else "intermediate"
+    lanes = "exact" if depth == 0 else 1
+    keys = [f"target={target}", f"window={window}", f"lanes={lanes}", "scope=block", "model.width=0.07", "batch_size=2"]
+    keys += [f"target.depth={depth}"] if target == "intermediate" else []
+    return Plan.make(compose_config(keys), DataFacts(7, 1, 10, 3, 16, 16))
+
+
 def net(costs: Costs, depth: int | None = None, window: int | str = "auto", activation: int = 0) -> ForwardGradients:
-    """Local guesses in one lane, for any target."""
+    """A net of any length, whose steps are those of `plan`."""
     method = Method(len(costs), make("local"), "weight", "block", depth)
     lanes = plan_lanes(method, [1] * len(costs), "exact" if depth == 0 else 1, "hadamard", 0)
     activations = [activation] * (len(costs) - 1)
-    return ForwardGradients(method, lanes, windows(method, window), costs, activations, batch_size=0)
+    orders = Orders.of(plan(depth))
+    return ForwardGradients(method, lanes, windows(method, window), costs, activations, batch_size=0, orders=orders)
 
 
 def equal(stages: int, seconds: float = 1.0) -> Costs:
@@ -131,54 +142,35 @@ def test_order_is_the_schedules() -> None:
         assert found == [("forward" if isinstance(a, Forward) else "apply", a.batch) for a in wanted]
 
 
-class Recorder:
-    """A stage that computes nothing, and writes down what it is told to do."""
-
-    def __init__(self, index: int, method: Method, order: list[tuple[str, int, int]]) -> None:
-        self.index, self._method, self._order, self._applied = index, method, order, -1
-
-    def has_applied(self, batch: int) -> bool:
-        return batch <= self._applied
-
-    def train(self, batch: Batch, send: Callable[[Batch], None], reply: Callable[[Feedback], None]) -> None:
-        self._order.append(("forward", batch.id, self.index))
-        if self.index < self._method.last:
-            send(batch)
-        for k in range(self.index):
-            if self._method.waits(k) and self._method.target(k) == self.index:
-                reply(Feedback(0, batch.id, self.index, k, (0,), (1.0,)))
-
-    def apply(self, feedback: Feedback) -> None:
-        self._order.append(("apply", feedback.batch, self.index))
-        self._applied = feedback.batch
-
-
 @pytest.mark.parametrize("depth, window", [(None, "auto"), (None, 1), (None, 3), (1, "auto"), (2, 2), (0, 1)])
-def test_order_is_the_workers(depth: int | None, window: int | str) -> None:
+def test_order_is_the_workers(depth: int | None, window: int | str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In one process, the jobs come in the order in which the real worker does them."""
-    of, order = net(equal(5), depth, window), []
-    method, metrics, timeline = of.method, Metrics(5), Timeline()
-    mailboxes = {
-        j: Mailbox(j, method.target(j), 1, 1, 0, 0, window=of.windows[j], lost="fail", metrics=metrics)
-        for j in range(5)
-        if method.waits(j)
-    }
-    inbox = Inbox(range(5), mailboxes, timeline)
-    nodes = [
-        Node(
-            Recorder(j, method, order),  # type: ignore[arg-type]
-            of.windows[j],
-            method.waits(j),
-            MemoryLink(partial(inbox.deliver_batch, j + 1)),
-            None,
-        )
-        for j in range(5)
-    ]
-    plane = MemoryFeedback(inbox.deliver_feedback)
-    worker = Worker(nodes, inbox, plane, eager=False, fixed_order=False, deadline=10, timeline=timeline)
-    worker.train(0, 7, lambda *_: (torch.zeros(1), torch.zeros(1)))
-    done = Simulation(of.programs([5], 7), links(1), IDEAL).run().done
+    simulated = Simulation(net(equal(8), depth, window).programs([8], 7), links(1), IDEAL)
+    order, run = [], Stage.run
+
+    def recording(self: Stage, given: Batch | Feedback | Lost) -> Iterator[object]:
+        is_batch = isinstance(given, Batch)
+        order.append(("forward" if is_batch else "apply", given.id if is_batch else given.batch, self.index))
+        return run(self, given)
+
+    monkeypatch.setattr(Stage, "run", recording)
+    of = plan(depth, window)
+    trainer = build_trainer(of, Cluster(Place(0, 1, 0, 1)), torch.device("cpu"), Observers.of(8))
+    trainer.train(0, 7, lambda *_: (torch.randn(2, 3, 16, 16), torch.zeros(2, dtype=torch.int64)))
+    done = simulated.run().done
     assert [(each.job.kind, each.job.batch, each.job.block) for each in done] == order
+
+
+def test_steps_are_the_stages() -> None:
+    """Read off the stages; by hand for a global target: a block below sends its lanes last, the last one its readings
+    before it learns."""
+    steps = Orders.of(plan(None)).steps
+    assert set(steps[:-1]) == {("forward", "loss", "guess", "push", "send", "head")}
+    assert steps[-1] == ("forward", "loss", "push", "read", "reply", "update")
+    assert set(Orders.of(plan(0)).steps[:-1]) == {("forward", "send", "loss", "update")}
+    assert set(Orders.of(plan(1)).steps[1:-1]) == {
+        ("forward", "loss", "guess", "push", "send", "read", "reply", "head")
+    }
 
 
 @pytest.mark.parametrize("depth, lanes", [(0, 1), (None, 2)])

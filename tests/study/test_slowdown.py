@@ -8,7 +8,7 @@ import pytest
 from fgpipe.config import check_world, compose_config
 from fgpipe.study.__main__ import main
 from fgpipe.study.accuracies import scaled
-from fgpipe.study.accuracies.slowdown import Options, Row, Way, extra, table, ways
+from fgpipe.study.accuracies.slowdown import SlowdownOptions, SlowdownRow, SlowedWay, extra, table, ways
 
 SMALL = ["data=digits", "model.width=0.07", "head=linear", "batch_size=32", "epochs=2", "data.train_samples=384"]
 SMALL += ["data.test_samples=32", "optim.lr=0.01", "partition=[2,6]"]
@@ -25,7 +25,7 @@ def summary(accuracy: float, seconds: float, *counts: int) -> dict:
 @pytest.mark.parametrize("processes", [2, 8])
 def test_ways(processes: int) -> None:
     """With buffers once for each factor, slowed by it; the others once."""
-    found = ways(Options(processes=processes, block=3, factors=[1.0, 2.5], jitter=0.5))
+    found = ways(SlowdownOptions(processes=processes, block=3, factors=[1.0, 2.5], jitter=0.5))
     assert [(way.method, way.factor) for way in found] == [
         ("local target, buffers", 1.0),
         ("local target, buffers", 2.5),
@@ -48,9 +48,9 @@ def test_table() -> None:
     assert extra(summary(0.5, 1, 0, 30, 5)) == pytest.approx(1.5)
     assert extra(summary(0.5, 1, 0, 3, 5)) == pytest.approx(0.25)
     rows = [
-        Row.of(Way("ours", 4.0, ()), [summary(0.5, 10, 0, 4), summary(0.6, 20, 0, 8)]),
-        Row.of(Way("theirs", None, ()), [None, summary(0.4, 5, 0, 0)]),
-        Row.of(Way("neither", None, ()), [None]),
+        SlowdownRow.of(SlowedWay("ours", 4.0, ()), [summary(0.5, 10, 0, 4), summary(0.6, 20, 0, 8)]),
+        SlowdownRow.of(SlowedWay("theirs", None, ()), [None, summary(0.4, 5, 0, 0)]),
+        SlowdownRow.of(SlowedWay("neither", None, ()), [None]),
     ]
     assert table(rows).splitlines()[2:] == [
         "| ours | 4 | 55.0% | 50.0% to 60.0% | 15 | 30% |",
@@ -79,7 +79,7 @@ def test_bad_input(arguments: list[str], expected: str, tmp_path: Path, capsys: 
 @pytest.mark.timeout(600)
 def test_real_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beside a slow block there are extra steps, and the table says how many; every run is in it."""
-    chosen = [way for way in ways(Options(factors=[1.0, 40.0])) if way.method == "local target, buffers"]
+    chosen = [way for way in ways(SlowdownOptions(factors=[1.0, 40.0])) if way.method == "local target, buffers"]
     monkeypatch.setattr("fgpipe.study.accuracies.slowdown.ways", lambda options: chosen[1:])
     assert main(["slowdown", str(tmp_path), "factors=[1,40]", *SMALL]) == 0
     made = json.loads((tmp_path / f"{chosen[1].name}-0" / "summary.json").read_text())

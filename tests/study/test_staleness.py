@@ -15,7 +15,7 @@ from fgpipe.observe.timeline import Event
 from fgpipe.study.__main__ import main
 from fgpipe.study.accuracies import staleness as study
 from fgpipe.study.accuracies.scaled import diverged, mean_accuracy, settings
-from fgpipe.study.accuracies.staleness import Cell, Row, cells, staleness, tables
+from fgpipe.study.accuracies.staleness import StalenessCell, StalenessRow, cells, staleness, tables
 
 SMALL = ["data=digits", "model.width=0.07", "head=linear", "scope=block", "batch_size=32", "epochs=1"]
 SMALL += ["data.train_samples=384", "data.test_samples=32", "optim.lr=0.01"]
@@ -37,8 +37,8 @@ def test_histogram() -> None:
 def test_cells() -> None:
     """Windows times policies but for one; a multiple of auto is that of each block."""
     assert len(cells()) == 9 and len({cell.name for cell in cells()}) == 9
-    assert Cell("2 x auto", "eager").overrides((3, 2, 1)) == ["window=[6,4,2]", "feedback=eager", "trace=true"]
-    assert Cell("auto", "in_order").overrides((3, 2, 1)) == ["window=auto", "feedback=in_order", "trace=true"]
+    assert StalenessCell("2 x auto", "eager").overrides((3, 2, 1)) == ["window=[6,4,2]", "feedback=eager", "trace=true"]
+    assert StalenessCell("auto", "in_order").overrides((3, 2, 1)) == ["window=auto", "feedback=in_order", "trace=true"]
     setting = settings(["data=digits", "scope=block"])
     for cell in cells():
         check_world(compose_config([*setting, *cell.overrides(range(8, 0, -1))]), 8)
@@ -61,9 +61,9 @@ def test_setting() -> None:
 
 def test_tables() -> None:
     rows = [
-        Row(Cell("auto", "eager"), [0.5, 0.6], {0: Counter({0: 1, 7: 3})}),
-        Row(Cell("4 x auto", "eager"), [None, 0.4], {}),
-        Row(Cell("4 x auto", "in_order"), [None], {}),
+        StalenessRow(StalenessCell("auto", "eager"), [0.5, 0.6], {0: Counter({0: 1, 7: 3})}),
+        StalenessRow(StalenessCell("4 x auto", "eager"), [None, 0.4], {}),
+        StalenessRow(StalenessCell("4 x auto", "in_order"), [None], {}),
     ]
     lines = tables(rows).splitlines()
     assert lines[2] == "| auto | eager | 55.0% | 50.0% to 60.0% |"
@@ -123,7 +123,7 @@ def test_bad_input(arguments: list[str], expected: str, tmp_path: Path, capsys: 
 @pytest.mark.timeout(600)
 def test_real_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Histograms off the timeline agree with what each block counts itself; in order they are what the windows say."""
-    wanted = [Cell("auto", "in_order"), Cell("2 x auto", "eager")]
+    wanted = [StalenessCell("auto", "in_order"), StalenessCell("2 x auto", "eager")]
     monkeypatch.setattr(study, "cells", lambda: wanted)
     assert main(["staleness", str(tmp_path), "processes=2", *SMALL]) == 0
     for cell in wanted:

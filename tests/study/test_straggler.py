@@ -7,7 +7,7 @@ import pytest
 from fgpipe.observe.timeline import Event
 from fgpipe.study.__main__ import main
 from fgpipe.study.contests.contest import Contest
-from fgpipe.study.contests.straggler import Options, Row, contestants, others, table, update_rate
+from fgpipe.study.contests.straggler import StragglerOptions, StragglerRow, contestants, others, table, update_rate
 
 SECOND = 10**9
 
@@ -39,9 +39,9 @@ def test_others() -> None:
 def test_shares() -> None:
     """Over the same contestant's figures with factor 1, round by round: 0.5 and 0.9, of images 0.25 and 0.5."""
     rows = [
-        Row("ours", 1, [2.0, 3.0], [4.0, 10.0], [80.0, 60.0]),
-        Row("ours", 4, [1.0, 1.5], [2.0, 9.0], [20.0, 30.0]),
-        Row("1F1B", 1, [1.0, 1.0], [1.0, 1.0], [1.0, 1.0]),
+        StragglerRow("ours", 1, [2.0, 3.0], [4.0, 10.0], [80.0, 60.0]),
+        StragglerRow("ours", 4, [1.0, 1.5], [2.0, 9.0], [20.0, 30.0]),
+        StragglerRow("1F1B", 1, [1.0, 1.0], [1.0, 1.0], [1.0, 1.0]),
     ]
     lines = table(rows).splitlines()
     assert lines[3] == "| ours | 4 | 1.25 | 5.50 | 0.70 | 0.50 to 0.90 | 25.0 | 0.38 | 0.25 to 0.50 |"
@@ -52,7 +52,7 @@ def test_shares() -> None:
 @pytest.mark.parametrize("processes, jitter", [(2, 0.0), (8, 0.5)])
 def test_contestants_can_be_run(processes: int, jitter: float, tmp_path: Path) -> None:
     """Every method with every factor, all recorded; factor 1 is the block as it is."""
-    options = Options(processes=processes, split=[8 // processes] * processes, batches=2, jitter=jitter)
+    options = StragglerOptions(processes=processes, split=[8 // processes] * processes, batches=2, jitter=jitter)
     wanted = contestants(options)
     Contest(tmp_path, options, [], list(wanted.values()))
     assert len({each.folder for each in wanted.values()}) == len(wanted) == 5 * 4

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 
 from fgpipe.errors import UserError
@@ -29,7 +30,7 @@ EVENTS = {
 
 def test_two_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The two in the middle; up and back for the first of them, on an axis of milliseconds."""
-    figures = []
+    figures: list[Figure] = []
     monkeypatch.setattr(plt, "close", figures.append)
     trace.write(tmp_path / "trace.json", EVENTS, {0: "block 0", 1: "block 1"}, {})
     assert timeline.main([str(tmp_path / "trace.json"), str(tmp_path / "picture.png"), "2"]) == 0

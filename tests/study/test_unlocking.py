@@ -18,7 +18,7 @@ from fgpipe.study.__main__ import main
 from fgpipe.study.contests.kept import Storages, kept_by_blocks, kept_together
 from fgpipe.study.probes import unlocking
 from fgpipe.study.probes.orders import Spans, backward_locked, backward_unlocked, spans, update_unlocked
-from fgpipe.study.probes.unlocking import BATCHES, LAST, Row, _bytes, cells, extra_compute, table, verdict
+from fgpipe.study.probes.unlocking import BATCHES, LAST, UnlockingRow, _bytes, cells, extra_compute, table, verdict
 from fgpipe.study.simulator.calibration import slices
 from tests.integration.launching import fork
 from tests.observe.chrome import faults
@@ -142,7 +142,7 @@ def test_bytes_and_table() -> None:
         "1->0": {"gradients": {"bytes": 50 * BATCHES}},
     }
     assert _bytes(links) == pytest.approx((121, 53))
-    text = table([Row(cells()[1], "backward", 52, 2.345, 121.0, 53.0, 4096)])
+    text = table([UnlockingRow(cells()[1], "backward", 52, 2.345, 121.0, 53.0, 4096)])
     assert (
         "| local | global | weight | backward | backward | 52 | vJp (local) + Jvp | 2.35 | 121 | 53 | 4,096 |" in text
     )
@@ -173,7 +173,8 @@ def test_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
 
     def launched(runs: Sequence[Sequence[str]], processes: int, file: Path) -> None:
         started.append((processes, len(runs)))
-        assert Path(compose_config(runs[0]).run_dir).parent == study
+        run_dir = compose_config(runs[0]).run_dir
+        assert run_dir is not None and Path(run_dir).parent == study
         fake(runs, processes, file)
 
     monkeypatch.setattr(unlocking, "launch", launched)

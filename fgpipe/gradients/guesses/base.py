@@ -13,6 +13,7 @@ from fgpipe.config.rng import generator
 from fgpipe.gradients import estimator
 from fgpipe.gradients.dual import Factor, Tangent, insert
 from fgpipe.gradients.estimator import StepRule
+from fgpipe.gradients.readings import Reading
 from fgpipe.models.init import initialize
 
 
@@ -34,6 +35,8 @@ class View:
     """Seed, block, and the number under which the batch's random draws are made."""
     gradient: Callable[[], Sequence[Tensor]]
     """The gradient of the loss of the guess's `head`, shaped as `places`; a backward pass, so it is called once."""
+    logits: Callable[[], Tensor]
+    """The logits `[B, C]` of the block's trained head, with a graph down to `places`, which lives on when the head learns."""
     memory: Mapping[str, Tensor] = field(default_factory=dict)
     """From `Guess.remember`, to be written in place."""
 
@@ -51,6 +54,8 @@ class Guess:
     scopes: ClassVar[tuple[str, ...]] = ("tensor", "block", "sample", "batch")
     head: ClassVar[GuessHead | None] = None
     """None: no gradient is needed, and in weight space no graph."""
+    reading: ClassVar[Reading] = Reading.DERIVATIVE
+    """The numbers that come back for each probe."""
     divided: ClassVar[bool] = True
     """Coefficients are divided by |g|^2 (eq. 1), as deterministic directions want it; random ones have E[gg^T] = I."""
     kept: ClassVar[bool] = True
@@ -88,7 +93,7 @@ class Guess:
         return type(self).remember is not Guess.remember
 
     def propose(self, view: View) -> Sequence[Tensor]:
-        """The directions of a batch, shaped as `view.places`."""
+        """The directions of a batch, shaped as `view.places`; or, where no lane is read, whatever `estimate` needs."""
         raise NotImplementedError
 
     def insert(
@@ -108,8 +113,10 @@ class Guess:
         inner = torch.stack([product.sum() for product in products]).unsqueeze(1)
         return inner if scope == "tensor" else inner.sum(0, keepdim=True)
 
-    def estimate(self, directions: Sequence[Tensor], readings: Tensor, scope: str, step: StepRule) -> Sequence[Tensor]:
-        """The gradient estimate, shaped as the directions' places, from readings `[P, S]` (eq. 1, 4, 5)."""
+    def estimate(
+        self, directions: Sequence[Tensor], readings: Tensor, scope: str, step: StepRule, places: Sequence[Tensor]
+    ) -> Sequence[Tensor]:
+        """The gradient estimate, shaped as `places`, from readings `[P, S]` (eq. 1, 4, 5), or rows `[P, B, C]`."""
         norms = estimator.squared_norms(directions, scope) if self.divided else None
         factors = step.factors(estimator.coefficients(readings, norms))
         return estimator.scaled(directions, factors, scope)
@@ -118,7 +125,7 @@ class Guess:
         """Take the estimate of the block's parameters into its memory, in place, as the update is made."""
 
 
-class Memory(nn.Module):
+class GuessMemory(nn.Module):
     """What a guess remembers of one block; a module for its buffers, which are saved with the block."""
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
@@ -132,7 +139,7 @@ class Memory(nn.Module):
         return dict(self.named_buffers())
 
     @property
-    def or_none(self) -> "Memory | None":
+    def or_none(self) -> "GuessMemory | None":
         """Itself, if it holds anything."""
         return self if self.tensors else None
 

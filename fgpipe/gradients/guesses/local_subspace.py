@@ -51,7 +51,9 @@ class LocalSubspace(Guess):
     def inner(self, gradient: Sequence[Tensor], directions: Sequence[Tensor], scope: str) -> Tensor:
         return directions[0].flatten(1) @ gradient[0].flatten(1).T
 
-    def estimate(self, directions: Sequence[Tensor], readings: Tensor, scope: str, step: StepRule) -> Sequence[Tensor]:
+    def estimate(
+        self, directions: Sequence[Tensor], readings: Tensor, scope: str, step: StepRule, places: Sequence[Tensor]
+    ) -> Sequence[Tensor]:
         """sum_p c_p v_p for each sample, `[B, ...]`: the projection of the target's gradient on the span of the v_p."""
         return [torch.tensordot(step.factors(readings), directions[0], dims=([0], [0]))]
 

@@ -1,7 +1,7 @@
-"""How many lanes it takes: accuracy and time per image against lanes, decoding and step size.
+"""Count of lanes that training takes: accuracy and time per image against lanes, decoding and step size.
 
-    python -m fgpipe.study lanes FOLDER data.root=DIR [seeds=3] [jobs=1] [only=PATTERN] [batches=6] [repeats=3] [out=DIR]
-                                 [key=value ...]
+    python -m fgpipe.study lanes FOLDER data.root=DIR [seeds=3] [jobs=1] [only=PATTERN] [batches=6] [repeats=3]
+                                 [out=DIR] [key=value ...]
 
 CIFAR-10 at the scaled setting of the grid (`configs/profile/scaled.yaml`), in one process for each run and `jobs` of
 them at once: by the oracle, which emulates lanes (`trainers.oracle`), except for coded per-sample scalars, which need
@@ -22,13 +22,13 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from fgpipe.config.arguments import split
 from fgpipe.errors import bad_value, one_line
 from fgpipe.saving.outputs import written
 from fgpipe.study.accuracies import scaled
-from fgpipe.study.accuracies.scaled import Trainings, accuracies, accuracy_cells, mean_accuracy
+from fgpipe.study.accuracies.scaled import ScaledOptions, Trainings, accuracies, accuracy_cells, mean_accuracy
 from fgpipe.study.common.arguments import read
-from fgpipe.study.contests import contest
-from fgpipe.study.contests.contest import Contest, Contestant, Spread
+from fgpipe.study.contests.contest import Contest, Contestant, ContestOptions, Spread
 
 FAMILIES = (("weight", "tensor"), ("weight", "block"), ("activity", "sample"))
 LANES: tuple[int | str, ...] = ("exact", 1, 2, 4, 8)
@@ -38,7 +38,7 @@ TIMED = ("model", "model.width", "model.stem", "head", "head.hidden", "batch_siz
 
 
 @dataclass
-class Options(scaled.Options):
+class LanesOptions(ScaledOptions):
     """Keys of this study."""
 
     processes: int = 1
@@ -59,13 +59,13 @@ class Options(scaled.Options):
         except re.error as error:
             raise bad_value("only", self.only, f"a regular expression: {one_line(error)}") from error
 
-    def timing(self, blocks: int) -> contest.Options:
-        """Of the contest of times."""
-        return contest.Options(processes=1, split=[blocks], batches=self.batches, repeats=self.repeats)
+    def timing(self, blocks: int) -> ContestOptions:
+        """Options of the contest of times."""
+        return ContestOptions(processes=1, split=[blocks], batches=self.batches, repeats=self.repeats)
 
 
 @dataclass(frozen=True)
-class Cell:
+class LanesCell:
     """One way to train."""
 
     space: str = "weight"
@@ -78,7 +78,7 @@ class Cell:
 
     @property
     def ends(self) -> str | None:
-        """The name of an end of the frontier: backpropagation, and learning without feedback."""
+        """Name of an end of the frontier: backpropagation, and learning without feedback."""
         return "end to end" if self.guess == "end_to_end" else "local learning" if self.target == "local" else None
 
     @property
@@ -87,7 +87,7 @@ class Cell:
 
     @property
     def carriage(self) -> str:
-        """What the time per image depends on."""
+        """Settings that the time per image depends on."""
         return self.ends or f"{self.space} {self.scope} {self.guess} {self.lanes}"
 
     @property
@@ -102,8 +102,8 @@ class Cell:
 
     @property
     def contestant(self) -> Contestant:
-        """The run that shows the time; decoding and step size are arithmetic on scalars."""
-        plain = Cell(self.space, self.scope, self.guess, self.target, self.lanes)
+        """Run that shows the time; decoding and step size are arithmetic on scalars."""
+        plain = LanesCell(self.space, self.scope, self.guess, self.target, self.lanes)
         tangents = "oracle" if self.guess == "end_to_end" else "forward"
         return Contestant(self.carriage, tuple(plain._overrides(tangents)))
 
@@ -111,10 +111,10 @@ class Cell:
         return ["window=1", f"tangents={tangents}", *(f"{key}={value}" for key, value in vars(self).items())]
 
 
-def cells() -> Iterator[Cell]:
-    """All cells of the study: the step is normalised for local guesses alone."""
-    yield Cell(guess="end_to_end")
-    yield Cell(target="local")
+def cells() -> Iterator[LanesCell]:
+    """Yield all cells of the study: the step is normalised for local guesses alone."""
+    yield LanesCell(guess="end_to_end")
+    yield LanesCell(target="local")
     for space, scope in FAMILIES:
         for guess in ("local", "gaussian"):
             for lanes in LANES:
@@ -123,36 +123,35 @@ def cells() -> Iterator[Cell]:
                 steps = ("projection", "normalised") if guess == "local" else ("projection",)
                 for decode in (each for each in DECODES if each not in useless):
                     for step in steps:
-                        yield Cell(space, scope, guess, lanes=lanes, decode=decode, step=step)
+                        yield LanesCell(space, scope, guess, lanes=lanes, decode=decode, step=step)
 
 
 @dataclass(frozen=True)
-class Row:
-    """The figures of one cell."""
+class LanesRow:
+    """Figures of one cell."""
 
-    cell: Cell
+    cell: LanesCell
     accuracies: Sequence[float | None]
-    """Of each seed; None: it diverged."""
+    """Accuracy of each seed; None: it diverged."""
     milliseconds: Spread
-    """Per image, over the rounds."""
+    """Time per image, over the rounds."""
 
 
-def table(rows: Sequence[Row]) -> str:
+def table(rows: Sequence[LanesRow]) -> str:
     """Markdown: accuracy as mean and range over the seeds, time as median and range over the rounds."""
     names = ("space", "scope", "guess", "lanes", "decode", "step", "accuracy", "range", "ms per image", "range")
     lines = [f"| {' | '.join(names)} |", "|" + "---|" * len(names)]
     for row in rows:
         cell = row.cell
-        keys = (cell.space, cell.scope, cell.guess, cell.lanes, cell.decode, cell.step)
-        keys = (cell.ends, *[""] * 5) if cell.ends else keys
-        lines.append(
-            f"| {' | '.join(map(str, keys))} | {accuracy_cells(row.accuracies)} | {row.milliseconds.cells('.2f')} |"
-        )
+        keys = [cell.space, cell.scope, cell.guess, str(cell.lanes), cell.decode, cell.step]
+        if cell.ends:
+            keys = [cell.ends, *[""] * 5]
+        lines.append(f"| {' | '.join(keys)} | {accuracy_cells(row.accuracies)} | {row.milliseconds.cells('.2f')} |")
     return "\n".join(lines) + "\n"
 
 
 def frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Of times and accuracies, those that no other is both faster and better than, by time."""
+    """Select the points, times and accuracies, that no other is both faster and better than; by time."""
     best: list[tuple[float, float]] = []
     for time, accuracy in sorted(points, key=lambda point: (point[0], -point[1])):
         if not best or accuracy > best[-1][1]:
@@ -160,7 +159,7 @@ def frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
     return best
 
 
-def plot(rows: Sequence[Row], path: Path) -> None:
+def plot(rows: Sequence[LanesRow], path: Path) -> None:
     """Accuracy against time per image: a colour for each space and guess, a marker for each decoding, R beside it."""
     import matplotlib
 
@@ -180,8 +179,8 @@ def plot(rows: Sequence[Row], path: Path) -> None:
             colour = f"C{groups.index(f'{cell.space} {cell.scope} {cell.guess}')}"
             face = colour if cell.step == "normalised" else "none"
             axes.plot(milliseconds, accuracy, markers[cell.decode], color=colour, markerfacecolor=face)
-        at = {"xy": (milliseconds, accuracy), "xytext": (4, 3), "textcoords": "offset points"}
-        axes.annotate(cell.ends or str(cell.lanes), **at, fontsize=7)
+        at, name = (milliseconds, accuracy), cell.ends or str(cell.lanes)
+        axes.annotate(name, at, xytext=(4, 3), textcoords="offset points", fontsize=7)
     best = frontier([(milliseconds, accuracy) for cell, milliseconds, accuracy in points if not cell.ends])
     axes.plot(
         *zip(*best, strict=True), color="grey", linestyle="--", linewidth=1, zorder=0, label="frontier with feedback"
@@ -207,17 +206,19 @@ def main(arguments: list[str]) -> int:
         UserError: the folder holds another study, or the arguments cannot be run.
         CalledProcessError: a run has failed.
     """
-    folder, options, overrides = read(arguments, Options())
+    folder, options, overrides = read(arguments, LanesOptions())
     options.out = options.out or str(folder)
     chosen = [cell for cell in cells() if cell.ends or re.search(options.only, cell.name)]
     trainings = Trainings(folder / "accuracy", options, overrides)
     config, contestants = trainings.config, {cell.carriage: cell.contestant for cell in chosen}
-    shared = [each for each in scaled.settings(overrides) if each.partition("=")[0] in TIMED]
+    shared = [each for each in scaled.settings(overrides) if split(each)[0] in TIMED]
     times = Contest(folder / "time", options.timing(config.model.blocks), shared, list(contestants.values()))
     trainings.run_missing({cell.folder: cell.training for cell in chosen})
     times.run()
     milliseconds = {name: Spread.of(1000 / speed for speed in times.speeds(each)) for name, each in contestants.items()}
-    rows = [Row(cell, accuracies(trainings.summaries(cell.folder)), milliseconds[cell.carriage]) for cell in chosen]
+    rows = [
+        LanesRow(cell, accuracies(trainings.summaries(cell.folder)), milliseconds[cell.carriage]) for cell in chosen
+    ]
     text = table(rows) + scaled.deviation(row.accuracies for row in rows)
     print(text, end="")
     out = trainings.write("lanes", "Lanes", arguments[1:], [cell.folder for cell in chosen], text)

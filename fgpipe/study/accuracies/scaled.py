@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from fgpipe.config import compose_config
+from fgpipe.config.arguments import by_key
 from fgpipe.errors import bad_value
 from fgpipe.saving import verdict
 from fgpipe.study.common.arguments import StudyOptions, claim
@@ -30,7 +31,7 @@ from fgpipe.study.paper.tables import published
 
 
 @dataclass
-class Options(StudyOptions):
+class ScaledOptions(StudyOptions):
     """Keys of all studies of this kind."""
 
     processes: int = 8
@@ -45,7 +46,7 @@ class Options(StudyOptions):
                 raise bad_value(key, value, "a whole number of at least 1")
 
     def stated(self) -> list[str]:
-        """What makes a study another one; more seeds or jobs do not."""
+        """List what makes a study another one; more seeds or jobs do not."""
         return [f"processes={self.processes}"]
 
 
@@ -63,21 +64,20 @@ def settings(arguments: Sequence[str]) -> list[str]:
     cell = next(each for each in published() if all(getattr(each, key) == value for key, value in wanted.items()))
     found = Profile.load("scaled").settings(cell) | {"tangents": "forward", "deadline": "600"}
     del found["window"]
-    own = dict(argument.partition("=")[::2] for argument in arguments)
-    return [f"{key}={value}" for key, value in (found | own).items()]
+    return [f"{key}={value}" for key, value in (found | by_key(arguments)).items()]
 
 
 class Trainings:
-    """The runs of one folder, by the names of the ways to train."""
+    """Runs of one folder, by the names of the ways to train."""
 
-    def __init__(self, folder: Path, options: Options, arguments: Sequence[str]) -> None:
+    def __init__(self, folder: Path, options: ScaledOptions, arguments: Sequence[str]) -> None:
         """
         Raises:
             UserError: the folder holds another study, or the arguments cannot be run.
         """
         self._folder, self._options, self._settings = folder.resolve(), options, settings(arguments)
         self.config = compose_config(self._settings)
-        """Of a run without overrides of its own."""
+        """Configuration of a run without overrides of its own."""
         if options.processes > self.config.model.blocks:
             raise bad_value("processes", options.processes, f"1 to model.blocks={self.config.model.blocks}")
         claim(self._folder, [*options.stated(), *arguments])
@@ -122,11 +122,11 @@ class Trainings:
                 raise
 
     def paths(self, name: str) -> list[Path]:
-        """The folder of each seed."""
+        """Folder of each seed."""
         return [self._folder / f"{name}-{seed}" for seed in range(self._options.seeds)]
 
     def summaries(self, name: str) -> list[dict[str, Any] | None]:
-        """Of each seed; None: it diverged."""
+        """Summary of each seed; None: it diverged."""
         return [read_summary(path) for path in self.paths(name)]
 
     def write(self, name: str, title: str, arguments: Sequence[str], ways: Iterable[str], tables: str) -> Path:
@@ -148,7 +148,7 @@ class Trainings:
 
 
 def diverged(path: Path) -> bool:
-    """A run ended with numbers that are not finite."""
+    """Tell whether a run ended with numbers that are not finite."""
     note = path / verdict.NAME
     return note.exists() and json.loads(note.read_text())["cause"].endswith("is not finite")
 
@@ -159,22 +159,27 @@ def accuracies(summaries: Sequence[Mapping[str, Any] | None]) -> list[float | No
 
 
 def mean_accuracy(values: Sequence[float | None]) -> float | None:
-    """Over the seeds; None if one of them diverged."""
-    known = [each for each in values if each is not None]
+    """Mean over the seeds; None if one of them diverged."""
+    known = _known(values)
     return statistics.mean(known) if len(known) == len(values) else None
 
 
+def _known(values: Iterable[float | None]) -> list[float]:
+    return [each for each in values if each is not None]
+
+
 def deviation(cells: Iterable[Sequence[float | None]]) -> str:
-    """A line on how much one seed differs from another, pooled over those cells of which no run diverged; or nothing."""
-    variances = [statistics.variance(each) for each in cells if len(each) > 1 and mean_accuracy(each) is not None]
+    """Line on how much one seed differs from another, pooled over those cells of which no run diverged; or nothing."""
+    variances = [statistics.variance(_known(each)) for each in cells if len(_known(each)) == len(each) > 1]
     if not variances:
         return ""
-    return f"\nStandard deviation over seeds, pooled over {len(variances)} cells: {statistics.mean(variances) ** 0.5:.1%}.\n"
+    pooled = statistics.mean(variances) ** 0.5
+    return f"\nStandard deviation over seeds, pooled over {len(variances)} cells: {pooled:.1%}.\n"
 
 
 def accuracy_cells(values: Sequence[float | None]) -> str:
     """Two cells of a Markdown table: the mean over the seeds, with how many diverged, and the range."""
-    known = [each for each in values if each is not None]
+    known = _known(values)
     lost = len(values) - len(known)
     mean = f"{statistics.mean(known):.1%}" if known else ""
     mean += f"{' and ' if known else ''}{lost} diverged" if lost else ""

@@ -1,4 +1,4 @@
-"""What a slow block costs in accuracy, with replay buffers, beside the ways to train that wait for it.
+"""Cost of a slow block in accuracy, with replay buffers, beside the ways to train that wait for it.
 
     python -m fgpipe.study slowdown FOLDER data.root=DIR [block=0] [factors=[1,4,8]] [jitter=0] [processes=2] [seeds=1]
                                     [jobs=1] [out=DIR] [key=value ...]
@@ -18,14 +18,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fgpipe.errors import bad_value
-from fgpipe.study.accuracies import scaled
-from fgpipe.study.accuracies.scaled import Trainings, accuracies, accuracy_cells
+from fgpipe.study.accuracies.scaled import ScaledOptions, Trainings, accuracies, accuracy_cells
 from fgpipe.study.common.arguments import read
 from fgpipe.study.contests import straggler
 
 
 @dataclass
-class Options(scaled.Options):
+class SlowdownOptions(ScaledOptions):
     """Keys of this study."""
 
     processes: int = 2
@@ -45,13 +44,13 @@ class Options(scaled.Options):
 
 
 @dataclass(frozen=True)
-class Way:
+class SlowedWay:
     """One way to train."""
 
     method: str
     """One of `straggler.methods`."""
     factor: float | None
-    """None: any, as nothing depends on it."""
+    """Factor of the slow block; None: any, as nothing depends on it."""
     overrides: tuple[str, ...]
 
     @property
@@ -60,19 +59,19 @@ class Way:
 
     @property
     def speed(self) -> str:
-        """The factor, to read."""
+        """Factor, to read."""
         return "any" if self.factor is None else f"{self.factor:g}"
 
 
-def ways(options: Options) -> list[Way]:
-    """All of the study."""
+def ways(options: SlowdownOptions) -> list[SlowedWay]:
+    """Ways of the study, all of them."""
     found = []
     for method, keys in straggler.methods(options.processes).items():
         if set(straggler.BUFFERS) <= set(keys):
             for factor in options.factors:
-                found.append(Way(method, factor, (*keys, *straggler.slow(options.block, factor, options.jitter))))
+                found.append(SlowedWay(method, factor, (*keys, *straggler.slow(options.block, factor, options.jitter))))
         else:
-            found.append(Way(method, None, keys))
+            found.append(SlowedWay(method, None, keys))
     return found
 
 
@@ -83,23 +82,23 @@ def extra(summary: Mapping[str, Any]) -> float:
 
 
 @dataclass(frozen=True)
-class Row:
-    """The figures of one way to train; without those seeds that diverged, but for `accuracies`."""
+class SlowdownRow:
+    """Figures of one way to train; without those seeds that diverged, but for `accuracies`."""
 
-    way: Way
+    way: SlowedWay
     accuracies: Sequence[float | None]
     seconds: Sequence[float]
-    """Of training, without tests; at factor 1 where it is run once."""
+    """Training time, without tests; at factor 1 where the way is run once."""
     extra: Sequence[float]
 
     @classmethod
-    def of(cls, way: Way, summaries: Sequence[Mapping[str, Any] | None]) -> "Row":
+    def of(cls, way: SlowedWay, summaries: Sequence[Mapping[str, Any] | None]) -> "SlowdownRow":
         done = [summary for summary in summaries if summary is not None]
         seconds, shares = [each["train_seconds"] for each in done], [extra(each) for each in done]
         return cls(way, accuracies(summaries), seconds, shares)
 
 
-def table(rows: Sequence[Row]) -> str:
+def table(rows: Sequence[SlowdownRow]) -> str:
     """Markdown, with means over the seeds."""
     lines = ["| | factor | test accuracy | range | training, s | extra steps, share of the epoch's |", "|" + "---|" * 6]
     for row in rows:
@@ -116,12 +115,12 @@ def main(arguments: list[str]) -> int:
         UserError: the folder holds another study, or the arguments cannot be run.
         CalledProcessError: a run has failed.
     """
-    folder, options, overrides = read(arguments, Options())
+    folder, options, overrides = read(arguments, SlowdownOptions())
     trainings, wanted = Trainings(folder, options, overrides), ways(options)
     if options.block >= (blocks := trainings.config.model.blocks):
         raise bad_value("block", options.block, f"0 to {blocks - 1}")
     trainings.run_missing({way.name: way.overrides for way in wanted})
-    text = table([Row.of(way, trainings.summaries(way.name)) for way in wanted])
+    text = table([SlowdownRow.of(way, trainings.summaries(way.name)) for way in wanted])
     print(text, end="")
     trainings.write(
         "slowdown", f"Block {options.block} slowed: accuracy", arguments[1:], [way.name for way in wanted], text

@@ -1,4 +1,4 @@
-"""What staleness costs: accuracy against the window, with feedback in order and eager.
+"""Cost of staleness: accuracy against the window, with feedback in order and eager.
 
     python -m fgpipe.study staleness FOLDER data.root=DIR [processes=8] [seeds=1] [jobs=1] [out=DIR]
                                      [key=value ...]
@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 
 from fgpipe.gradients.method import Method
@@ -23,7 +24,7 @@ from fgpipe.observe import trace
 from fgpipe.observe.timeline import Event
 from fgpipe.plan.schedule import windows
 from fgpipe.saving.outputs import written
-from fgpipe.study.accuracies.scaled import Options, Trainings, accuracies, accuracy_cells, mean_accuracy
+from fgpipe.study.accuracies.scaled import ScaledOptions, Trainings, accuracies, accuracy_cells, mean_accuracy
 from fgpipe.study.common.arguments import read
 
 WINDOWS = ("1", "2", "auto", "2 x auto", "4 x auto")
@@ -31,7 +32,7 @@ POLICIES = ("in_order", "eager")
 
 
 @dataclass(frozen=True)
-class Cell:
+class StalenessCell:
     """One way to train."""
 
     window: str
@@ -51,9 +52,9 @@ class Cell:
         return [f"window={window}", f"feedback={self.policy}", "trace=true"]
 
 
-def cells() -> list[Cell]:
-    """All but the eager one with window 1, where nothing can come early."""
-    return [Cell(window, policy) for window in WINDOWS for policy in POLICIES if (window, policy) != ("1", "eager")]
+def cells() -> list[StalenessCell]:
+    """List all but the eager one with window 1, where nothing can come early."""
+    return [StalenessCell(*each) for each in product(WINDOWS, POLICIES) if each != ("1", "eager")]
 
 
 def staleness(events: Iterable[Event]) -> dict[int, Counter[int]]:
@@ -64,7 +65,9 @@ def staleness(events: Iterable[Event]) -> dict[int, Counter[int]]:
             of_block.setdefault(event.block, []).append(event)
     found = {}
     for block, own in sorted(of_block.items()):
-        updates, before, histogram = 0, {}, Counter()
+        updates = 0
+        before: dict[int, int] = {}
+        histogram: Counter[int] = Counter()
         for event in sorted(own, key=lambda event: event.began):
             if event.kind == "forward":
                 before[event.batch] = updates
@@ -76,26 +79,27 @@ def staleness(events: Iterable[Event]) -> dict[int, Counter[int]]:
 
 
 @dataclass(frozen=True)
-class Row:
-    """The figures of one cell."""
+class StalenessRow:
+    """Figures of one cell."""
 
-    cell: Cell
+    cell: StalenessCell
     accuracies: Sequence[float | None]
-    """Of each seed; None: it diverged."""
+    """Accuracy of each seed; None: it diverged."""
     histograms: dict[int, Counter[int]]
-    """Of the first seed that did not: block -> staleness -> batches."""
+    """Histograms of the first seed that did not: block -> staleness -> batches."""
 
 
-def measure(trainings: Trainings, cell: Cell) -> Row:
-    """The figures of a cell whose runs are there."""
-    summaries, histograms = trainings.summaries(cell.name), {}
+def measure(trainings: Trainings, cell: StalenessCell) -> StalenessRow:
+    """Read the figures of a cell whose runs are there."""
+    summaries = trainings.summaries(cell.name)
+    histograms: dict[int, Counter[int]] = {}
     for path, summary in zip(trainings.paths(cell.name), summaries, strict=True):
         if summary is not None and not histograms:
             histograms = staleness(trace.events(path / "trace.json"))
-    return Row(cell, accuracies(summaries), histograms)
+    return StalenessRow(cell, accuracies(summaries), histograms)
 
 
-def tables(rows: Sequence[Row]) -> str:
+def tables(rows: Sequence[StalenessRow]) -> str:
     """Markdown: accuracy, and how many of a block's batches, in percent, had which staleness."""
     lines = ["| window | feedback | test accuracy | range |", "|---|---|---|---|"]
     lines += [f"| {row.cell.window} | {row.cell.policy} | {accuracy_cells(row.accuracies)} |" for row in rows]
@@ -107,7 +111,7 @@ def tables(rows: Sequence[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def plot(rows: Sequence[Row], path: Path) -> None:
+def plot(rows: Sequence[StalenessRow], path: Path) -> None:
     """Accuracy against the window, a line for each policy."""
     import matplotlib
 
@@ -135,7 +139,7 @@ def main(arguments: list[str]) -> int:
         UserError: the folder holds another study, or the arguments cannot be run.
         CalledProcessError: a run has failed.
     """
-    folder, options, overrides = read(arguments, Options())
+    folder, options, overrides = read(arguments, ScaledOptions())
     trainings, wanted = Trainings(folder, options, overrides), cells()
     auto = windows(Method.of(trainings.config), "auto")
     trainings.run_missing({cell.name: cell.overrides(auto) for cell in wanted})

@@ -2,7 +2,8 @@
 
     out=FILE        also write the table there, with the machine, the versions and the command; what FILE has before its
                     heading `## Results` stays, what follows is replaced
-    only=NAMES      some of the sections tangents, pipeline, recording, cells, start, profile, such as only=tangents,start
+    only=NAMES      some of the sections tangents, pipeline, recording, cells, start, profile, as in
+                    only=tangents,start
     quick=true      every section once at a tiny size: shows that it works, the figures mean nothing
 
 docs/benchmarks/speed.md says what is measured how. Exit codes: 0, done; 1, a run failed, or FILE
@@ -13,7 +14,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,13 +24,14 @@ import torch
 import fgpipe
 from fgpipe.cluster.allocator import keep_pages
 from fgpipe.command import command
-from fgpipe.errors import UserError, bad_value
+from fgpipe.config.arguments import parse
+from fgpipe.errors import bad_value
 from fgpipe.saving import durable
 from fgpipe.saving.outputs import check_file, written
 from fgpipe.study.bench import cells, overhead, pipeline, recording, start, tangents
-from fgpipe.study.bench.table import FULL, QUICK, Row, Sizes, table
+from fgpipe.study.bench.table import FULL, QUICK, BenchRow, Sizes, table
 
-SECTIONS: dict[str, Callable[[Sizes], Iterator[Row]]] = {
+SECTIONS: dict[str, Callable[[Sizes], Iterator[BenchRow]]] = {
     "tangents": tangents.rows,
     "pipeline": pipeline.rows,
     "recording": recording.rows,
@@ -39,41 +41,27 @@ SECTIONS: dict[str, Callable[[Sizes], Iterator[Row]]] = {
 }
 HEADING = "## Results\n"
 ENVIRONMENT = ("MALLOC_", "OMP_")
-"""How the names of variables begin that change what is measured; those that are set belong to the command."""
-KEYS = ("out", "only", "quick")
+"""Beginnings of names of variables that change what is measured; those that are set belong to the command."""
 
 
-@dataclass(frozen=True)
-class Options:
-    """What the arguments ask for."""
+@dataclass
+class BenchOptions:
+    """Keys of the command."""
 
-    out: Path | None
-    sections: tuple[str, ...]
-    sizes: Sizes
+    out: str | None = None
+    only: str = ",".join(SECTIONS)
+    quick: bool = False
 
-
-def parse(arguments: Sequence[str]) -> Options:
-    """
-    Raises:
-        UserError: an unknown key, or a value that it cannot have.
-    """
-    given = {}
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if not equals or key not in KEYS:
-            raise UserError(f"{argument}: allowed: {'=..., '.join(KEYS)}=...")
-        given[key] = value
-    out = Path(given["out"]) if "out" in given else None
-    if out is not None:
-        check_file("out", out)
-    names = given.get("only", ",".join(SECTIONS)).split(",")
-    for name in names:
-        if name not in SECTIONS:
-            raise bad_value("only", name, f"{' | '.join(SECTIONS)}, or some of them with commas between")
-    quick = given.get("quick", "false")
-    if quick not in ("true", "false"):
-        raise bad_value("quick", quick, "true | false")
-    return Options(out, tuple(name for name in SECTIONS if name in names), QUICK if quick == "true" else FULL)
+    def check(self) -> None:
+        """
+        Raises:
+            UserError: a value that it cannot have.
+        """
+        if self.out is not None:
+            check_file("out", Path(self.out))
+        for name in self.only.split(","):
+            if name not in SECTIONS:
+                raise bad_value("only", name, f"{' | '.join(SECTIONS)}, or some of them with commas between")
 
 
 @command
@@ -82,19 +70,21 @@ def main(arguments: list[str]) -> int:
     if "--help" in arguments or "-h" in arguments:
         print(__doc__.rstrip())
         return 0
-    options = parse(arguments)
+    options = parse(arguments, BenchOptions())
+    options.check()
+    wanted, sizes = options.only.split(","), QUICK if options.quick else FULL
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's library says two lines on stderr each time
     keep_pages()  # as training does
-    rows = []
-    for name in options.sections:
+    rows: list[BenchRow] = []
+    for name in (each for each in SECTIONS if each in wanted):
         print(f"measuring: {name}", file=sys.stderr, flush=True)
-        rows += SECTIONS[name](options.sizes)
+        rows += SECTIONS[name](sizes)
     settings = [f"{key}={value}" for key, value in sorted(os.environ.items()) if key.startswith(ENVIRONMENT)]
     command = " ".join([*settings, "python -m fgpipe.bench", *arguments])
     text = f"{table(rows)}\n{surroundings()}\n\nCommand: `{command}`\n"
     print(text, end="")
     if options.out is not None:
-        write_results(options.out, text)
+        write_results(Path(options.out), text)
     return 0
 
 
@@ -125,7 +115,7 @@ def _processor() -> str:
 
 
 def _commit() -> str:
-    """Of the sources that ran, with a mark where they differ from it; `unknown` outside a repository."""
+    """Commit of the sources that ran, with a mark where they differ from it; `unknown` outside a repository."""
     git = ["git", "-C", str(Path(fgpipe.__file__).parent), "describe", "--always", "--dirty"]
     try:
         return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()

@@ -42,12 +42,12 @@ def interleaved(
 
 
 def ratios(above: list[float], below: list[float]) -> list[float]:
-    """Of the same round."""
+    """Ratio of each round."""
     return [a / b for a, b in zip(above, below, strict=True)]
 
 
 def peak_bytes(call: Callable[[], object]) -> int:
-    """The most that PyTorch's CPU allocator gave out during a call, beyond what was given out before it.
+    """Peak of what PyTorch's CPU allocator gave out during a call, beyond what was given out before it.
 
     Every allocation counts, those within kernels too; the call is made once before, for what is allocated only once.
     """

@@ -1,4 +1,4 @@
-"""How near two processes come to the throughput that the busier one's own compute allows, read off their traces."""
+"""Throughput of two processes over that which the busier one's own compute allows, read off their traces."""
 
 import tempfile
 from collections import defaultdict
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fgpipe.observe import trace
 from fgpipe.observe.timeline import COMPUTE, Event
-from fgpipe.study.bench.table import Row, Sizes, at_least
+from fgpipe.study.bench.table import BenchRow, Sizes, at_least
 from fgpipe.study.common.series import launch
 
 EFFICIENCY = at_least(0.9)
@@ -16,13 +16,13 @@ PROCESSES = 2
 CELLS = {"local target": ["target=local"], "global target, one lane": ["target=global", "lanes=1"]}
 BATCH = 32
 MARGIN = 8
-"""The largest window of 8 blocks."""
+"""Largest window of 8 blocks."""
 COMMON = ["data=digits", f"data.test_samples={BATCH}", f"batch_size={BATCH}", "epochs=1", "guess=local", "window=auto"]
 COMMON += ["optim=constant", "optim.lr=0.001", "threads=1", "device=cpu", "trace=true", "observe.tensorboard=false"]
 
 
-def rows(sizes: Sizes) -> Iterator[Row]:
-    """Of each width and cell; their runs take turns, in one set of processes."""
+def rows(sizes: Sizes) -> Iterator[BenchRow]:
+    """Yield the row of each width and cell, whose runs take turns in one set of processes."""
     cells = list(product(sizes.widths, CELLS))
     runs = dict(zip(sizes.widths, sizes.pipelines, strict=True))
     with tempfile.TemporaryDirectory() as folder:
@@ -44,7 +44,7 @@ def rows(sizes: Sizes) -> Iterator[Row]:
         for width, cell in cells:
             found = [efficiency(trace.read(places[run, width, cell] / "trace.json")) for run in range(runs[width])]
             what = f"throughput over the busiest stage's bound, {cell}, width {width:g}"
-            yield Row("pipeline", what, found, EFFICIENCY, "2 processes, one thread each, window=auto")
+            yield BenchRow("pipeline", what, found, EFFICIENCY, "2 processes, one thread each, window=auto")
 
 
 def efficiency(events: Mapping[int, Sequence[Event]]) -> float:

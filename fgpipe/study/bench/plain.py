@@ -1,4 +1,4 @@
-"""A plain PyTorch training loop: backpropagation through the whole net, `torch.optim.SGD`."""
+"""Plain PyTorch training loop: backpropagation through the whole net, `torch.optim.SGD`."""
 
 import torch
 from torch import Tensor, nn

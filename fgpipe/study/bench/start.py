@@ -1,4 +1,4 @@
-"""How long a command takes until its first batch is trained."""
+"""Time that a command takes until its first batch is trained."""
 
 import json
 import subprocess
@@ -10,18 +10,18 @@ from functools import partial
 from pathlib import Path
 
 from fgpipe.observe import trace
-from fgpipe.study.bench.table import Row, Sizes, at_most
+from fgpipe.study.bench.table import BenchRow, Sizes, at_most
 from fgpipe.study.common.series import call, torchrun
 
 SECONDS = at_most(15)
 IMPORTS = "import gc, signal, time; gc.disable(); signal.signal(signal.SIGINT, signal.SIG_DFL); "
 IMPORTS += "import torch.distributed; print(f'{time.monotonic_ns()}\\n', end='')"
-"""As `fgpipe.train` does it; an interrupt ends it without a word."""
+"""Program that imports as `fgpipe.train` does; an interrupt ends it without a word."""
 COMMON = ["data=digits", "epochs=1", "trace=true", "device=cpu", "observe.tensorboard=false"]
 
 
-def rows(sizes: Sizes) -> Iterator[Row]:
-    """The quickstart's net, every block of which has updated; a start that is not timed warms the file system's cache."""
+def rows(sizes: Sizes) -> Iterator[BenchRow]:
+    """Time the quickstart's net until every block has updated; an untimed start warms the file system's cache."""
     short = [f"data.train_samples={sizes.batch}", f"data.test_samples={sizes.batch}", f"batch_size={sizes.batch}"]
     processes, overrides = sizes.processes, [*COMMON, *short]
     calls = {
@@ -33,13 +33,15 @@ def rows(sizes: Sizes) -> Iterator[Row]:
     for _ in range(sizes.runs):
         for name, measure in calls.items():
             figures[name].append(measure())
-    yield Row("start", f"seconds from command to first trained batch, {processes} processes", figures["run"], SECONDS)
+    yield BenchRow(
+        "start", f"seconds from command to first trained batch, {processes} processes", figures["run"], SECONDS
+    )
     what = f"seconds of torchrun and {processes} processes until all have imported PyTorch"
-    yield Row("start", what, figures["imports"])
+    yield BenchRow("start", what, figures["imports"])
 
 
 def seconds_to_import(processes: int) -> float:
-    """Until the last one has, as `fgpipe.train` does it: what no program under torchrun can do without."""
+    """Time until the last process has, as `fgpipe.train` does it: what no program under torchrun can do without."""
     began, nothing_else = time.monotonic_ns(), ["--no-python", sys.executable, "-c", IMPORTS]
     done = subprocess.run([*torchrun(processes), *nothing_else], stdout=subprocess.PIPE, check=True)
     return (max(map(int, done.stdout.split())) - began) * 1e-9

@@ -1,4 +1,4 @@
-"""What a section measures, the goal that it is held to, and the one table of all."""
+"""Rows that a section measures, the goals that they are held to, and the one table of all."""
 
 import statistics
 from collections.abc import Iterable, Sequence
@@ -7,18 +7,18 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is measured."""
+    """Amounts that are measured."""
 
     rounds: tuple[int, ...]
-    """Of interleaved calls of a block, at least, for each number of lanes."""
+    """Rounds of interleaved calls of a block, at least, for each number of lanes."""
     seconds: float
-    """More of these rounds follow until this time is over."""
+    """Time until which more of these rounds follow."""
     steps: int
     """Rounds of interleaved training steps, at least; twice as many where two ways should take the same time."""
     step_seconds: float
-    """As `seconds`."""
+    """Time as `seconds`, for steps."""
     runs: int
-    """Of each command that is timed as a whole."""
+    """Runs of each command that is timed as a whole."""
     widths: tuple[float, ...]
     lanes: tuple[int, ...]
     batch: int
@@ -27,9 +27,9 @@ class Sizes:
     pipelines: tuple[int, ...]
     """Runs of each pipeline, for each width."""
     batches: tuple[int, ...]
-    """Of such a run, for each width."""
+    """Batches of such a run, for each width."""
     processes: int
-    """Of the start."""
+    """Processes of the start."""
 
 
 FULL = Sizes(
@@ -60,16 +60,16 @@ QUICK = Sizes(
     batches=(20,),
     processes=2,
 )
-"""Every line of code once, for the tests; its figures mean nothing."""
+"""Sizes for the tests, which run every line of code once; the figures mean nothing."""
 
 
 @dataclass(frozen=True)
 class Goal:
-    """A bound on a figure."""
+    """Bound on a figure."""
 
     bound: float
     at_most: bool
-    """Else at least."""
+    """Direction of the bound; else at least."""
 
     def __str__(self) -> str:
         return f"{'at most' if self.at_most else 'at least'} {self.bound:.4g}"
@@ -87,7 +87,7 @@ def at_least(bound: float) -> Goal:
 
 
 @dataclass(frozen=True)
-class Row:
+class BenchRow:
     """One line of the table."""
 
     section: str
@@ -102,7 +102,7 @@ class Row:
         return statistics.median(self.figures)
 
     def cells(self) -> list[str]:
-        """The texts of the line; ratio and verdict are those of the median."""
+        """Texts of the line; ratio and verdict are those of the median."""
         spread = f"{min(self.figures):.3g} to {max(self.figures):.3g}"
         judged = ["", "", ""]
         if self.goal is not None:
@@ -112,7 +112,7 @@ class Row:
         return [self.section, self.what, goal, f"{self.measured:.3g}", spread, ratio, verdict, self.note]
 
 
-def table(rows: Iterable[Row]) -> str:
+def table(rows: Iterable[BenchRow]) -> str:
     """Markdown."""
     head = ["section", "figure", "goal", "measured (median)", "spread", "measured / goal", "verdict", "note"]
     lines = [head, ["---"] * len(head), *(row.cells() for row in rows)]

@@ -1,4 +1,4 @@
-"""What lanes cost, in forward passes of the same block, and against `torch.func`; time and memory."""
+"""Cost of lanes, in forward passes of the same block, and against `torch.func`; time and memory."""
 
 import statistics
 from collections.abc import Callable, Iterator
@@ -12,31 +12,31 @@ from fgpipe.gradients import Tangent, linearize
 from fgpipe.models.init import materialize
 from fgpipe.models.resnet import resnet18
 from fgpipe.study.bench.measure import interleaved, peak_bytes, ratios
-from fgpipe.study.bench.table import Row, Sizes, at_least, at_most
+from fgpipe.study.bench.table import BenchRow, Sizes, at_least, at_most
 
 PRICE, SPEEDUP, MEDIAN_SPEEDUP, MEMORY = at_most(1.1), at_least(1.0), at_least(1.7), at_most(1.1)
 
 
 @dataclass(frozen=True)
 class Figures:
-    """Of one block and number of lanes."""
+    """Figures of one block and number of lanes."""
 
     price: list[float]
-    """Of each round: primal and R lanes, over 1 + R forward passes."""
+    """Time of each round: primal and R lanes, over 1 + R forward passes."""
     speedup: list[float]
-    """Of each round: `vmap(jvp)` over primal and R lanes."""
+    """Time of each round: `vmap(jvp)` over primal and R lanes."""
     memory: float
     """Peak of primal and R lanes, over 1 + R times the peak of a forward pass."""
     recorded_memory: float
-    """The same over a forward pass that records its graph, as the primal of a block with a local guess does."""
+    """Peak over a forward pass that records its graph, as the primal of a block with a local guess does."""
 
 
 @torch.no_grad()
-def rows(sizes: Sizes) -> Iterator[Row]:
-    """Of each width and number of lanes, the worst block; the note has every block's median."""
+def rows(sizes: Sizes) -> Iterator[BenchRow]:
+    """Yield the worst block of each width and number of lanes; the note has every block's median."""
     speedups = []
     for width in sizes.widths:
-        found = {lanes: [] for lanes in sizes.lanes}
+        found: dict[int, list[Figures]] = {lanes: [] for lanes in sizes.lanes}
         for block, x in blocks(width, sizes):
             for lanes, figures in measure(block, x, sizes).items():
                 found[lanes].append(figures)
@@ -45,15 +45,15 @@ def rows(sizes: Sizes) -> Iterator[Row]:
             speedups += [statistics.median(speedup) for speedup in each]
             where = f"width {width:g}, {lanes} lane{'s' * (lanes > 1)}"
             worst = max(prices, key=statistics.median)
-            yield Row("tangents", f"time in forward passes, {where}", worst, PRICE, _note(prices))
+            yield BenchRow("tangents", f"time in forward passes, {where}", worst, PRICE, _note(prices))
             slowest = min(each, key=statistics.median)
-            yield Row("tangents", f"speed against vmap(jvp), {where}", slowest, SPEEDUP, _note(each))
+            yield BenchRow("tangents", f"speed against vmap(jvp), {where}", slowest, SPEEDUP, _note(each))
             memory = [[figures.memory] for figures in of_blocks]
-            yield Row("tangents", f"peak memory in forward passes', {where}", max(memory), MEMORY, _note(memory))
+            yield BenchRow("tangents", f"peak memory in forward passes', {where}", max(memory), MEMORY, _note(memory))
             memory = [[figures.recorded_memory] for figures in of_blocks]
             what = f"peak memory in forward passes' that record their graph, {where}"
-            yield Row("tangents", what, max(memory), MEMORY, _note(memory))
-    yield Row("tangents", "speed against vmap(jvp), all of these", speedups, MEDIAN_SPEEDUP)
+            yield BenchRow("tangents", what, max(memory), MEMORY, _note(memory))
+    yield BenchRow("tangents", "speed against vmap(jvp), all of these", speedups, MEDIAN_SPEEDUP)
 
 
 def _note(of_blocks: list[list[float]]) -> str:
@@ -61,7 +61,7 @@ def _note(of_blocks: list[list[float]]) -> str:
 
 
 def blocks(width: float, sizes: Sizes) -> Iterator[tuple[nn.Module, Tensor]]:
-    """Each block of ResNet-18 in training mode, with a batch at its input, channels last."""
+    """Yield each block of ResNet-18 in training mode, with a batch at its input, channels last."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(sizes.batch, 3, sizes.pixels, sizes.pixels, generator=generator)
     x = x.contiguous(memory_format=torch.channels_last)
@@ -74,7 +74,7 @@ def blocks(width: float, sizes: Sizes) -> Iterator[tuple[nn.Module, Tensor]]:
 
 
 def measure(block: nn.Module, x: Tensor, sizes: Sizes) -> dict[int, Figures]:
-    """Of one block, by number of lanes."""
+    """Measure one block, by number of lanes."""
     forward, found = (lambda: block(x)), {}
     forward_peak, recorded_peak = peak_bytes(forward), peak_bytes(torch.enable_grad()(forward))
     for lanes, rounds in zip(sizes.lanes, sizes.rounds, strict=True):
@@ -90,22 +90,28 @@ def measure(block: nn.Module, x: Tensor, sizes: Sizes) -> dict[int, Figures]:
 
 
 def pushing(block: nn.Module, x: Tensor, tangent: Tangent) -> Callable[[], tuple[Tensor, Tensor]]:
-    """The block's output and its lanes, as a stage computes them."""
+    """Make a call for the block's output and its lanes, as a stage computes them."""
 
     def run() -> tuple[Tensor, Tensor]:
         y, push = linearize(block, x)
-        return y, push(tangent, {}).value
+        pushed = push(tangent, {})
+        assert pushed is not None
+        return y, pushed.value
 
     return run
 
 
 def by_torch(block: nn.Module, x: Tensor, dx: Tensor) -> Callable[[], tuple[Tensor, Tensor]]:
-    """The same by `vmap(jvp)`, which computes the primal once: `[B, ...]` and `[R, B, ...]`."""
+    """Make a call for them by `vmap(jvp)`, which computes the primal once: `[B, ...]` and `[R, B, ...]`."""
     parameters = {name: parameter.detach() for name, parameter in block.named_parameters()}
 
     def call(x: Tensor) -> Tensor:
         buffers = {name: buffer.clone() for name, buffer in block.named_buffers()}  # which jvp must see being made
         return functional_call(block, parameters | buffers, (x,))
 
-    push = vmap(lambda dx: jvp(call, (x,), (dx,)), out_dims=(None, 0))
-    return lambda: push(dx.unflatten(0, (-1, len(x))))
+    def push(dx: Tensor) -> tuple[Tensor, Tensor]:
+        y, dy = jvp(call, (x,), (dx,))[:2]
+        return y, dy
+
+    pushed = vmap(push, out_dims=(None, 0))  # type: ignore[arg-type]  # the annotation lacks None, which is documented
+    return lambda: pushed(dx.unflatten(0, (-1, len(x))))

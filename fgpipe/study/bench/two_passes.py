@@ -1,4 +1,4 @@
-"""The paper's own way to train with local guesses in activity space, in plain PyTorch (A.3): two backward passes, hooks.
+"""Paper's own way to train with local guesses in activity space, in plain PyTorch (A.3): two backward passes, hooks.
 
 "A backward hook is used to first log the Gradient Target, and then to log the Gradient Guess and compute the
 projection. We then let the new estimated activation gradient backpropagate through the model."

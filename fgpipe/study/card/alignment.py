@@ -1,11 +1,11 @@
-"""What the paper claims of the cosine of local guess and global target, from the runs that observed it."""
+"""Claims of the paper on the cosine of local guess and global target, from the runs that observed it."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
 
-from fgpipe.study.card.claims import CONFIDENCE, FEWEST, Verdict, half_width
+from fgpipe.study.card.claims import CONFIDENCE, FEWEST, ClaimVerdict, half_width
 from fgpipe.study.card.measured import Measurement
 from fgpipe.study.paper.tables import Key
 
@@ -14,7 +14,7 @@ SPACES = ("weight", "activity")
 
 @dataclass(frozen=True)
 class Positivity:
-    """The claim that the mean cosine of every block is above zero; read as `Verdict`."""
+    """Claim that the mean cosine of every block is above zero; read as `ClaimVerdict`."""
 
     claim: str
     cells: Mapping[Key, Sequence[Sequence[float]]]
@@ -33,8 +33,8 @@ class Positivity:
 
     @property
     def word(self) -> str:
-        """supported: none is at or below zero; contradicted: the interval over the steps of one lies below zero, at a
-        level that allows for as many intervals as there are means; else too little data."""
+        """Verdict: supported if none is at or below zero; contradicted if the interval over the steps of one lies below
+        zero, at a level that allows for as many intervals as there are means; else too little data."""
         if len(self.cells) < FEWEST:
             return "too little data"
         level = 1 - (1 - CONFIDENCE) / len(self.means)
@@ -56,18 +56,18 @@ class Positivity:
 
     @property
     def details(self) -> list[str]:
-        """The counterexamples, a line for each cell."""
+        """Counterexamples, a line for each cell."""
         by_cell: dict[Key, list[str]] = defaultdict(list)
         for key, block in self.counterexamples:
             by_cell[key].append(f"block {block} {self.means[key, block]:+.2g}")
         return [f"at or below 0: {key.words}: {', '.join(blocks)}" for key, blocks in by_cell.items()]
 
 
-def alignment_verdicts(measurements: Sequence[Measurement]) -> Iterator[Verdict | Positivity]:
-    """Both claims, of each space on its own: with a global target, seeds of a cell averaged."""
+def alignment_verdicts(measurements: Sequence[Measurement]) -> Iterator[ClaimVerdict | Positivity]:
+    """Judge both claims, of each space on its own: with a global target, seeds of a cell averaged."""
     for space in SPACES:
         cells = _cells([each for each in measurements if each.key.space == space])
-        yield Verdict(
+        yield ClaimVerdict(
             f"Alignment rises with depth, {space} space",
             "cosine",
             "cells",

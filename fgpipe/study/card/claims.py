@@ -1,4 +1,4 @@
-"""What the paper claims in words, held against accuracies: a verdict from paired differences with an interval.
+"""Claims of the paper in words, held against accuracies: a verdict from paired differences with an interval.
 
 The seeds of a cell are averaged first, and pairs of cells that share a run are averaged into one group, so that the
 interval is over values that share no run.
@@ -21,23 +21,23 @@ FEWEST = 3
 """Values that an interval needs."""
 RANDOM = ("gaussian", "rademacher")
 WIDTHS = ("w1", "1", "w2", "w3")
-"""Narrow to wide, by the factors of our profiles."""
+"""Widths from narrow to wide, by the factors of our profiles."""
 
 Pairs = Callable[[Values], Iterator[tuple[Key, Key]]]
 """Yields what must be higher, and what must be lower, if the claim holds; either may be unmeasured."""
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """A claim and the differences that speak for it (positive) or against it."""
+class ClaimVerdict:
+    """Claim and the differences that speak for it (positive) or against it."""
 
     claim: str
     unit: str
-    """Of the differences."""
+    """Unit of the differences."""
     noun: str
-    """What has one difference each, in the plural."""
+    """Plural of what has one difference each."""
     sample: str
-    """What one of these is, for a person to read."""
+    """Meaning of one of these, for a person to read."""
     differences: list[float]
     details: list[str] = field(default_factory=list)
     """Lines for a person to read."""
@@ -52,7 +52,7 @@ class Verdict:
 
     @property
     def word(self) -> str:
-        """supported | contradicted | too little data."""
+        """Verdict: supported | contradicted | too little data."""
         half = self.half_width
         if half is None or abs(self.mean) <= half:
             return "too little data"
@@ -68,24 +68,24 @@ class Verdict:
 
 
 def half_width(values: Sequence[float], confidence: float = CONFIDENCE) -> float | None:
-    """Of the interval around the mean (Student's t); None with fewer than `FEWEST` values."""
+    """Half the interval around the mean (Student's t); None with fewer than `FEWEST` values."""
     if len(values) < FEWEST:
         return None
     return float(stats.t.ppf((1 + confidence) / 2, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
 
 
 def estimate(values: Sequence[float]) -> str:
-    """The mean with its interval, if there is one."""
+    """Mean with its interval, if there is one."""
     average, half = mean(values), half_width(values)
     return f"{average:+.3g}" + ("" if half is None else f" [{average - half:+.3g}, {average + half:+.3g}]")
 
 
-def verdicts(values: Values) -> list[Verdict]:
-    """On every claim about accuracies."""
+def verdicts(values: Values) -> list[ClaimVerdict]:
+    """Judge every claim about accuracies."""
     return [_verdict(claim, values) for claim in CLAIMS]
 
 
-def _verdict(claim: "Claim", values: Values) -> Verdict:
+def _verdict(claim: "Claim", values: Values) -> ClaimVerdict:
     pairs = differences(values, claim.pairs)
     groups = grouped(pairs)
     details = []
@@ -95,7 +95,7 @@ def _verdict(claim: "Claim", values: Values) -> Verdict:
         if len(by_seed) >= FEWEST:
             seeds = ",".join(map(str, by_seed))
             details.append(f"{first.words} less {second.words}, seeds {seeds}: {estimate([*by_seed.values()])} points")
-    return Verdict(claim.text, "points", claim.noun, claim.sample, [mean(group) for group in groups], details)
+    return ClaimVerdict(claim.text, "points", claim.noun, claim.sample, [mean(group) for group in groups], details)
 
 
 def differences(values: Values, pairs: Pairs) -> dict[tuple[Key, Key], dict[int, float]]:
@@ -109,7 +109,7 @@ def differences(values: Values, pairs: Pairs) -> dict[tuple[Key, Key], dict[int,
 
 
 def grouped(pairs: Mapping[tuple[Key, Key], Mapping[int, float]]) -> list[list[float]]:
-    """The mean over seeds of each pair, by groups that have no cell in common."""
+    """Mean over seeds of each pair, by groups that have no cell in common."""
     groups: list[tuple[set[Key], list[float]]] = []
     for pair, by_seed in pairs.items():
         keys, numbers = set(pair), [mean(by_seed.values())]
@@ -143,7 +143,7 @@ def _global_over(target: str) -> Pairs:
     return pairs
 
 
-def _widest_narrowest(guesses: Sequence[str], sign: int) -> Pairs:
+def _by_width(guesses: Sequence[str], helps: bool) -> Pairs:
     def pairs(values: Values) -> Iterator[tuple[Key, Key]]:
         by_base: dict[Key, list[Key]] = defaultdict(list)
         for key in sorted((key for key in values if key.width in WIDTHS), key=lambda key: WIDTHS.index(key.width)):
@@ -151,19 +151,19 @@ def _widest_narrowest(guesses: Sequence[str], sign: int) -> Pairs:
                 by_base[key._replace(width="")].append(key)
         for narrow, *wider in by_base.values():
             if wider:
-                yield (wider[-1], narrow)[::sign]
+                yield (wider[-1], narrow) if helps else (narrow, wider[-1])
 
     return pairs
 
 
 class Claim(NamedTuple):
-    """What the paper says, and the pairs of cells that speak of it."""
+    """Statement of the paper, and the pairs of cells that speak of it."""
 
     text: str
     pairs: Pairs
     noun: str
     sample: str
-    """As in `Verdict`."""
+    """Meaning of one value, as in `ClaimVerdict`."""
 
 
 _PAIR = "two cells that are equal in all else"
@@ -179,6 +179,6 @@ CLAIMS = (
         "Global targets beat local ones for local guesses", _global_over("local"), "groups",
         "the weight and the activity cell of one net and auxiliary net, each less the local one, averaged",
     ),
-    Claim("Width helps local guesses (widest less narrowest)", _widest_narrowest(("local",), 1), "pairs", _PAIR),
-    Claim("Width hurts random guesses (narrowest less widest)", _widest_narrowest(RANDOM, -1), "pairs", _PAIR),
+    Claim("Width helps local guesses (widest less narrowest)", _by_width(("local",), helps=True), "pairs", _PAIR),
+    Claim("Width hurts random guesses (narrowest less widest)", _by_width(RANDOM, helps=False), "pairs", _PAIR),
 )  # fmt: skip

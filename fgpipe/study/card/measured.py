@@ -1,4 +1,4 @@
-"""What a grid has measured: every run's summary, by what it trained, settings and seed."""
+"""Measurements of a grid: every run's summary, by what it trained, settings and seed."""
 
 import json
 from collections import defaultdict
@@ -18,11 +18,11 @@ from fgpipe.study.paper.profile import Profile, mismatches
 from fgpipe.study.paper.tables import Key, published, unpublished
 
 Values = Mapping[Key, Mapping[int, float]]
-"""What was trained -> seed -> test accuracy in percent."""
+"""Key of what was trained -> seed -> test accuracy in percent."""
 OF_CELL = {"model.blocks", "head.name", "target.name", "target.depth", "guess.name", "space", "scope"}
 """Keys that the cell decides, or that nothing depends on where it leaves them open."""
 WATCHING = ("observe.", "checkpoint.", "link.", "slow.", "trace")
-"""How keys begin that change no number."""
+"""Beginnings of keys that change no number."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Measurement:
 
     @property
     def config(self) -> Mapping[str, Any]:
-        """The resolved configuration."""
+        """Resolved configuration."""
         return self.summary["config"]
 
     @property
@@ -65,12 +65,12 @@ class Measurement:
 
     @property
     def accuracy(self) -> float:
-        """Of the test set at the end, in percent."""
+        """Accuracy on the test set at the end, in percent."""
         return 100 * self.summary["test_accuracy"]
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """What the accuracy depends on beside cell and seed: dotted key to value.
+        """Settings that the accuracy depends on beside cell and seed: dotted key to value.
 
         A key that `configs/train.yaml` has got since the run has its default. The net's width is over that of the cell.
         """
@@ -81,13 +81,13 @@ class Measurement:
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """What must be equal for accuracies of a data set to be compared: the settings but the learning rate, which is
+        """Settings that must be equal for accuracies of a data set to be compared: all but the learning rate, which is
         a cell's own."""
         return {key: value for key, value in self.settings.items() if key != "optim.lr"}
 
     @property
     def shown_protocol(self) -> str:
-        """The most of it that a person wants to know."""
+        """Protocol as far as a person wants to know it."""
         settings = self.settings
         parts = {
             "training images": settings["data.train_samples"] or "all",
@@ -102,11 +102,11 @@ class Measurement:
 
     @property
     def observed(self) -> tuple[int, int]:
-        """How much there is to plot: steps with cosines, and heads with curves."""
+        """Amount that there is to plot: steps with cosines, and heads with curves."""
         return len(self.cosine), sum(len(epoch["test"]) for epoch in self.summary["epochs"])
 
     def curve(self, phase: str, block: int, figure: str = "loss") -> list[float]:
-        """Of a block's head, by epoch; empty if it has none."""
+        """Curve of a block's head, by epoch; empty if it has none."""
         epochs = [epoch[phase].get(str(block)) for epoch in self.summary["epochs"]]
         return [scores[figure] for scores in epochs if scores is not None]
 
@@ -129,17 +129,17 @@ def _cosines(path: Path) -> Iterable[tuple[int, dict[int, float]]]:
 
 @dataclass(frozen=True)
 class Other:
-    """A run that is not compared."""
+    """Run that is not compared."""
 
     folder: Path
     accuracy: float | None
-    """In percent; None if it is not known."""
+    """Accuracy in percent; None if it is not known."""
     reason: str
 
 
 @dataclass(frozen=True)
 class Collection:
-    """All measurements below a folder: of each data set those of one protocol, of each cell those of one setting."""
+    """Measurements below a folder: of each data set those of one protocol, of each cell those of one setting."""
 
     kept: list[Measurement]
     """One for each key and seed, the one that observed most."""
@@ -170,14 +170,14 @@ class Collection:
 
     @cached_property
     def values(self) -> Values:
-        """The accuracies kept."""
+        """Accuracies kept."""
         found: dict[Key, dict[int, float]] = defaultdict(dict)
         for each in self.kept:
             found[each.key][each.seed] = each.accuracy
         return found
 
     def protocols(self) -> dict[str, str]:
-        """Of each data set."""
+        """Protocol of each data set."""
         return {each.key.dataset: each.shown_protocol for each in self.kept}
 
 
@@ -188,7 +188,7 @@ def _agreeing(
     others: list[Other],
     undecided: bool,
 ) -> list[Measurement]:
-    """Those with the settings that most keys and seeds of their group have; the rest goes to `others`.
+    """Keep those with the settings that most keys and seeds of their group have; the rest goes to `others`.
 
     Args: undecided: where as many have other settings, keep none of the group, as nothing says which are meant.
     """
@@ -217,11 +217,11 @@ def _different_runs(measurements: Iterable[Measurement]) -> int:
 
 
 NAMES = {cell.key.words: cell.key for cell in (*published(), *unpublished())}
-"""How the name of a run's folder begins -> what it trained."""
+"""Beginning of the name of a run's folder -> what the run trained."""
 
 
 def published_values() -> dict[Key, dict[int, float]]:
-    """The paper's accuracies in the form of `Values`, as those of seed 0."""
+    """Paper's accuracies in the form of `Values`, as those of seed 0."""
     return {cell.key: {0: cell.accuracy} for cell in published() if cell.accuracy is not None}
 
 

@@ -1,12 +1,14 @@
-"""The report's figures. Each is drawn once and written twice: as SVG that takes the page's ink, and as PNG on white."""
+"""Figures of the report, each drawn once and written twice: as SVG that takes the page's ink, and as PNG on white."""
 
 import io
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from math import isnan
 from pathlib import Path
 from statistics import mean
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 
@@ -22,8 +24,11 @@ from fgpipe.study.card.ranks import Ranks
 from fgpipe.study.paper.tables import Key, spelled, unpublished
 from fgpipe.study.paper.tables import published as all_published
 
+if TYPE_CHECKING:
+    from matplotlib.typing import RcKeyType  # which the oldest matplotlib that will do has not
+
 INK = "#2b2f36"
-"""Of text and axes; `currentColor` in the SVG, so that the page's scheme decides."""
+"""Colour of text and axes; `currentColor` in the SVG, so that the page's scheme decides."""
 SPACES = ("activity", "weight")
 GUESS_COLORS = {
     "end_to_end": "#8a8f98",
@@ -36,8 +41,8 @@ GUESS_COLORS = {
 }
 AUX_COLORS = {"cnn": "#2f7ed8", "mlp": "#d9822b", "linear": "#2a9d8f", "predsim": "#9a9a1f"}
 SHADES = {"local": 0.0, "local_subspace": 0.3, "ntk": 0.5, "fixed_ntk": -0.45}
-"""How far the colour of an auxiliary net is mixed with white, or with black below zero, where it makes the guess."""
-STYLE = {
+"""Share of white in the colour of an auxiliary net that makes the guess, or of black below zero."""
+STYLE: "dict[RcKeyType, Any]" = {
     "font.size": 9,
     "text.color": INK,
     "axes.labelcolor": INK,
@@ -80,13 +85,13 @@ class Plot:
         return self._inline(svg.getvalue())
 
     def figure(self) -> Figure:
-        """Drawn; to be closed."""
+        """Draw; the caller closes it."""
         figure = plt.figure(figsize=self._size, layout="constrained")
         self._draw(figure)
         return figure
 
     def _inline(self, text: str) -> str:
-        """The SVG as a part of a page: no prolog, no fixed size, ids of its own, and the page's ink."""
+        """Turn the SVG into a part of a page: no prolog, no fixed size, ids of its own, and the page's ink."""
         text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
         text = re.sub(r'( id="|url\(#|href="#)', rf"\g<1>{self.name}-", text).replace(INK, "currentColor")
         start, rest = text.split(">", 1)
@@ -95,7 +100,7 @@ class Plot:
 
 
 def plots(measurements: Sequence[Measurement], values: Values, published: Values) -> Iterator[Plot]:
-    """Every figure that the measurements allow."""
+    """Yield every figure that the measurements allow."""
     ranks = Ranks.of(values, published)
     if ranks.spearman is not None:
         yield _scatter(ranks)
@@ -106,12 +111,12 @@ def plots(measurements: Sequence[Measurement], values: Values, published: Values
 
 
 def label(key: Key) -> str:
-    """A row of the paper's tables: guess, and auxiliary net if there is one."""
+    """Label of a row of the paper's tables: guess, and auxiliary net if there is one."""
     return row_label(key.guess, key.aux)
 
 
 def row_label(guess: str, aux: str | None) -> str:
-    """As `label`."""
+    """Label of a row, as `label`."""
     return " ".join(word for word in (spelled(guess), aux) if word)
 
 
@@ -120,13 +125,10 @@ def _scatter(ranks: Ranks) -> Plot:
         axes = figure.subplots()
         for guess, color in GUESS_COLORS.items():
             for blocks, marker in ((8, "o"), (16, "^")):
-                points = [
-                    (b, a)
-                    for key, a, b in zip(ranks.keys, ranks.measured, ranks.published, strict=True)
-                    if (key.guess, key.blocks) == (guess, blocks)
-                ]
-                if points:
-                    axes.scatter(*zip(*points), color=color, marker=marker, s=26, label=f"{spelled(guess)}, {blocks}")
+                own = [index for index, key in enumerate(ranks.keys) if (key.guess, key.blocks) == (guess, blocks)]
+                x, y = ([values[index] for index in own] for values in (ranks.published, ranks.measured))
+                if own:
+                    axes.scatter(x, y, color=color, marker=marker, s=26, label=f"{spelled(guess)}, {blocks}")
         axes.set(xlabel="published accuracy, %", ylabel="measured accuracy, %")
         axes.legend(fontsize=6.5, frameon=False)
 
@@ -135,7 +137,7 @@ def _scatter(ranks: Ranks) -> Plot:
 
 
 def _heat_maps(values: Values, published: Values) -> Iterator[Plot]:
-    """One for the cells of each data set, number of blocks, width and target, where more than one is measured."""
+    """Yield one for the cells of each data set, number of blocks, width and target, where more than one is measured."""
     groups: dict[tuple[str, int, str, str], list[Key]] = defaultdict(list)
     for key in sorted(values, key=_row_order):
         if key.guess != "end_to_end":
@@ -156,7 +158,8 @@ def _heat_map(group: tuple[str, int, str, str], keys: Sequence[Key], values: Val
         ):
             cells = [[by_place.get((*row, space)) for space in SPACES] for row in rows]
             numbers = [
-                [mean(source[key].values()) if key in source else float("nan") for key in line] for line in cells
+                [float("nan") if key is None or key not in source else mean(source[key].values()) for key in line]
+                for line in cells
             ]
             top = max([10.1, *(number for line in numbers for number in line if not isnan(number))])
             axes.pcolormesh(range(-1, 2), range(len(rows) + 1), numbers, cmap="viridis", vmin=10, vmax=top)
@@ -208,11 +211,12 @@ def _losses(measurements: Sequence[Measurement]) -> Iterator[Plot]:
                 f"Loss over time, {blocks} blocks",
                 "The net's own loss, global target, weight space, MLP heads, CIFAR-10 (figure 3). "
                 "Solid: training, dashed: test.",
-                lambda figure, runs=runs, blocks=blocks: _draw_losses(figure.subplots(), runs, blocks - 1),
+                partial(_draw_losses, runs, blocks - 1),
             )
 
 
-def _draw_losses(axes: Axes, runs: Sequence[Measurement], block: int) -> None:
+def _draw_losses(runs: Sequence[Measurement], block: int, figure: Figure) -> None:
+    axes = figure.subplots()
     for each in runs:
         color, name = GUESS_COLORS[each.key.guess], spelled(each.key.guess)
         for phase, style in (("train", "-"), ("test", "--")):
@@ -239,7 +243,7 @@ def _by_depth(measurements: Sequence[Measurement]) -> Iterator[Plot]:
                 f"Loss by depth, {blocks} blocks",
                 "Training loss of each block's CNN head in the last epoch, CIFAR-10 (figure 2); heads that the method "
                 "does not use are trained beside the net without touching it. Solid: global target, dashed: local.",
-                lambda figure, runs=runs, blocks=blocks: _draw_depth(figure.subplots(), runs, blocks),
+                partial(_draw_depth, runs, blocks),
             )
 
 
@@ -252,7 +256,8 @@ def _plotted(key: Key) -> bool:
     )
 
 
-def _draw_depth(axes: Axes, runs: Sequence[Measurement], blocks: int) -> None:
+def _draw_depth(runs: Sequence[Measurement], blocks: int, figure: Figure) -> None:
+    axes = figure.subplots()
     for each in runs:
         losses = [each.curve("train", block)[-1] for block in range(blocks)]
         style = "-" if each.key.target == "global" else "--"
@@ -281,7 +286,7 @@ def _cosines(measurements: Sequence[Measurement]) -> Iterator[Plot]:
                     f"Alignment, {blocks} blocks, {space} space",
                     "Cosine of guess and global target over training steps, by block, global target, CIFAR-10 "
                     "(figures 4 and 5). Of 10 observed steps or more: each, and a running mean over a fifth of them.",
-                    lambda figure, runs=runs, blocks=blocks: _draw_cosines(figure, runs, blocks),
+                    partial(_draw_cosines, runs, blocks),
                     size,
                 )
             if with_heads:
@@ -290,13 +295,13 @@ def _cosines(measurements: Sequence[Measurement]) -> Iterator[Plot]:
                     f"Losses of the heads, {blocks} blocks, {space} space",
                     "Loss of each block's head over epochs, in those of the same runs that train one. Solid: training, "
                     "dashed: test.",
-                    lambda figure, runs=with_heads, blocks=blocks: _draw_heads(figure, runs, blocks),
+                    partial(_draw_heads, with_heads, blocks),
                     size,
                 )
 
 
 def _panels(figure: Figure, blocks: int, x: str, y: str) -> tuple[list[Axes], Axes]:
-    """One for each block but the last, and an empty one in the last's place."""
+    """Make one for each block but the last, and an empty one in the last's place."""
     *panels, free = figure.subplots(-(-blocks // 4), 4, sharex=True).flat
     for block, panel in enumerate(panels):
         panel.set_title(f"block {block}", fontsize=8)
@@ -308,7 +313,7 @@ def _panels(figure: Figure, blocks: int, x: str, y: str) -> tuple[list[Axes], Ax
     return panels, free
 
 
-def _draw_cosines(figure: Figure, runs: Sequence[Measurement], blocks: int) -> None:
+def _draw_cosines(runs: Sequence[Measurement], blocks: int, figure: Figure) -> None:
     panels, free = _panels(figure, blocks, "training step", "cosine")
     for block, panel in enumerate(panels):
         panel.axhline(0, color=INK, linewidth=0.6)
@@ -322,11 +327,11 @@ def _draw_cosines(figure: Figure, runs: Sequence[Measurement], blocks: int) -> N
 
 
 def smooth(values: Sequence[float], reach: int) -> list[float]:
-    """The mean of each value and up to `reach` neighbours on either side."""
+    """Mean of each value and up to `reach` neighbours on either side."""
     return [mean(values[max(0, i - reach) : i + reach + 1]) for i in range(len(values))]
 
 
-def _draw_heads(figure: Figure, runs: Sequence[Measurement], blocks: int) -> None:
+def _draw_heads(runs: Sequence[Measurement], blocks: int, figure: Figure) -> None:
     panels, free = _panels(figure, blocks, "epoch", "loss")
     lines = {}
     for block, panel in enumerate(panels):
@@ -340,16 +345,16 @@ def _draw_heads(figure: Figure, runs: Sequence[Measurement], blocks: int) -> Non
 
 
 def color_of(key: Key) -> str:
-    """Of guess and auxiliary net; no two that may be in one figure are the same."""
+    """Colour of guess and auxiliary net; no two that may be in one figure are the same."""
     if key.aux is None or key.guess not in SHADES:
         return GUESS_COLORS[key.guess]
     shade = SHADES[key.guess]
-    mixed = [(1 - abs(shade)) * part + max(shade, 0) for part in to_rgb(AUX_COLORS[key.aux])]
-    return to_hex(mixed)
+    red, green, blue = ((1 - abs(shade)) * part + max(shade, 0) for part in to_rgb(AUX_COLORS[key.aux]))
+    return to_hex((red, green, blue))
 
 
 def _first_seed(measurements: Iterator[Measurement]) -> list[Measurement]:
-    """One run of each key, by row of the paper's tables."""
+    """Choose one run of each key, by row of the paper's tables."""
     runs: dict[Key, Measurement] = {}
     for each in sorted(measurements, key=lambda each: (_row_order(each.key), each.seed)):
         runs.setdefault(each.key, each)

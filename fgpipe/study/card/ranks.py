@@ -1,4 +1,4 @@
-"""How the measured order of cells agrees with the published one, and how much of that hangs on single cells."""
+"""Agreement of the measured order of cells with the published one, and how much of it hangs on single cells."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +12,7 @@ from fgpipe.study.card.measured import Values
 from fgpipe.study.paper.tables import Key
 
 RESAMPLES = 2000
-"""Of the cells, with replacement, for the interval."""
+"""Draws of the cells, with replacement, for the interval."""
 PARTS = {
     "both blocks and spaces": lambda key: True,
     "8 blocks": lambda key: key.blocks == 8,
@@ -20,7 +20,7 @@ PARTS = {
     "activity": lambda key: key.space == "activity",
     "weight": lambda key: key.space == "weight",
 }
-"""Of a row: which of its cells."""
+"""Parts of a row: which of its cells."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,13 @@ class Ranks:
 
     @classmethod
     def of(cls, values: Values, published: Values) -> "Ranks":
-        """Over the cells of tables 2 and 3 on CIFAR-10 that are measured and published; seeds averaged."""
+        """Take the cells of tables 2 and 3 on CIFAR-10 that are measured and published; seeds averaged."""
         keys = [key for key in published if key in values and _in_tables_2_and_3(key)]
         return cls(keys, [mean(values[key].values()) for key in keys], [published[key][0] for key in keys])
 
     @cached_property
     def spearman(self) -> float | None:
-        """None with fewer than three cells, or all of one rank."""
+        """Spearman's correlation; None with fewer than three cells, or all of one rank."""
         if len(self.keys) < 3 or len(set(self.measured)) == 1 or len(set(self.published)) == 1:
             return None
         return float(stats.spearmanr(self.measured, self.published).statistic)
@@ -59,13 +59,13 @@ class Ranks:
 
     @property
     def shown(self) -> str:
-        """The correlation with its interval, or why there is none."""
+        """Correlation with its interval, or why there is none."""
         if self.spearman is None or self.interval is None:
             return "too few cells"
         return f"{self.spearman:.3f} [{self.interval[0]:.2f}, {self.interval[1]:.2f}]"
 
     def without_row(self) -> list[tuple[Key, list[float | None]]]:
-        """A cell of each row (guess and auxiliary net) -> the correlation without its cells in each of `PARTS`; None
+        """Cell of each row (guess and auxiliary net) -> the correlation without its cells in each of `PARTS`; None
         where there are no such cells or no correlation is left."""
         rows: dict[tuple[str, str | None], Key] = {}
         for key in self.keys:
@@ -76,8 +76,9 @@ class Ranks:
         out = [(key.guess, key.aux) == row and PARTS[part](key) for key in self.keys]
         if not any(out):
             return None
-        columns = (self.keys, self.measured, self.published)
-        return Ranks(*([item for item, left in zip(items, out, strict=True) if not left] for items in columns)).spearman
+        kept = [index for index, left in enumerate(out) if not left]
+        numbers = ([values[index] for index in kept] for values in (self.measured, self.published))
+        return Ranks([self.keys[index] for index in kept], *numbers).spearman
 
     @property
     def disagreements(self) -> list[tuple[Key, float, float]]:

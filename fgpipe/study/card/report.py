@@ -20,7 +20,7 @@ from fgpipe.errors import UserError
 from fgpipe.saving import durable
 from fgpipe.saving.outputs import check_folder, written
 from fgpipe.study.card.alignment import Positivity, alignment_verdicts
-from fgpipe.study.card.claims import Verdict, verdicts
+from fgpipe.study.card.claims import ClaimVerdict, verdicts
 from fgpipe.study.card.measured import Collection, Measurement, Values, published_values, spread
 from fgpipe.study.card.plots import label, plots
 from fgpipe.study.card.ranks import PARTS, Ranks
@@ -87,8 +87,8 @@ def report(folder: Path) -> None:
 
 def judge(
     values: Values, paper: Values, measurements: Sequence[Measurement]
-) -> list[tuple[Verdict | Positivity, list[tuple[str, Verdict]]]]:
-    """The verdict on every claim, with those on the published numbers beside it, each with its name."""
+) -> list[tuple[ClaimVerdict | Positivity, list[tuple[str, ClaimVerdict]]]]:
+    """Judge every claim, with the verdicts on the published numbers beside it, each with its name."""
     same = {key: paper[key] for key in values if key in paper}
     published = zip(verdicts(same), verdicts(paper), strict=True)
     names = ("published, the cells measured here", "published, all")
@@ -100,11 +100,11 @@ def judge(
 
 
 @dataclass(frozen=True)
-class Entry:
+class CardEntry:
     """One cell of the card, as text."""
 
     measured: str
-    """With the standard deviation where there is more than one seed; "missing" where there is none."""
+    """Mean, with the standard deviation where there is more than one seed; "missing" where there is none."""
     published: str
     note: str
     """Seeds and learning rate."""
@@ -113,18 +113,18 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Part:
-    """The cells of one table that share data set, blocks, width and target."""
+class CardPart:
+    """Cells of one table that share data set, blocks, width and target."""
 
     title: str
     columns: list[str]
     """Spaces, or one for the accuracy."""
-    rows: list[tuple[str, list[Entry | None]]]
+    rows: list[tuple[str, list[CardEntry | None]]]
     """Name and one entry for each column, None where the table has no cell; a single entry spans all columns."""
 
 
-def card(collection: Collection) -> Iterator[tuple[str, str, list[Part]]]:
-    """Of every table: its title, how many cells are measured, and its parts."""
+def card(collection: Collection) -> Iterator[tuple[str, str, list[CardPart]]]:
+    """Yield every table: its title, how many cells are measured, and its parts."""
     runs: dict[Key, list[Measurement]] = defaultdict(list)
     for each in collection.kept:
         runs[each.key].append(each)
@@ -138,39 +138,39 @@ def card(collection: Collection) -> Iterator[tuple[str, str, list[Part]]]:
         yield f"Table {table}", f"{found} of {len(own)} cells measured", [_part(each, runs) for each in parts.values()]
 
 
-def _part(cells: Sequence[Cell], runs: Mapping[Key, list[Measurement]]) -> Part:
+def _part(cells: Sequence[Cell], runs: Mapping[Key, list[Measurement]]) -> CardPart:
     first = cells[0]
     width = "" if first.width == "1" else f", width {first.width}"
     spaces = [space for space in ("activity", "weight") if any(cell.space == space for cell in cells)]
-    rows: dict[str, dict[str, Entry]] = defaultdict(dict)
+    rows: dict[str, dict[str, CardEntry]] = defaultdict(dict)
     for cell in cells:
         name = label(cell.key) + " (plain)" * (cell.space is None and cell.target == "local")
         rows[name][cell.space or ""] = _entry(cell, runs.get(cell.key, []))
     title = f"{spelled(first.dataset)}, {first.blocks} blocks{width}, {first.target} target"
-    entries = [
+    entries: list[tuple[str, list[CardEntry | None]]] = [
         (name, [by_space[""]] if "" in by_space else [by_space.get(space) for space in spaces])
         for name, by_space in rows.items()
     ]
-    return Part(title, spaces or ["accuracy"], entries)
+    return CardPart(title, spaces or ["accuracy"], entries)
 
 
-def _entry(cell: Cell, runs: Sequence[Measurement]) -> Entry:
+def _entry(cell: Cell, runs: Sequence[Measurement]) -> CardEntry:
     paper = (
         "–"
         if cell.accuracy is None
         else f"{cell.accuracy:.1f}" + (f" ± {cell.std:.1f}" if cell.std is not None else "")
     )
     if not runs:
-        return Entry("missing", paper, "", 0.0)
+        return CardEntry("missing", paper, "", 0.0)
     average, deviation = spread(each.accuracy for each in runs)
     measured = f"{average:.1f}" + (f" ± {deviation:.1f}" if deviation is not None else "")
     seeds = ",".join(str(each.seed) for each in runs)
     rates = " and ".join(sorted({f"{each.config['optim']['lr']:g}" for each in runs}))
-    return Entry(measured, paper, f"seed {seeds} · lr {rates}", average / 100)
+    return CardEntry(measured, paper, f"seed {seeds} · lr {rates}", average / 100)
 
 
 def facts(collection: Collection) -> list[tuple[str, str]]:
-    """How it was measured, for the head of the card."""
+    """List how the grid was measured, for the head of the card."""
     kept = collection.kept
     machines = Counter(str(each.summary.get("machine", "not recorded")) for each in kept)
     commits = Counter(str(each.summary["commit"] or "not recorded") for each in kept)
@@ -187,7 +187,7 @@ def facts(collection: Collection) -> list[tuple[str, str]]:
 
 
 def write_csv(path: Path, collection: Collection) -> None:
-    """One line for each published cell and each cell of ours: measured mean, deviation and seeds, and the published."""
+    """Write a line for each published cell and each of ours: measured mean, deviation and seeds, and the published."""
     values = collection.values
     with path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")

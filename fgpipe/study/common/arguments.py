@@ -1,25 +1,20 @@
 """`FOLDER [key=value ...]`: a study's own keys among its arguments, of which all others go to every run."""
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
-
-from fgpipe.errors import UserError, one_line
+from fgpipe.config.arguments import own_keys
+from fgpipe.errors import UserError
 from fgpipe.saving import durable
 from fgpipe.saving.outputs import check_folder, needed
-
-Options = TypeVar("Options")
 
 
 @dataclass
 class StudyOptions:
-    """Keys of every study; their modules say what is theirs."""
+    """Keys of every study; each study's module adds its own."""
 
     out: str | None = None
     """Folder of the tables; None: that of the study."""
@@ -32,7 +27,7 @@ Study = TypeVar("Study", bound=StudyOptions)
 
 
 def read(arguments: Sequence[str], defaults: Study) -> tuple[Path, Study, list[str]]:
-    """The folder, the study's options, and the arguments of every run.
+    """Read the folder, the study's options, and the arguments of every run.
 
     Args: defaults: a dataclass whose fields are the study's own keys.
 
@@ -48,31 +43,6 @@ def read(arguments: Sequence[str], defaults: Study) -> tuple[Path, Study, list[s
     if options.out is not None:
         check_folder("out", Path(options.out))
     return Path(folder), options, overrides
-
-
-def own_keys(arguments: Sequence[str], defaults: Options) -> tuple[Options, list[str]]:
-    """The options, and the arguments that are none; errors as for `read`, but nothing is checked."""
-    names = {field.name for field in fields(defaults)}
-    own = [argument for argument in arguments if argument.partition("=")[0] in names]
-    options = merged(OmegaConf.structured(defaults), own)
-    assert isinstance(options, type(defaults))
-    return options, [argument for argument in arguments if argument not in own]
-
-
-def merged(options: Any, arguments: Iterable[str]) -> Any:
-    """The object that a structured configuration and `key=value` arguments on top of it make.
-
-    Raises:
-        UserError: a value that cannot be read, or of the wrong type.
-    """
-    for argument in arguments:
-        try:
-            options = OmegaConf.merge(options, OmegaConf.from_dotlist([argument]))
-            OmegaConf.to_container(options, resolve=True)  # what refers to nothing is found here
-        except (OmegaConfBaseException, YAMLError, ValueError) as error:
-            problem = getattr(error, "problem", None) or one_line(error).partition(" full_key: ")[0]
-            raise UserError(f"{argument}: {problem}") from error
-    return OmegaConf.to_object(options)
 
 
 def claim(folder: Path, arguments: Sequence[str]) -> None:

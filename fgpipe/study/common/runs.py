@@ -1,4 +1,4 @@
-"""What all studies know of runs: overrides for Hydra, summaries, where they were made; and the runs of a grid.
+"""Knowledge of all studies about runs: overrides for Hydra, summaries, where they were made; and the runs of a grid.
 
 A run of a grid has one folder, named by its settings and seed.
 """
@@ -21,9 +21,9 @@ from fgpipe.study.paper.profile import mismatches
 from fgpipe.study.paper.tables import Cell
 
 SAVE_MINUTES = 2
-"""Between checkpoints: what a crash can cost."""
+"""Time between checkpoints: what a crash can cost."""
 LOGS = "logs"
-"""In the grid's folder: what each run printed, and its lock."""
+"""Folder in the grid's: what each run printed, and its lock."""
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The folder's: words for people and a hash of settings and seed.
+        """Name of the folder: words for people and a hash of settings and seed.
 
         The hash is of the settings as the grid states them, so that a new key of `fgpipe.train` changes no name.
         """
@@ -48,7 +48,7 @@ class Run:
         return out / self.name
 
     def log(self, out: Path) -> Path:
-        """What the run prints; the lines of an interrupted one stay above those of the next attempt."""
+        """File of what the run prints; the lines of an interrupted attempt stay above those of the next."""
         return out / LOGS / f"{self.name}.log"
 
     def lock(self, out: Path) -> IO[str] | None:
@@ -84,7 +84,7 @@ class Run:
         return config
 
     def is_done(self, out: Path, config: Config) -> bool:
-        """Whether the run is finished, with the configuration that was composed for it now.
+        """Tell whether the run is finished, with the configuration that was composed for it now.
 
         A key that `configs/train.yaml` has got since is no difference.
 
@@ -105,7 +105,7 @@ class Run:
         return True
 
     def overrides(self, out: Path, root: str | None) -> list[str]:
-        """The command line of `fgpipe.train` for this run."""
+        """Command line of `fgpipe.train` for this run."""
         overrides = [
             f"run_dir={quoted(str(self.folder(out)))}",
             *(f"{key}={value}" for key, value in self.settings.items()),
@@ -115,12 +115,12 @@ class Run:
 
 
 def quoted(text: str) -> str:
-    """A string as Hydra's command line reads it back; a backslash is special there before a quote and at the end."""
+    """Quote a string for Hydra's command line, where a backslash is special before a quote and at the end."""
     return '"' + re.sub(r'(\\+)(?="|$)', r"\1\1", text).replace('"', '\\"') + '"'
 
 
 def read_summary(folder: Path) -> dict[str, Any] | None:
-    """The `summary.json` of a run that is done; None if there is none or it was cut short.
+    """Read the `summary.json` of a run that is done; None if there is none or it was cut short.
 
     Raises:
         UserError: there is one that cannot be read.
@@ -144,7 +144,7 @@ def page(title: str, command: str, setting: str, summaries: Iterable[Mapping[str
 
 
 def write_page(file: Path, text: str) -> None:
-    """Write it, in a folder that is made if need be.
+    """Write a page, in a folder that is made if need be.
 
     Raises:
         OutputError: it cannot be written.
@@ -155,7 +155,7 @@ def write_page(file: Path, text: str) -> None:
 
 
 def origin(summaries: Iterable[Mapping[str, Any]]) -> str:
-    """On what machines, and by which commits, runs were made; for a person to read."""
+    """Machines on which, and commits by which, runs were made; for a person to read."""
     summaries = list(summaries)
     machines, commits = (sorted({str(summary[key]) for summary in summaries}) for key in ("machine", "commit"))
     return f"On {'; '.join(machines)}; commit {', '.join(commits)}."

@@ -99,7 +99,7 @@ def end(processes: Collection[subprocess.Popen[bytes]]) -> None:
 
 
 def torchrun(processes: int, hosts: Sequence[str] = ()) -> list[str]:
-    """The beginning of a command that starts so many processes on this host, or on two; `hosts` as for `launch`.
+    """Begin a command that starts so many processes on this host, or on two; `hosts` as for `launch`.
 
     One process needs no torchrun, which takes seconds to start.
     """

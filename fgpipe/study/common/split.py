@@ -6,23 +6,19 @@ import time
 import torch
 from torch import nn
 
-from fgpipe.cluster.replicas import Replicas
 from fgpipe.config import Config
 from fgpipe.data import Batches, load
-from fgpipe.observe.ledger import Ledger
-from fgpipe.observe.metrics import Metrics
-from fgpipe.observe.timeline import Timeline
 from fgpipe.plan.plan import DataFacts, Plan
 from fgpipe.plan.precision import DTYPES
 from fgpipe.plan.topology import balanced
-from fgpipe.trainers.build import build_stages
+from fgpipe.trainers.build import local_stages
 
 WARM, PASSES = 2, 7
 """Forward passes that are not counted, and those of which the median counts."""
 
 
 def data_facts(config: Config) -> DataFacts:
-    """What a run's processes know of its data, which is read for it.
+    """Read what a run's processes know of its data.
 
     Raises:
         UserError: it cannot be read, or is too little.
@@ -38,22 +34,22 @@ def measured_split(config: Config, facts: DataFacts, processes: int) -> list[int
 
 
 def forward_seconds(config: Config, facts: DataFacts) -> list[float]:
-    """Of each block, on a whole batch in training mode, on one thread of the CPU."""
+    """Time of each block, on a whole batch in training mode, on one thread of the CPU."""
     plan = Plan.make(config, facts)
-    blocks = plan.method.blocks
-    stages = build_stages(plan, torch.device("cpu"), Metrics(blocks), Ledger(blocks), Timeline(), Replicas())
     images = torch.zeros(config.batch_size, facts.channels, facts.height, facts.width, dtype=DTYPES[config.dtype])
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return times([stage.block for stage in stages.values()], images.contiguous(memory_format=torch.channels_last))
+        return times(
+            [stage.block for stage in local_stages(plan)], images.contiguous(memory_format=torch.channels_last)
+        )
     finally:
         torch.set_num_threads(threads)
 
 
 @torch.no_grad()
 def times(blocks: list[nn.Module], x: torch.Tensor) -> list[float]:
-    """The median seconds that each block takes; `x` enters the first."""
+    """Median seconds that each block takes; `x` enters the first."""
     found = []
     for block in blocks:
         block.train()

@@ -13,7 +13,7 @@ CLASSES = 10
 def write_images(root: Path, train: int, test: int) -> None:
     """Make `root` a `data.root` of data=cifar10_jpeg, with so many images of each part; kept if it is there.
 
-    In BMP, which takes the least time to read.
+    The format is BMP, which takes the least time to read.
     """
     if root.is_dir():
         return

@@ -2,19 +2,22 @@
 
 from dataclasses import dataclass
 
+from fgpipe.gradients.guesses import make
+
 
 @dataclass(frozen=True)
 class Way:
-    """A guess, the space that it is in, and the target."""
+    """Guess, the space that it is in, and the target."""
 
     guess: str
     space: str
     target: str
 
     def overrides(self) -> list[str]:
-        """With one lane, the least compute, wherever anything is projected."""
+        """Name its keys, with one lane, the least compute, wherever anything is projected."""
         keys = [f"guess={self.guess}", f"space={self.space}", f"target={self.target}"]
         if self.guess == "local_subspace":
             return [*keys, "guess.directions=1"]  # which has lanes of its own
-        projects = self.guess != "end_to_end" and not (self.guess == "local" and self.target == "local")
-        return keys + ["lanes=1"] * projects
+        guess = make(self.guess)
+        shares = not guess.is_plain(own_target=self.target == "local") and not guess.reading.is_row
+        return keys + ["lanes=1"] * shares

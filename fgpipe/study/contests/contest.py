@@ -27,20 +27,20 @@ from fgpipe.study.common.synthetic import write_images
 COMMON = ["data=cifar10_jpeg", "data.augment=none", "model.width=0.5", "batch_size=128", "window=auto", "threads=1"]
 COMMON += ["device=cpu", "observe.tensorboard=false", "optim=constant", "optim.lr=0.0001", "deadline=600"]
 Start = Callable[[Sequence[Sequence[str]], int, Path], None]
-"""As `study.common.series.launch`."""
+"""Function as `study.common.series.launch`."""
 
 
 @dataclass
-class Options(StudyOptions):
-    """Keys of all contests; their modules say what is theirs."""
+class ContestOptions(StudyOptions):
+    """Keys of all contests; each contest's module adds its own."""
 
     processes: int = 2
     split: list[int] | None = None
     """Blocks per process; None: balanced by measured forward time."""
     batches: int = 32
-    """Of an epoch."""
+    """Batches of an epoch."""
     epochs: int = 2
-    """The first one is warm-up, which does not count."""
+    """Number of epochs; the first is warm-up, which does not count."""
     repeats: int = 5
     """Rounds."""
 
@@ -57,11 +57,11 @@ class Options(StudyOptions):
         return 2
 
     def setting(self) -> str:
-        """What was run, for a person to read."""
+        """Describe what was run, for a person to read."""
         return f"rounds: {self.repeats}, with {self.epochs} epochs of {self.batches} batches, the first not counted"
 
     def stated(self) -> list[str]:
-        """What makes a study another one; more repeats do not."""
+        """List what makes a study another one; more repeats do not."""
         values = {key: value for key, value in asdict(self).items() if key not in ("repeats", "out")}
         return [f"{key}={json.dumps(value)}" for key, value in values.items()]
 
@@ -73,7 +73,7 @@ class Contestant:
     name: str
     overrides: tuple[str, ...]
     processes: int | None = None
-    """None: those of the study."""
+    """Number of processes; None: that of the study."""
 
     @property
     def folder(self) -> str:
@@ -82,7 +82,7 @@ class Contestant:
 
 @dataclass(frozen=True)
 class Spread:
-    """Of repeated measurements."""
+    """Spread of repeated measurements."""
 
     median: float
     least: float
@@ -99,17 +99,17 @@ class Spread:
 
 
 def microbatches(processes: int) -> int:
-    """Of the peers: four, or one for each process; a multiple of the processes, as zero bubble wants whole rounds."""
+    """Count of microbatches: four, or one for each process; a multiple of the processes, for zero bubble."""
     return processes * math.ceil(4 / processes)
 
 
 def ratios(values: Sequence[float], reference: Sequence[float]) -> Spread:
-    """Of values over those of the reference in the same round."""
+    """Spread of values over those of the reference in the same round."""
     return Spread.of(value / other for value, other in zip(values, reference, strict=True))
 
 
 def turns(contestants: Sequence[Contestant], round: int) -> list[Contestant]:
-    """All of them; each round begins one further on, so that nobody always follows the same warm machine."""
+    """Order all of them; each round begins one further on, so that nobody always follows the same warm machine."""
     first = round % len(contestants)
     return [*contestants[first:], *contestants[:first]]
 
@@ -121,10 +121,10 @@ def speed(summary: Mapping[str, Any]) -> float:
 
 
 class Contest:
-    """The runs of one folder."""
+    """Runs of one folder."""
 
     def __init__(
-        self, folder: Path, options: Options, arguments: Sequence[str], contestants: Sequence[Contestant]
+        self, folder: Path, options: ContestOptions, arguments: Sequence[str], contestants: Sequence[Contestant]
     ) -> None:
         """Args: arguments: of every run.
 
@@ -158,7 +158,7 @@ class Contest:
         return f"{self._options.processes}-{self.config(()).model.width:g}"
 
     def config(self, overrides: Sequence[str]) -> Config:
-        """Of a run with these overrides beside those of all.
+        """Compose the configuration of a run with these overrides beside those of all.
 
         Raises:
             UserError: it cannot be run.
@@ -197,11 +197,11 @@ class Contest:
         return [*self._common, *contestant.overrides, partition, f"run_dir={quoted(str(path))}"]
 
     def path(self, contestant: Contestant, round: int) -> Path:
-        """The folder of a run."""
+        """Folder of a run."""
         return self._folder / str(round) / contestant.folder
 
     def paths(self, contestant: Contestant) -> list[Path]:
-        """The folders of its runs, one for each round."""
+        """Folders of a contestant's runs, one for each round."""
         return [self.path(contestant, round) for round in range(self._options.repeats)]
 
     def speeds(self, contestant: Contestant) -> list[float]:
@@ -227,8 +227,8 @@ def _summary(path: Path) -> Mapping[str, Any]:
     return json.loads((path / "summary.json").read_text())
 
 
-def described(config: Mapping[str, Any], split: Sequence[int], options: Options) -> str:
-    """What was run, for a person to read.
+def described(config: Mapping[str, Any], split: Sequence[int], options: ContestOptions) -> str:
+    """Describe what was run, for a person to read.
 
     Args: config: of a run.
     """

@@ -1,4 +1,4 @@
-"""What blocks keep of a batch from its forward pass until its update, in bytes; measured on the stages themselves.
+"""Memory that blocks keep of a batch from its forward pass until its update; measured on the stages themselves.
 
 A block's graph saves its input, which is the storage of the output that the graph of the block below saves, if both are
 in one process. So what a process keeps is not the sum of what its blocks keep, but the union of their storages.
@@ -12,28 +12,22 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from fgpipe.cluster.replicas import Replicas
-from fgpipe.observe.ledger import Ledger
-from fgpipe.observe.metrics import Metrics
-from fgpipe.observe.timeline import Timeline
 from fgpipe.plan.plan import Plan
 from fgpipe.plan.precision import DTYPES
-from fgpipe.trainers.build import build_stages
+from fgpipe.trainers.build import local_stages
 from fgpipe.trainers.stage import Stage
-from fgpipe.wire.feedback.messages import Feedback
-from fgpipe.wire.links.base import Batch
-from fgpipe.wire.links.memory import MemoryLink
+from fgpipe.wire.batch import Batch, within_process
 
 
 class _Saved:
-    """A tensor that an autograd graph has saved; it lives as long as the graph."""
+    """Tensor that an autograd graph has saved; it lives as long as the graph."""
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor
 
 
 class Graph:
-    """The tensors that graphs made within `watch` still hold."""
+    """Tensors that graphs made within `watch` still hold."""
 
     def __init__(self) -> None:
         self._saved: list[weakref.ref[_Saved]] = []
@@ -54,11 +48,11 @@ class Graph:
 
 
 Storages = Mapping[int, int]
-"""By address: bytes."""
+"""Bytes by address."""
 
 
 def storages_of(tensors: Iterable[Tensor]) -> Storages:
-    """What is behind tensors, which must live as long as addresses are compared."""
+    """Find what is behind tensors, which must live as long as addresses are compared."""
     found = (tensor.untyped_storage() for tensor in tensors)
     return {storage.data_ptr(): storage.nbytes() for storage in found}
 
@@ -80,20 +74,20 @@ def kept_together(blocks: Sequence[Storages], in_flight: Sequence[int] | None = 
 
 
 def kept_by_blocks(plan: Plan) -> list[Storages]:
-    """What each block keeps of one batch in flight, from its forward pass to its update.
+    """Measure what each block keeps of one batch in flight, from its forward pass to its update.
 
     What its graph saves counts, and its guess unless it can be redrawn. Its parameters do not, but a copy of them for
     this batch does. A block that learns within its forward pass keeps nothing: what it makes is gone by then.
 
     Args: plan: of one process with all blocks.
     """
-    device, facts, size = torch.device("cpu"), plan.facts, plan.config.batch_size
+    facts, size = plan.facts, plan.config.batch_size
     source = torch.Generator().manual_seed(0)
     images = torch.randn(size, facts.channels, facts.height, facts.width, generator=source)
     x = images.to(DTYPES[plan.config.dtype]).contiguous(memory_format=torch.channels_last)
     batch = Batch(0, 0, True, x, torch.randint(facts.classes, (size,), generator=source))
-    kept, blocks = [], plan.method.blocks  # `kept` holds the tensors until all are there: no address comes twice
-    for stage in build_stages(plan, device, Metrics(blocks), Ledger(blocks), Timeline(), Replicas()).values():
+    kept = []  # it holds the tensors until all are there: no address comes twice
+    for stage in local_stages(plan):
         if plan.config.guess_name == "end_to_end":
             found, x = kept_by_graph(stage.block, x)
         else:
@@ -104,13 +98,15 @@ def kept_by_blocks(plan: Plan) -> list[Storages]:
 
 
 def kept_by_stage(stage: Stage, batch: Batch) -> tuple[list[Tensor], Batch]:
-    """What a block keeps of a training batch until its scalars arrive, and the batch for the block above, if any.
+    """Find what a block keeps of a training batch until its scalars arrive, and the batch for the block above, if any.
 
     The batch goes over the link of two blocks in one process.
     """
     graph, sent = Graph(), []
     with graph.watch():
-        stage.train(batch, MemoryLink(sent.append).send, _nowhere)
+        for message in stage.run(batch):
+            sent += [within_process(message)] if isinstance(message, Batch) else []
+        del message  # it may hold estimates
     tensors = graph.tensors
     for entry in stage.in_flight:
         tensors += entry.directions or ()
@@ -120,12 +116,8 @@ def kept_by_stage(stage: Stage, batch: Batch) -> tuple[list[Tensor], Batch]:
 
 
 def kept_by_graph(block: nn.Module, x: Tensor) -> tuple[list[Tensor], Tensor]:
-    """What backpropagation keeps of a block until the gradient comes, and the block's output."""
+    """Find what backpropagation keeps of a block until the gradient comes, and the block's output."""
     graph = Graph()
     with graph.watch():
         y = block(x)
     return [*graph.tensors, y], y.detach()
-
-
-def _nowhere(feedback: Feedback) -> None:
-    pass

@@ -22,15 +22,14 @@ from fgpipe.config.units import RATE, TIME, bits_per_second, seconds
 from fgpipe.errors import UserError, bad_value
 from fgpipe.study.common.arguments import read
 from fgpipe.study.common.series import launch
-from fgpipe.study.contests import contest
-from fgpipe.study.contests.contest import Contest, Contestant, microbatches, speed_table
+from fgpipe.study.contests.contest import Contest, Contestant, ContestOptions, microbatches, speed_table
 
 REFERENCE = "1F1B"
 TWO_HOSTS = CONFIGS.parent / "launch" / "two_hosts"
 
 
 @dataclass
-class Options(contest.Options):
+class LinkOptions(ContestOptions):
     """Keys of this study."""
 
     batches: int = 16
@@ -51,7 +50,7 @@ class Options(contest.Options):
 
     @property
     def hosts(self) -> list[str]:
-        """The command that runs another one on both hosts."""
+        """Command that runs another one on both hosts."""
         return [sys.executable, str(TWO_HOSTS), "--rate", self.rate, "--rtt", self.rtt, "--"]
 
 
@@ -59,7 +58,7 @@ WIRES = {"float32": (), "bfloat16": ("wire=bfloat16",)}
 
 
 def contestants(processes: int) -> dict[str, list[Contestant]]:
-    """By wire: ours, and the peers."""
+    """Contestants by wire: ours, and the peers."""
     peers = ("guess=end_to_end", f"microbatches={microbatches(processes)}")
     methods = {
         "global target, local guess, one lane": ("lanes=1",),
@@ -74,7 +73,7 @@ def contestants(processes: int) -> dict[str, list[Contestant]]:
     }
 
 
-def check_rights(options: Options) -> None:
+def check_rights(options: LinkOptions) -> None:
     """Raises: UserError: no link can be made here, and why."""
     if not TWO_HOSTS.is_file():
         raise UserError("study link: needs launch/two_hosts, which is in a checkout")
@@ -90,7 +89,7 @@ def main(arguments: list[str]) -> int:
         UserError: no right to make the link, the folder holds another study, or the arguments cannot be run.
         CalledProcessError: a run has failed.
     """
-    folder, options, overrides = read(arguments, Options())
+    folder, options, overrides = read(arguments, LinkOptions())
     check_rights(options)
     wanted = contestants(options.processes)
     crossing = Contest(folder, options, overrides, [each for of in wanted.values() for each in of])

@@ -4,10 +4,10 @@
 
 The first table has, for every guess, space and target, the bytes that each block keeps of one batch from its forward
 pass to its update, and what all of them keep together in one process, where neighbours share a storage; measured on the
-stages in one process (`study.contests.kept`). The second has contestants of the same split, batch and threads, each trained in
-processes of its own: how many batches or microbatches are in flight at each block, what the blocks of each process keep
-together for all of them, and the most memory that the process held while it trained, above what it held when training
-began (`fgpipe.observe.memory`). All in MB, which are 1,000,000 bytes.
+stages in one process (`study.contests.kept`). The second has contestants of the same split, batch and threads, each
+trained in processes of its own: how many batches or microbatches are in flight at each block, what the blocks of each
+process keep together for all of them, and the most memory that the process held while it trained, above what it held
+when training began (`fgpipe.observe.memory`). All in MB, which are 1,000,000 bytes.
 
 The tables are printed and written to DIR/memory-PROCESSES.md, in FOLDER without `out`. Runs that FOLDER has are not run
 again. The other arguments go to every run, as in `model.width=0.25 batch_size=64`. docs/benchmarks/README.md says what
@@ -31,21 +31,21 @@ from fgpipe.study.common.runs import read_summary
 from fgpipe.study.common.series import launch
 from fgpipe.study.common.split import data_facts
 from fgpipe.study.common.ways import Way
-from fgpipe.study.contests import contest, throughput
-from fgpipe.study.contests.contest import COMMON, Contest, Contestant
+from fgpipe.study.contests import throughput
+from fgpipe.study.contests.contest import COMMON, Contest, Contestant, ContestOptions
 from fgpipe.study.contests.kept import Storages, kept_by_blocks, kept_together
 
 MB = 1_000_000
 LEFT_OUT = ("zero bubble",)
-"""Pipelined, but what it holds between its two backward passes is not `study.contests.kept`'s to say."""
+"""Pipelined contestant whose memory between its two backward passes is not `study.contests.kept`'s to say."""
 
 GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": "1000000"}
-"""For glibc: what has at least so many bytes goes back to the system when it is freed. Of itself glibc raises the bound
-to 32 MB as it goes, and then the peak depends on how freed tensors happen to lie in its heap."""
+"""Variable for glibc: what has at least so many bytes goes back to the system when it is freed. Of itself glibc raises
+the bound to 32 MB as it goes, and then the peak depends on how freed tensors happen to lie in its heap."""
 
 
 @dataclass
-class Options(contest.Options):
+class MemoryOptions(ContestOptions):
     """Keys of this study."""
 
     batches: int = 8
@@ -68,12 +68,12 @@ def ways() -> list[Way]:
 
 
 def contestants(processes: int) -> list[Contestant]:
-    """Those of `throughput` that have as many processes, and hold a graph or a guess from one pass to the next."""
+    """List those of `throughput` that have as many processes, and hold a graph or a guess from one pass to the next."""
     return [each for each in throughput.contestants(processes) if each.processes is None and each.name not in LEFT_OUT]
 
 
 def in_flight(config: Config, split: Sequence[int]) -> list[int]:
-    """The most batches, or microbatches of GPipe and 1F1B, that each block keeps something of at one time.
+    """Count the batches, or microbatches of GPipe and 1F1B, that each block keeps something of at one time, at most.
 
     Args: split: blocks per process.
     """
@@ -87,36 +87,36 @@ def in_flight(config: Config, split: Sequence[int]) -> list[int]:
 
 
 def kept_of_batch(config: Config, facts: DataFacts) -> list[Storages]:
-    """What each block keeps of one batch."""
+    """Measure what each block keeps of one batch."""
     return kept_by_blocks(Plan.make(config, facts))
 
 
 def microbatches(config: Config) -> int:
-    """Of a batch; 1 for all but pipelined backpropagation."""
+    """Microbatches of a batch; 1 for all but pipelined backpropagation."""
     return config.microbatches if config.guess_name == "end_to_end" else 1
 
 
 def by_process(values: Sequence[Any], split: Sequence[int]) -> list[list[Any]]:
-    """What is by block, in runs of blocks."""
+    """Divide what is by block into runs of blocks."""
     return [[values[j] for j in blocks] for blocks in runs_of(split)]
 
 
 @dataclass(frozen=True)
-class Row:
-    """A contestant."""
+class MemoryRow:
+    """One contestant."""
 
     name: str
     unit: str
-    """What is in flight."""
+    """Size of what is in flight."""
     in_flight: Sequence[Sequence[int]]
-    """By process and block."""
+    """Number in flight, by process and block."""
     kept: Sequence[int]
     """Bytes, by process: what its blocks keep together for all that is in flight at each."""
     peak: Sequence[int]
     """Bytes, by process: the most while it trained, above what it held before."""
 
 
-def measure(study: Contest, contestant: Contestant, facts: DataFacts) -> Row:
+def measure(study: Contest, contestant: Contestant, facts: DataFacts) -> MemoryRow:
     """Read the runs of a contestant, and measure what its blocks keep."""
     config, split = study.config(contestant.overrides), study.split
     one = replace(config, batch_size=config.batch_size // microbatches(config))
@@ -125,7 +125,7 @@ def measure(study: Contest, contestant: Contestant, facts: DataFacts) -> Row:
     kept = [kept_together(storages, batches) for storages, batches in zip(each, counts, strict=True)]
     found = [peaks(read_summary(path) or {}) for path in study.paths(contestant)]
     most = [max(of) for of in zip(*found, strict=True)]
-    return Row(contestant.name, f"{one.batch_size} images", counts, kept, most)
+    return MemoryRow(contestant.name, f"{one.batch_size} images", counts, kept, most)
 
 
 def peaks(summary: dict[str, Any]) -> list[int]:
@@ -146,7 +146,7 @@ def kept_table(kept: dict[Way, Sequence[Storages]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def peak_table(rows: Sequence[Row]) -> str:
+def peak_table(rows: Sequence[MemoryRow]) -> str:
     """Markdown, three columns for each process."""
     head = ["", "in flight, each"]
     for p in range(len(rows[0].peak)):
@@ -165,7 +165,7 @@ def _mb(size: int) -> str:
 
 
 def apart(runs: Sequence[Sequence[str]], processes: int, file: Path) -> None:
-    """As `study.common.series.launch`, but each run in processes of its own, as an allocator does not give back all that it had."""
+    """Launch each run in processes of its own, as an allocator does not give back all that it had."""
     for run in runs:
         launch([run], processes, file, environment=GIVES_BACK)
 
@@ -177,7 +177,7 @@ def main(arguments: list[str]) -> int:
         UserError: the folder holds another study, or the arguments cannot be run.
         CalledProcessError: a run has failed.
     """
-    folder, options, overrides = read(arguments, Options())
+    folder, options, overrides = read(arguments, MemoryOptions())
     if options.batches < (blocks := compose_config([*COMMON, *overrides]).model.blocks):
         raise bad_value("batches", options.batches, f"at least the {blocks} that may be in flight, one for each block")
     wanted = contestants(options.processes)

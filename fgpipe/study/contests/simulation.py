@@ -1,4 +1,4 @@
-"""How far the simulator's predictions are from runs, and tables of what this machine cannot run, simulated.
+"""Distance of the simulator's predictions from runs, and tables of what this machine cannot run, simulated.
 
     python -m fgpipe.study simulation FOLDER [processes=2] [most=8] [rate=1Gbit] [rtt=20ms] [split=[4,4]] [batches=8]
                                       [epochs=2] [repeats=1] [out=DIR] [key=value ...]
@@ -20,8 +20,7 @@ from pathlib import Path
 from fgpipe.config import LinkConfig, compose_config
 from fgpipe.errors import bad_value
 from fgpipe.study.common.arguments import read
-from fgpipe.study.contests import contest
-from fgpipe.study.contests.contest import COMMON, Contest, Contestant, Spread
+from fgpipe.study.contests.contest import COMMON, Contest, Contestant, ContestOptions, Spread
 from fgpipe.study.simulator.calibration import METHODS, OWN, Calibration
 from fgpipe.study.simulator.forecast import epoch_seconds, forecast
 from fgpipe.study.simulator.nets import SCHEDULES, Setting, microbatches
@@ -36,7 +35,7 @@ NETWORKS = {
 
 
 @dataclass
-class Options(contest.Options):
+class SimulationOptions(ContestOptions):
     """Keys of this study."""
 
     batches: int = 8
@@ -53,11 +52,11 @@ class Options(contest.Options):
 
 @dataclass(frozen=True)
 class Case:
-    """A contestant as it is run, and what is simulated for it."""
+    """Contestant as it is run, and what is simulated for it."""
 
     contestant: Contestant
     net: str
-    """Its name in `Setting.nets`."""
+    """Name in `Setting.nets`."""
     link: LinkConfig
 
 
@@ -66,16 +65,16 @@ def cases(processes: int, batch_size: int, slow: LinkConfig | None) -> list[Case
     count = microbatches(batch_size, max(4, processes))
     found = [Case(Contestant(name, keys), name, LinkConfig()) for name, keys in METHODS.items()]
     for name, kind in SCHEDULES.items():
-        keys = ("guess=end_to_end", "lanes=exact", f"microbatches={count}", f"schedule={kind}")
-        found.append(Case(Contestant(name, keys), name, LinkConfig()))
+        peer = ("guess=end_to_end", "lanes=exact", f"microbatches={count}", f"schedule={kind}")
+        found.append(Case(Contestant(name, peer), name, LinkConfig()))
     if slow is not None:
-        keys = (f"link.rate={slow.rate}", f"link.rtt={slow.rtt}")
-        found += [Case(Contestant(f"{name}, slow link", (*of, *keys)), name, slow) for name, of in METHODS.items()]
+        link = (f"link.rate={slow.rate}", f"link.rtt={slow.rtt}")
+        found += [Case(Contestant(f"{name}, slow link", (*keys, *link)), name, slow) for name, keys in METHODS.items()]
     return found
 
 
 def calibrate(folder: Path, arguments: Sequence[str]) -> Calibration:
-    """Of this machine, once."""
+    """Measure this machine, once."""
     path = folder / "calibration.json"
     if not path.exists():
         Calibration.measure(arguments, folder / "calibration").save(path)
@@ -125,7 +124,7 @@ def main(arguments: list[str]) -> int:
         UserError: the folder holds another study, or the arguments cannot be run.
         CalledProcessError: a run has failed.
     """
-    folder, options, overrides = read(arguments, Options())
+    folder, options, overrides = read(arguments, SimulationOptions())
     common = [*OWN, *overrides]
     many = replace(options, processes=options.most, split=None)
     size = compose_config([*COMMON, *common]).batch_size
@@ -146,7 +145,8 @@ def main(arguments: list[str]) -> int:
     text = (
         f"## Runs and predictions, {calibration.cores} cores\n\nBlocks per process: {splits}.\n\n{validation(rows)}\n"
     )
-    text += f"## Scaling, simulated: images per second of nets of equal blocks, a process and a core for each\n\n{scaling(calibration)}"
+    text += "## Scaling, simulated: images per second of nets of equal blocks, a process and a core for each\n\n"
+    text += scaling(calibration)
     print(text, end="")
     replace(calibration, errors=errors).save(folder / "calibration.json")
     contests[0].write("simulation", "The simulator", ["simulation", *arguments], text)

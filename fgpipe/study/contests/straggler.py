@@ -1,4 +1,4 @@
-"""What a slow block costs the others, with and without replay buffers, beside pipelined backpropagation.
+"""Cost of a slow block to the others, with and without replay buffers, beside pipelined backpropagation.
 
     python -m fgpipe.study straggler FOLDER [block=0] [factors=[1,2,4,8]] [jitter=0] [processes=2] [split=[4,4]]
                                      [batches=32] [epochs=2] [repeats=3] [out=DIR] [key=value ...]
@@ -23,18 +23,17 @@ from fgpipe.observe import trace
 from fgpipe.observe.timeline import Event
 from fgpipe.plan.topology import runs_of
 from fgpipe.study.common.arguments import read
-from fgpipe.study.contests import contest
-from fgpipe.study.contests.contest import Contest, Contestant, Spread, ratios
+from fgpipe.study.contests.contest import Contest, Contestant, ContestOptions, Spread, ratios
 
 BUFFERS = ("replay.size=8", "replay.reuse=16")
-"""A batch may be used as often as the fast blocks can, at the factors of this study."""
+"""Options of buffers that let a batch be used as often as the fast blocks can, at the factors of this study."""
 
 LANE = ("lanes=1", "scope=block", "decode=smoothed")
 """One lane that learns: a plain one, of a scalar for each tensor, ends at chance at the scaled setting of the grid."""
 
 
 @dataclass
-class Options(contest.Options):
+class StragglerOptions(ContestOptions):
     """Keys of this study."""
 
     repeats: int = 3
@@ -70,8 +69,8 @@ def methods(processes: int) -> dict[str, tuple[str, ...]]:
     }
 
 
-def contestants(options: Options) -> dict[tuple[str, float], Contestant]:
-    """By method and factor."""
+def contestants(options: StragglerOptions) -> dict[tuple[str, float], Contestant]:
+    """Contestants by method and factor."""
     found = {}
     for name, keys in methods(options.processes).items():
         for factor in options.factors:
@@ -86,13 +85,13 @@ def slow(block: int, factor: float, jitter: float) -> tuple[str, ...]:
 
 
 def others(split: Sequence[int], block: int) -> list[int]:
-    """The blocks in other processes than this one's."""
+    """Blocks in other processes than this one's."""
     return [j for run in runs_of(split) if block not in run for j in run]
 
 
 def update_rate(events: Iterable[Event], block: int, batches: int) -> float:
-    """Updates per second of a block over a whole epoch, from the first event of any block in it to the last update of any
-    block; the median of the epochs after the first. So it counts against a block that it waits at an epoch's end.
+    """Updates per second of a block over a whole epoch, from the first event of any block in it to the last update of
+    any block; the median of the epochs after the first. So it counts against a block that it waits at an epoch's end.
 
     Args:
         events: of all blocks.
@@ -111,20 +110,20 @@ def update_rate(events: Iterable[Event], block: int, batches: int) -> float:
 
 
 @dataclass(frozen=True)
-class Row:
-    """One contestant with one factor; of each round."""
+class StragglerRow:
+    """Figures of one contestant with one factor, of each round."""
 
     name: str
     factor: float
     slow: Sequence[float]
     """Updates per second of the slow block."""
     others: Sequence[float]
-    """Of the slowest block in another process."""
+    """Updates per second of the slowest block in another process."""
     speeds: Sequence[float]
     """Images per second."""
 
 
-def measure(run: Contest, options: Options, contestant: Contestant, name: str, factor: float) -> Row:
+def measure(run: Contest, options: StragglerOptions, contestant: Contestant, name: str, factor: float) -> StragglerRow:
     """Read the runs of a contestant."""
     slow, rest = [], []
     for path in run.paths(contestant):
@@ -132,10 +131,10 @@ def measure(run: Contest, options: Options, contestant: Contestant, name: str, f
         slow.append(update_rate(events, options.block, options.batches))
         elsewhere = others(run.split, options.block)
         rest.append(min(update_rate(events, block, options.batches) for block in elsewhere))
-    return Row(name, factor, slow, rest, run.speeds(contestant))
+    return StragglerRow(name, factor, slow, rest, run.speeds(contestant))
 
 
-def table(rows: Sequence[Row]) -> str:
+def table(rows: Sequence[StragglerRow]) -> str:
     """Markdown; shares are those of the same contestant's rates with factor 1, in the same round."""
     head = "| | factor | slow block, updates/s | others, updates/s | others, share | range "
     head += "| images/s | images/s, share | range |"
@@ -156,7 +155,7 @@ def main(arguments: list[str]) -> int:
         UserError: the folder holds another study, or the arguments cannot be run.
         CalledProcessError: a run has failed.
     """
-    folder, options, overrides = read(arguments, Options())
+    folder, options, overrides = read(arguments, StragglerOptions())
     wanted = contestants(options)
     run = Contest(folder, options, overrides, list(wanted.values()))
     if options.block >= sum(run.split):

@@ -7,19 +7,19 @@ Every contestant has the same split, one thread for each process, and the same b
 blocks are balanced by the time of their forward passes, which is measured first. Each of the `repeats` rounds runs
 every contestant once; a ratio is that of two runs of the same round. The first epoch is warm-up.
 
-The table is printed and written to DIR/throughput-PROCESSES-WIDTH.md, in FOLDER without `out`. Runs that FOLDER has are not
-run again. The other arguments go to every run, as in `model.width=0.25 batch_size=64`. docs/benchmarks/README.md says
-what is compared and how.
+The table is printed and written to DIR/throughput-PROCESSES-WIDTH.md, in FOLDER without `out`. Runs that FOLDER has are
+not run again. The other arguments go to every run, as in `model.width=0.25 batch_size=64`. docs/benchmarks/README.md
+says what is compared and how.
 """
 
 from fgpipe.study.common.arguments import read
-from fgpipe.study.contests.contest import Contest, Contestant, Options, microbatches, speed_table
+from fgpipe.study.contests.contest import Contest, Contestant, ContestOptions, microbatches, speed_table
 
 REFERENCE = "1F1B"
 
 
 def contestants(processes: int) -> list[Contestant]:
-    """Ours, and the peers."""
+    """List ours, and the peers."""
     peers = ("guess=end_to_end", f"microbatches={microbatches(processes)}")
     alone = ("guess=end_to_end", "tangents=oracle", "window=1")
     return [
@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> int:
         UserError: the folder holds another study, or the arguments cannot be run.
         CalledProcessError: a run has failed.
     """
-    folder, options, overrides = read(arguments, Options())
+    folder, options, overrides = read(arguments, ContestOptions())
     wanted = contestants(options.processes)
     contest = Contest(folder, options, overrides, wanted)
     contest.run()

@@ -60,7 +60,7 @@ class Driver:
             return self.work(runs)
 
     def work(self, runs: Sequence[Run]) -> list[Run]:
-        """`run` without a hand on SIGTERM."""
+        """Run them as `run` does, without a hand on SIGTERM."""
         waiting, failed, self._total = list(runs), [], len(runs)
         try:
             while waiting or self._jobs:
@@ -138,7 +138,7 @@ class Driver:
 
 
 def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    """To the whole session of a run: a launcher's workers too."""
+    """Signal the whole session of a run: a launcher's workers too."""
     try:
         os.killpg(process.pid, number)
     except ProcessLookupError:
@@ -147,7 +147,7 @@ def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """SIGTERM ends the block as SIGINT does; both do so even if the caller of this process has them ignored."""
+    """Let SIGTERM end the block as SIGINT does, even if the caller of this process has both ignored."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
@@ -161,7 +161,7 @@ def _terminable() -> Iterator[None]:
 
 
 def launcher(kind: str, processes: int) -> list[str]:
-    """The command of one run: in one process, or in several under torchrun."""
+    """Command of one run: in one process, or in several under torchrun."""
     if kind == "python":
         return [sys.executable, "-m", "fgpipe.train"]
     return [

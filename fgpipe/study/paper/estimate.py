@@ -1,4 +1,4 @@
-"""What a run will cost: FLOPs counted on meta tensors, and seconds from a short calibration on this machine."""
+"""Cost of a run to come: FLOPs counted on meta tensors, and seconds from a short calibration on this machine."""
 
 import time
 from collections.abc import Sequence
@@ -15,8 +15,7 @@ from fgpipe.config import Config, HeadConfig, ModelConfig
 from fgpipe.gradients.method import Method
 from fgpipe.gradients.probes import plan_lanes
 from fgpipe.models.net import Net, resnet
-from fgpipe.observe.ledger import Ledger
-from fgpipe.observe.metrics import Metrics
+from fgpipe.observe.observers import Observers
 from fgpipe.plan.costs import block_costs
 from fgpipe.plan.plan import DataFacts, Plan
 from fgpipe.plan.precision import DTYPES
@@ -24,9 +23,9 @@ from fgpipe.study.paper.tables import DATASETS
 from fgpipe.trainers.build import build_trainer
 
 CALIBRATION_FLOPS = 1e11
-"""Of one calibrating step, at most, unless two images cost more."""
+"""FLOPs of one calibrating step, at most, unless two images cost more."""
 CALIBRATION_STEPS = 2
-"""Timed, after one that is not."""
+"""Steps that are timed, after one that is not."""
 COUNTED = 4
 """Images of the forward pass that is counted."""
 
@@ -36,9 +35,9 @@ class Cost:
     """FLOPs of a run, two for a multiplication and an addition."""
 
     step: float
-    """Of one training step of one image."""
+    """FLOPs of one training step of one image."""
     total: float
-    """Of all epochs, tests included."""
+    """FLOPs of all epochs, tests included."""
 
 
 def cost(config: Config, dataset: str) -> Cost:
@@ -91,17 +90,18 @@ def oracle_flops(method: Method, blocks: Sequence[float], own: Sequence[float], 
 @lru_cache
 def _counted(
     model: tuple[Any, ...], head: tuple[Any, ...], classes: int, shape: tuple[int, int, int]
-) -> tuple[list[int], list[float], list[float], list[float]]:
+) -> tuple[list[int], list[int], list[int], list[int]]:
     """Parameter tensors of each block, and its and its head's FLOPs (see `count`); a second's work, for many cells."""
     net = resnet(ModelConfig(*model), HeadConfig(*head), in_channels=shape[0], classes=classes)
     return [len(list(block.parameters())) for block in net.blocks], *count(net, shape)
 
 
-def count(net: Net, shape: tuple[int, int, int]) -> tuple[list[float], list[float], list[float]]:
+def count(net: Net, shape: tuple[int, int, int]) -> tuple[list[int], list[int], list[int]]:
     """FLOPs for one image of `shape` `[C, H, W]`: each block's forward pass, its backward pass to its weights, and each
     head's forward pass. The net must be on the meta device."""
     x, labels = torch.zeros(COUNTED, *shape, device="meta"), torch.zeros(COUNTED, dtype=torch.int64, device="meta")
-    counts: tuple[list[float], list[float], list[float]] = ([], [], [])
+    counts: tuple[list[int], list[int], list[int]] = ([], [], [])
+    head: Any  # has `losses`, unlike other modules
     for block, head in zip(net.blocks, net.heads, strict=True):
         with FlopCounterMode(display=False) as forward:
             y = block(x)
@@ -111,7 +111,7 @@ def count(net: Net, shape: tuple[int, int, int]) -> tuple[list[float], list[floa
         with FlopCounterMode(display=False) as of_head:
             head.losses(x, labels)
         for numbers, counter in zip(counts, (forward, backward, of_head), strict=True):
-            numbers.append(counter.get_total_flops() / COUNTED)
+            numbers.append(counter.get_total_flops() // COUNTED)
     return counts
 
 
@@ -124,7 +124,7 @@ def seconds_per_flop(config: Config, dataset: str, cost: Cost) -> float:
     torch.set_num_threads(place.threads(config.threads))
     try:
         plan = _plan(config, dataset)
-        trainer = build_trainer(plan, Cluster(place), device, Metrics(plan.method.blocks), Ledger(plan.method.blocks))
+        trainer = build_trainer(plan, Cluster(place), device, Observers.of(plan.method.blocks))
         images_and_labels = _noise(plan.facts, images, DTYPES[config.dtype])
         trainer.train(0, 1, lambda epoch, index: images_and_labels)
         _wait_for(device)

@@ -12,7 +12,7 @@ from fgpipe.saving.outputs import check_folder
 from fgpipe.study.common.runs import Run
 from fgpipe.study.paper.driver import Driver, launcher
 from fgpipe.study.paper.estimate import Cost, cost, seconds_per_flop
-from fgpipe.study.paper.options import Options, Plan, out_folder, parse_options
+from fgpipe.study.paper.options import GridOptions, GridPlan, out_folder, parse_options
 from fgpipe.study.paper.tables import Cell
 
 
@@ -23,7 +23,7 @@ def main(arguments: list[str]) -> int:
         print(f"usage: python -m fgpipe.grid [key=value ...]\n\n{(CONFIGS / 'grid.yaml').read_text()}", end="")
         return 0
     options = parse_options(arguments)
-    plan = Plan.make(options)
+    plan = GridPlan.make(options)
     if options.dry_run:
         for line in dry_run(options, plan):
             print(line, flush=True)
@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> int:
     return run(options, plan)
 
 
-def run(options: Options, plan: Plan) -> int:
+def run(options: GridOptions, plan: GridPlan) -> int:
     """Run what is not done; returns the exit code.
 
     Raises:
@@ -63,8 +63,8 @@ def run(options: Options, plan: Plan) -> int:
     return 1 if failed else 0
 
 
-def dry_run(options: Options, plan: Plan) -> list[str]:
-    """The lines of `dry_run=true`: every cell with its run, state, FLOPs and expected time, and the sums."""
+def dry_run(options: GridOptions, plan: GridPlan) -> list[str]:
+    """List the lines of `dry_run=true`: every cell with its run, state, FLOPs and expected time, and the sums."""
     configs = {run.name: (run, run.compose()) for run in plan.runs}
     costs = {name: cost(config, run.cells[0].dataset) for name, (run, config) in configs.items()}
     seconds = _expected_seconds(configs, costs)
@@ -88,11 +88,11 @@ def dry_run(options: Options, plan: Plan) -> list[str]:
 
 
 def _expected_seconds(configs: dict[str, tuple[Run, Config]], costs: dict[str, Cost]) -> dict[str, float]:
-    """By name; the cheapest run of each guess and space is calibrated, the others of them cost as much per FLOP."""
+    """Seconds by run; the cheapest of each guess and space is calibrated, the others of them cost as much per FLOP."""
     kinds: dict[tuple[str, str], list[str]] = {}
     for name, (_, config) in configs.items():
         kinds.setdefault((config.guess_name, config.space), []).append(name)
-    seconds = {}
+    seconds: dict[str, float] = {}
     for names in kinds.values():
         cheapest = min(names, key=lambda name: costs[name].step)
         run, config = configs[cheapest]
@@ -109,7 +109,7 @@ def _describe(cell: Cell) -> str:
     )
 
 
-def _not_served(options: Options, plan: Plan) -> str:
+def _not_served(options: GridOptions, plan: GridPlan) -> str:
     names = sorted({cell.dataset for cell in plan.unserved})
     return f"{len(plan.unserved)} cells are not in profile={options.profile}" + f" ({', '.join(names)})" * bool(names)
 

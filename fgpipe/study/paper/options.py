@@ -1,16 +1,13 @@
-"""The keys of `python -m fgpipe.grid`, and the runs that they ask for."""
+"""Keys of `python -m fgpipe.grid`, and the runs that they ask for."""
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from fgpipe.config import CONFIGS
+from fgpipe.config.arguments import by_key, check_keys, load, merged, split
 from fgpipe.errors import UserError, bad_value
-from fgpipe.study.common.arguments import merged
 from fgpipe.study.common.runs import Run
 from fgpipe.study.paper.profile import Profile
 from fgpipe.study.paper.tables import DATASETS, Cell, published, unpublished
@@ -23,8 +20,8 @@ TABLES = tuple(range(2, 13))
 
 
 @dataclass
-class Options:
-    """See `configs/grid.yaml` for what each key means."""
+class GridOptions:
+    """Keys of the grid; `configs/grid.yaml` says what each means."""
 
     table: Any = "all"
     unpublished: bool = False
@@ -47,35 +44,25 @@ class Options:
     dry_run: bool = False
 
 
-def parse_options(arguments: Sequence[str]) -> Options:
-    """`configs/grid.yaml` with `key=value` arguments on top.
+def parse_options(arguments: Sequence[str]) -> GridOptions:
+    """Read `configs/grid.yaml` with `key=value` arguments on top.
 
     Raises:
         UserError: an unknown key, or a value that it cannot have.
     """
-    known = [*asdict(Options()), *(f"roots.{name}" for name in DATASETS), "data.root"]
-    root, own = None, []
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if not equals:
-            raise UserError(f"{argument}: allowed: key=value")
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=3)
-            raise UserError(f"{argument}: no such key" + f"; did you mean {' or '.join(near)}?" * bool(near))
-        if key == "data.root":
-            root = value
-        else:
-            own.append(argument)
-    options = merged(OmegaConf.merge(OmegaConf.structured(Options), OmegaConf.load(CONFIGS / "grid.yaml")), own)
-    assert isinstance(options, Options)
+    known = [*asdict(GridOptions()), *(f"roots.{name}" for name in DATASETS), "data.root"]
+    check_keys(arguments, known)
+    own = [argument for argument in arguments if split(argument)[0] != "data.root"]
+    options = merged(load(GridOptions, CONFIGS / "grid.yaml"), own)
     _check(options)
+    root = by_key(arguments).get("data.root")
     if root is not None:
         options.roots[_only_dataset(options, root)] = root
     return options
 
 
-def _only_dataset(options: Options, root: str) -> str:
-    """The one that `data.root` is of."""
+def _only_dataset(options: GridOptions, root: str) -> str:
+    """Find the one that `data.root` is of."""
     profile = Profile.load(options.profile)
     names = sorted({cell.dataset for cell in select(options) if profile.serves(cell)})
     if len(names) != 1 or options.roots:
@@ -84,7 +71,7 @@ def _only_dataset(options: Options, root: str) -> str:
     return names[0]
 
 
-def _check(options: Options) -> None:
+def _check(options: GridOptions) -> None:
     for table in as_list(options.table):
         if table != "all" and table not in TABLES:
             raise bad_value("table", table, f"all | {' | '.join(map(str, TABLES))}, or a list of them")
@@ -119,14 +106,14 @@ def _check_overrides(overrides: Mapping[str, str], cells: Sequence[Cell]) -> Non
 
 
 def as_list(value: Any) -> list[Any]:
-    """None is no value, anything but a list is one."""
+    """List the values: None is none, anything but a list is one."""
     if value is None:
         return []
     return value if isinstance(value, list) else [value]
 
 
-def select(options: Options) -> list[Cell]:
-    """The cells that tables and filters keep, in the paper's order."""
+def select(options: GridOptions) -> list[Cell]:
+    """Select the cells that tables and filters keep, in the paper's order."""
     tables = as_list(options.table)
     cells = [*published(), *(unpublished() if options.unpublished else ())]
     cells = [cell for cell in cells if "all" in tables or cell.table in tables]
@@ -138,24 +125,24 @@ def select(options: Options) -> list[Cell]:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The cells asked for, and the runs that measure them."""
+class GridPlan:
+    """Cells asked for, and the runs that measure them."""
 
     cells: list[Cell]
     runs: list[Run]
-    """In the order in which they are run: the first seed of all, then the next."""
+    """Runs in their order: the first seed of all, then the next."""
     unserved: list[Cell]
     """Cells whose data set the profile does not have."""
 
     @classmethod
-    def make(cls, options: Options) -> "Plan":
+    def make(cls, options: GridOptions) -> "GridPlan":
         """
         Raises:
             UserError: no cell is selected, an override would make another cell of one, or the profile does not exist or
                 fits a cell no learning rate.
         """
         profile = Profile.load(options.profile)
-        extra = dict(override.split("=", 1) for override in options.overrides)
+        extra = by_key(options.overrides)
         cells = select(options)
         if not cells:
             asked = {name: getattr(options, name) for name in ("table", *FILTERS)}
@@ -171,6 +158,6 @@ class Plan:
         return cls(cells, list(runs.values())[index::count], [cell for cell in cells if not profile.serves(cell)])
 
 
-def out_folder(options: Options) -> Path:
-    """The grid's folder, absolute, as runs may be started elsewhere."""
+def out_folder(options: GridOptions) -> Path:
+    """Folder of the grid, absolute, as runs may be started elsewhere."""
     return Path(options.out).expanduser().resolve()

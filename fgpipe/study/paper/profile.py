@@ -1,32 +1,30 @@
-"""A profile turns each cell of the paper into one complete configuration, as overrides of `configs/train.yaml`."""
+"""Profile, which turns each cell of the paper into one complete configuration, as overrides of `configs/train.yaml`."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 from fgpipe.config import CONFIGS
-from fgpipe.errors import UserError, bad_value, one_line
+from fgpipe.config.arguments import by_key, load
+from fgpipe.errors import UserError, bad_value
 from fgpipe.saving.resume import flat
 from fgpipe.study.paper.tables import Cell, Key
 
 SCOPES = {"activity": "sample", "weight": "tensor"}
-"""The paper's scope in each space (A.3)."""
+"""Scope of the paper in each space (A.3)."""
 DEPTHS = {"global": None, "intermediate": 1, "local": 0}
-"""Of each target of the paper."""
+"""Depth of each target of the paper."""
 
 
 @dataclass
 class Profile:
-    """What the cells of a grid share, and how they differ in data, width and learning rate; see `configs/profile`."""
+    """Settings of a grid's cells, and how the cells differ in data, width and learning rate; see `configs/profile`."""
 
     datasets: dict[str, str] = field(default_factory=dict)
-    """The paper's data set to the data group that serves it."""
+    """Data set of the paper to the data group that serves it."""
     width_factor: float = 1.0
     widths: dict[str, float] = field(default_factory=dict)
-    """The width of a cell to its factor."""
+    """Width of a cell to its factor."""
     overrides: list[str] = field(default_factory=list)
     """Settings of `fgpipe.train` for every cell."""
     rates: list[Any] = field(default_factory=list)
@@ -44,19 +42,14 @@ class Profile:
         if not path.is_file():
             allowed = " | ".join(sorted(file.stem for file in path.parent.glob("*.yaml")))
             raise bad_value("profile", name, allowed)
-        try:
-            profile = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), OmegaConf.load(path)))
-        except OmegaConfBaseException as error:
-            raise UserError(f"{path}: {one_line(error)}") from error
-        assert isinstance(profile, cls)
-        return profile
+        return load(cls, path)
 
     def serves(self, cell: Cell) -> bool:
-        """The profile has the cell's data set."""
+        """Tell whether the profile has the cell's data set."""
         return cell.dataset in self.datasets
 
     def settings(self, cell: Cell) -> dict[str, str]:
-        """The configuration of a cell that the profile serves, key to value; without data root, seed and folder.
+        """Configure a cell that the profile serves, key to value; without data root, seed and folder.
 
         Where a cell leaves head or space open nothing depends on them, and they get one fixed value, so that cells
         that mean the same training have the same settings.
@@ -73,10 +66,10 @@ class Profile:
             "scope": SCOPES[space],
             "optim.lr": f"{self.learning_rate(cell):g}",
         }
-        return settings | dict(override.split("=", 1) for override in self.overrides)
+        return settings | by_key(self.overrides)
 
     def learning_rate(self, cell: Cell) -> float:
-        """That of the first rule that fits.
+        """Learning rate of the first rule that fits.
 
         Raises:
             UserError: none does.
@@ -90,7 +83,7 @@ class Profile:
 
 
 def mismatches(key: Key, config: Mapping[str, Any]) -> Iterator[str]:
-    """What a run's configuration has that is not of the cell: `key=value (the cell has value)`.
+    """Yield what a run's configuration has that is not of the cell: `key=value (the cell has value)`.
 
     Args: config: a nested one, as in `summary.json`.
     """

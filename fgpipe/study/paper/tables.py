@@ -1,4 +1,4 @@
-"""The paper's published accuracies (tables 2 to 12) as data, in our names, and the sizes of its data sets."""
+"""Published accuracies of the paper (tables 2 to 12) as data, in our names, and the sizes of its data sets."""
 
 import csv
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 
 class Key(NamedTuple):
-    """What is trained, whatever table it is in; the fields are those of `Cell`."""
+    """Identity of what is trained, whatever table it is in; the fields are those of `Cell`."""
 
     dataset: str
     blocks: int
@@ -20,14 +20,14 @@ class Key(NamedTuple):
 
     @property
     def words(self) -> str:
-        """For names of files and folders: the standard width and what is None are left out."""
+        """Words for names of files and folders: the standard width and what is None are left out."""
         dataset, blocks, width, *rest = self
         words = [dataset, blocks, *rest, None if width == "1" else width]
         return "-".join(str(word) for word in words if word is not None)
 
 
 def spelled(name: str) -> str:
-    """A name of ours as the paper's tables have it: with hyphens."""
+    """Spell a name of ours as the paper's tables have it: with hyphens."""
     return name.replace("_", "-")
 
 
@@ -40,20 +40,20 @@ class Cell:
 
     table: int
     dataset: str
-    """A key of `DATASETS`."""
+    """Key of `DATASETS`."""
     blocks: int
     width: str
-    """1 for the standard net, else w1 < w2 < w3, whose factors the paper's text lost."""
+    """Width: 1 for the standard net, else w1 < w2 < w3, whose factors the paper's text lost."""
     target: str
     guess: str
     aux: str | None
-    """The auxiliary net that makes guess or target; None where neither needs one."""
+    """Auxiliary net that makes guess or target; None where neither needs one."""
     space: str | None
-    """None where the guess is the target's own gradient, which leaves nothing to project."""
+    """Space; None where the guess is the target's own gradient, which leaves nothing to project."""
     accuracy: float | None
     """Published test accuracy in percent; None for a cell that the paper does not have."""
     std: float | None
-    """The published plus-minus in percentage points; None where the paper has none."""
+    """Published plus-minus in percentage points; None where the paper has none."""
 
     @property
     def key(self) -> Key:
@@ -62,7 +62,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class DatasetFacts:
-    """The published size of a data set, to count FLOPs without reading it."""
+    """Published size of a data set, to count FLOPs without reading it."""
 
     train: int
     test: int
@@ -81,9 +81,9 @@ DATASETS = {
 
 @cache
 def published() -> tuple[Cell, ...]:
-    """All 462 cells, in the order of `tables.csv`."""
-    with (files("fgpipe.study.paper") / "tables.csv").open(newline="") as file:
-        return tuple(_cell(row) for row in csv.DictReader(file))
+    """Read all 462 cells, in the order of `tables.csv`."""
+    text = (files("fgpipe.study.paper") / "tables.csv").read_text()
+    return tuple(_cell(row) for row in csv.DictReader(text.splitlines()))
 
 
 def _cell(row: dict[str, str]) -> Cell:

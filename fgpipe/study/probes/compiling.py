@@ -1,12 +1,12 @@
-"""What `torch.compile` gains: what a block computes, compiled and not, in turns, on the CPU.
+"""Gain of `torch.compile`: what a block computes, compiled and not, in turns, on the CPU.
 
     python -m fgpipe.study compiling [widths=[1,0.25]] [lanes=[1,4]] [blocks=[0,1,2,3,4,5,6,7]] [batch=64] [pixels=32]
                                      [seconds=1.2] [out=FILE]
 
 Of each block of ResNet-18 with its MLP head, in training mode: a step of both on the head's loss (forward as one graph,
 and backward); a forward pass without autograd's graph; and, for each number of lanes, the primal with its lanes as one
-graph, which a local guess does not allow, as its backward pass stands between the two. A row has every block's time as it
-is over its time compiled (above 1, compiling pays): the median block, the worst and the best; the same of all blocks
+graph, which a local guess does not allow, as its backward pass stands between the two. A row has every block's time as
+it is over its time compiled (above 1, compiling pays): the median block, the worst and the best; the same of all blocks
 together; and the seconds until all are compiled for the first time. `seconds` is how long each is measured. `out=FILE`
 puts the table below the heading "Results" of FILE.
 """
@@ -25,28 +25,27 @@ from torch import Tensor, nn
 
 from fgpipe.cluster.allocator import keep_pages
 from fgpipe.config import compose_config
-from fgpipe.errors import UserError, bad_value
+from fgpipe.config.arguments import parse
+from fgpipe.errors import bad_value
 from fgpipe.gradients import Tangent, linearize
 from fgpipe.models.init import materialize
 from fgpipe.models.net import resnet
 from fgpipe.saving.outputs import check_file
 from fgpipe.study.bench.command import surroundings, write_results
 from fgpipe.study.bench.measure import interleaved
-from fgpipe.study.bench.table import FULL, Row, table
-from fgpipe.study.common.arguments import own_keys
+from fgpipe.study.bench.table import FULL, BenchRow, table
 
 Graph = Callable[..., Any]
-"""What is compiled."""
+"""Function that is compiled."""
 Use = Callable[[Graph], object]
 """Calls it, and does what stays outside of it."""
 BLOCKS, CLASSES = 8, 10
 ROUNDS = 3
-"""Of interleaved calls, at least."""
-KEYS = ("widths", "lanes", "blocks", "batch", "pixels", "seconds", "out")
+"""Rounds of interleaved calls, at least."""
 
 
 @dataclass
-class Options:
+class CompilingOptions:
     """Keys of the command."""
 
     widths: list[float] = field(default_factory=lambda: [1.0, 0.25])
@@ -76,7 +75,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Seconds:
-    """Of one block and what it computes: in the median, and of the first compiled call."""
+    """Time of one block and what it computes: in the median, and of the first compiled call."""
 
     as_it_is: float
     compiled: float
@@ -89,9 +88,7 @@ def main(arguments: list[str]) -> int:
     Raises:
         UserError: the arguments cannot be run.
     """
-    options, others = own_keys(arguments, Options())
-    if others:
-        raise UserError(f"{others[0]}: allowed: {'=..., '.join(KEYS)}=...")
+    options = parse(arguments, CompilingOptions())
     options.check()
     keep_pages()  # as training does
     with tempfile.TemporaryDirectory() as folder:
@@ -105,8 +102,8 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def rows(options: Options) -> Iterator[Row]:
-    """A row for each width and computation."""
+def rows(options: CompilingOptions) -> Iterator[BenchRow]:
+    """Yield a row for each width and computation."""
     for width in options.widths:
         found: dict[str, list[Seconds]] = {}
         for block, head, x, labels in parts(width, options):
@@ -116,11 +113,11 @@ def rows(options: Options) -> Iterator[Row]:
             as_it_is, compiled, compiling = (sum(column) for column in zip(*map(astuple, blocks), strict=True))
             note = f"together {as_it_is / compiled:.2f}; compiled in {compiling:.0f} s"
             gains = [each.as_it_is / each.compiled for each in blocks]
-            yield Row("compiling", f"{name}, width {width:g}", gains, note=note)
+            yield BenchRow("compiling", f"{name}, width {width:g}", gains, note=note)
 
 
-def parts(width: float, options: Options) -> Iterator[tuple[nn.Module, Any, Tensor, Tensor]]:
-    """Each block that is asked for, in training mode, with its head, a batch at its input, channels last, and labels."""
+def parts(width: float, options: CompilingOptions) -> Iterator[tuple[nn.Module, Any, Tensor, Tensor]]:
+    """Yield each block asked for, in training mode, its head, a batch at its input, channels last, and labels."""
     config, generator = compose_config([f"model.width={width}"]), torch.Generator().manual_seed(0)
     net = resnet(config.model, config.head, in_channels=3, classes=CLASSES)
     x = torch.randn(options.batch, 3, options.pixels, options.pixels, generator=generator)
@@ -136,7 +133,7 @@ def parts(width: float, options: Options) -> Iterator[tuple[nn.Module, Any, Tens
 def computations(
     block: nn.Module, head: Any, x: Tensor, labels: Tensor, lanes: Sequence[int]
 ) -> dict[str, tuple[Graph, Use]]:
-    """By name: what is compiled of a block, and how it is used."""
+    """Name what is compiled of a block, and how it is used."""
     parameters = [*block.parameters(), *head.parameters()]
 
     def losses(x: Tensor) -> Tensor:
@@ -144,7 +141,9 @@ def computations(
 
     def push(x: Tensor, dx: Tensor) -> tuple[Tensor, Tensor]:
         y, push = linearize(block, x)
-        return y, push(Tangent(tuple(range(len(dx) // len(x))), dx), {}).value
+        pushed = push(Tangent(tuple(range(len(dx) // len(x))), dx), {})
+        assert pushed is not None
+        return y, pushed.value
 
     found: dict[str, tuple[Graph, Use]] = {
         "step of block and head": (losses, lambda graph: torch.autograd.grad(graph(x).mean(), parameters)),

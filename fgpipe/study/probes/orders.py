@@ -1,4 +1,4 @@
-"""What waited for what, read off a timeline: pure functions from events to the batches where an order does not hold.
+"""Orders of events, read off a timeline: pure functions from events to the batches where an order does not hold.
 
 A lock is a fact about causes, and a timeline has only times. So each check asks for an order that a lock makes
 impossible, and a run with a deliberately slow block makes sure that it is no accident when it is there.
@@ -13,33 +13,33 @@ from fgpipe.observe.timeline import Event
 
 @dataclass(frozen=True)
 class Span:
-    """From the first beginning to the last end of what a block did with a batch, in nanoseconds; all microbatches."""
+    """Time from first beginning to last end of what a block did with a batch, in nanoseconds; all microbatches."""
 
     began: int
     ended: int
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """Of one check on one block."""
+class OrderCheck:
+    """Outcome of one check on one block."""
 
     batches: int
-    """That were looked at."""
+    """Number of batches that were looked at."""
     broken: tuple[str, ...]
-    """One line for each of them where the order does not hold."""
+    """Lines, one for each batch where the order does not hold."""
 
     @property
     def holds(self) -> bool:
-        """For every batch, and there were some."""
+        """Tell whether the order holds for every batch, and there were some."""
         return self.batches > 0 and not self.broken
 
 
 Spans = Mapping[tuple[str, int], Mapping[int, Span]]
-"""By kind and block, then by batch."""
+"""Spans by kind and block, then by batch."""
 
 
 def spans(events: Iterable[Event]) -> Spans:
-    """What each block did with each batch."""
+    """Find when each block did what with each batch."""
     found: dict[tuple[str, int], dict[int, Span]] = defaultdict(dict)
     for event in events:
         batches = found[event.kind, event.block]
@@ -48,8 +48,8 @@ def spans(events: Iterable[Event]) -> Spans:
     return defaultdict(dict, found)
 
 
-def update_unlocked(found: Spans, block: int) -> Verdict:
-    """The block's update for a batch begins before the block above has finished its forward pass of it."""
+def update_unlocked(found: Spans, block: int) -> OrderCheck:
+    """Check that the block's update for a batch begins before the block above has finished its forward pass of it."""
     updates, above = found["update", block], found["forward", block + 1]
     broken = []
     for batch, update in updates.items():
@@ -60,14 +60,14 @@ def update_unlocked(found: Spans, block: int) -> Verdict:
             broken.append(
                 f"batch {batch}: block {block} updated {late} after block {block + 1} had finished its forward pass"
             )
-    return Verdict(len(updates), tuple(broken))
+    return OrderCheck(len(updates), tuple(broken))
 
 
-def backward_unlocked(found: Spans, block: int, slow: int) -> Verdict:
-    """The block's update begins when its scalars are there, and no backward pass above can have had a part in it.
+def backward_unlocked(found: Spans, block: int, slow: int) -> OrderCheck:
+    """Check that the block's update begins when its scalars are there, and has no part of a backward pass above.
 
-    None is recorded for any block above (`backward` events are those whose gradient goes to the block below); and the
-    slow block above has not finished the update in which it makes its own, inside its process.
+    No backward pass is recorded for any block above (`backward` events are those whose gradient goes to the block
+    below); and the slow block above has not finished the update in which it makes its own, inside its process.
     """
     updates, scalars, top = found["update", block], found["scalars", block], found["update", slow]
     backward = {
@@ -85,11 +85,11 @@ def backward_unlocked(found: Spans, block: int, slow: int) -> Verdict:
             broken.append(f"batch {batch}: a block above {block} made a backward pass")
         elif batch not in top or update.began >= top[batch].ended:
             broken.append(f"batch {batch}: block {block} updated when block {slow} had finished its own update")
-    return Verdict(len(updates), tuple(broken))
+    return OrderCheck(len(updates), tuple(broken))
 
 
-def backward_locked(found: Spans, block: int) -> Verdict:
-    """The block's update for a batch begins only after the gradient from above, which the backward pass there gives."""
+def backward_locked(found: Spans, block: int) -> OrderCheck:
+    """Check that the block's update for a batch begins only after the gradient from a backward pass above."""
     above = min((other for kind, other in found if kind == "backward" and other > block), default=None)
     updates, gradients = found["update", block], found["backward", above] if above is not None else {}
     broken = []
@@ -99,7 +99,7 @@ def backward_locked(found: Spans, block: int) -> Verdict:
         elif update.began < gradients[batch].ended:
             early = _ms(gradients[batch].ended - update.began)
             broken.append(f"batch {batch}: block {block} updated {early} before the gradient from block {above}")
-    return Verdict(len(updates), tuple(broken))
+    return OrderCheck(len(updates), tuple(broken))
 
 
 def _ms(nanoseconds: int) -> str:

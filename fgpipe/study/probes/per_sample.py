@@ -1,4 +1,4 @@
-"""How far per-sample scalars from one tangent are from the exact projection of every sample.
+"""Distance of per-sample scalars from one tangent to the exact projection of every sample.
 
     python -m fgpipe.study per_sample [key=value ...]
 
@@ -9,24 +9,20 @@ for each block, over some training batches: the cosine of the two estimates, the
 gradient of the block, and the relative difference of the two sums of scalars, which should be rounding.
 """
 
-from dataclasses import astuple
-
 import torch
 from torch import Tensor
 
-from fgpipe.cluster.process import Cluster, Place
+from fgpipe.cluster.process import Place
 from fgpipe.config import compose_config
 from fgpipe.data import Batches, load
 from fgpipe.gradients import linearize, linearize_losses
 from fgpipe.gradients.dual import insert
 from fgpipe.gradients.estimator import coefficients, scaled, squared_norms
-from fgpipe.gradients.probes import read
-from fgpipe.observe.ledger import Ledger
-from fgpipe.observe.metrics import Metrics
-from fgpipe.plan.plan import DataFacts, Plan
+from fgpipe.gradients.readings import read
+from fgpipe.plan.plan import DataFacts
 from fgpipe.plan.precision import DTYPES
-from fgpipe.trainers.build import build_trainer
-from fgpipe.trainers.oracle import OracleTrainer
+from fgpipe.trainers.build import local_trainer
+from fgpipe.trainers.oracle import OracleStep
 
 BATCHES = 10
 OVERRIDES = ["space=activity", "scope=sample", "guess=local", "target=global", "tangents=oracle", "window=1"]
@@ -41,35 +37,35 @@ def main(arguments: list[str]) -> int:
     config = compose_config([*OVERRIDES, *arguments])
     dataset = load(config.data)
     batches = Batches(dataset, config.data, config.batch_size, config.seed, DTYPES[config.dtype])
-    place = Place(rank=0, world_size=1, local_rank=0, local_world_size=1)
-    torch.set_num_threads(place.threads(config.threads))
-    plan = Plan.make(config, DataFacts.of(dataset, batches, config.data.size), None, *astuple(place)[:2])
-    metrics = Metrics(plan.method.blocks)
-    trainer = build_trainer(plan, Cluster(place), torch.device("cpu"), metrics, Ledger(plan.method.blocks))
-    assert isinstance(trainer, OracleTrainer)
+    torch.set_num_threads(Place(0, 1, 0, 1).threads(config.threads))
+    trainer = local_trainer(config, DataFacts.of(dataset, batches, config.data.size))
+    (step,) = trainer.steps.values()
+    assert isinstance(step, OracleStep)
     for epoch in range(config.epochs):
         trainer.train(epoch, batches.train_batches, batches.train)
-    rows = torch.stack([compare(trainer, *batches.train(config.epochs, b)) for b in range(BATCHES)]).mean(dim=0)
+    rows = torch.stack([compare(step, *batches.train(config.epochs, b)) for b in range(BATCHES)]).mean(dim=0)
     print("block  cos(one tangent, exact)  cos(one tangent, gradient)  cos(exact, gradient)  sums differ by")
     for block, (both, ours, exact, difference) in enumerate(rows.tolist()):
         print(f"{block:>5}  {both:>23.4f}  {ours:>26.4f}  {exact:>20.4f}  {difference:>14.1e}")
     return 0
 
 
-def compare(trainer: OracleTrainer, images: Tensor, labels: Tensor) -> Tensor:
-    """`[J - 1, 4]`: the columns that `main` prints, on one batch."""
+def compare(step: OracleStep, images: Tensor, labels: Tensor) -> Tensor:
+    """Columns `[J - 1, 4]` that `main` prints, on one batch."""
+    blocks, heads = ([getattr(each, part) for each in step.learners] for part in ("block", "head"))
     outputs, guesses, tangent = [images], [], None
-    for j, block in enumerate(trainer.blocks):
+    for j, block in enumerate(blocks):
         y, push = linearize(block, outputs[-1])
         outputs.append(y)
         tangent = push(tangent, {})
-        if j < len(trainer.blocks) - 1:
-            guesses.append(torch.autograd.grad(trainer.heads[j].losses(y, labels)[0].mean(), y)[0])
+        if j < len(blocks) - 1:
+            guesses.append(torch.autograd.grad(heads[j].losses(y, labels)[0].mean(), y)[0])
             tangent = insert(tangent, guesses[j], {j: 1.0})
-    losses, _, push_losses = linearize_losses(trainer.heads[-1], outputs[-1], labels)
+    assert tangent is not None
+    losses, _, push_losses = linearize_losses(heads[-1], outputs[-1], labels)
     rows = []
     for j, one_tangent in enumerate(read(push_losses(tangent), "sample")):
-        y, parameters, guess = outputs[j + 1], list(trainer.blocks[j].parameters()), guesses[j]
+        y, parameters, guess = outputs[j + 1], list(blocks[j].parameters()), guesses[j]
         target = torch.autograd.grad(losses.mean(), [y, *parameters], retain_graph=True)
         exact = (target[0] * guess).flatten(1).sum(dim=1)
         norms = squared_norms([guess], "sample")

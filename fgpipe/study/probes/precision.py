@@ -1,4 +1,4 @@
-"""How far bfloat16, for compute and for the wire, takes the estimates from the float64 oracle.
+"""Distance that bfloat16, for compute and for the wire, takes the estimates from the float64 oracle.
 
     python -m fgpipe.study precision [key=value ...]
 
@@ -10,20 +10,18 @@ cosine with the oracle's, the mean over some batches at the initial weights: in 
 import torch
 from torch import Tensor
 
-from fgpipe.cluster.process import Cluster, Place
+from fgpipe.cluster.process import Place
 from fgpipe.config import compose_config
 from fgpipe.data import Batches, load
 from fgpipe.errors import bad_value
 from fgpipe.gradients.guesses import make
-from fgpipe.observe.ledger import Ledger
-from fgpipe.observe.metrics import Metrics
-from fgpipe.plan.plan import DataFacts, Plan
+from fgpipe.plan.plan import DataFacts
 from fgpipe.plan.precision import DTYPES
-from fgpipe.trainers.build import build_trainer
+from fgpipe.trainers.build import local_trainer
 
 BATCHES = 3
 UNIT_STEP = ["optim=constant", "optim.lr=1", "optim.momentum=0", "optim.weight_decay=0", "window=1", "device=cpu"]
-"""Each update is then the estimate itself."""
+"""Settings with which each update is the estimate itself."""
 ORACLE = ["tangents=oracle", "dtype=float64"]
 FORMATS = {
     "float32": [],
@@ -55,7 +53,7 @@ def main(arguments: list[str]) -> int:
 
 
 def compare(arguments: list[str], facts: DataFacts, images: Tensor, labels: Tensor) -> Tensor:
-    """`[J, formats, 2]`: relative error and cosine, on one batch."""
+    """Relative error and cosine, `[J, formats, 2]`, on one batch."""
     wanted = estimates([*arguments, *ORACLE], facts, images, labels)
     columns = []
     for overrides in FORMATS.values():
@@ -65,11 +63,9 @@ def compare(arguments: list[str], facts: DataFacts, images: Tensor, labels: Tens
 
 
 def estimates(overrides: list[str], facts: DataFacts, images: Tensor, labels: Tensor) -> list[Tensor]:
-    """Of each block at its initial weights, float64, as one vector."""
+    """Estimate of each block at its initial weights, float64, as one vector."""
     config = compose_config([*overrides, *UNIT_STEP])
-    plan = Plan.make(config, facts)
-    metrics, ledger = Metrics(plan.method.blocks), Ledger(plan.method.blocks)
-    trainer = build_trainer(plan, Cluster(Place(0, 1, 0, 1)), torch.device("cpu"), metrics, ledger)
+    trainer = local_trainer(config, facts)
     modules = [parts["block"].module for _, parts in sorted(trainer.trained().items())]
     before = [_flat(module) for module in modules]
     trainer.train(0, 1, lambda *_: (images.to(DTYPES[config.dtype]), labels))

@@ -1,4 +1,4 @@
-"""A picture of a few batches of a trace.
+"""Picture of a few batches of a trace.
 
     python -m fgpipe.study timeline RUN/trace.json PICTURE.png [BATCHES]
 
@@ -35,7 +35,7 @@ COLORS = {
     "backward": "#b23a48",
     "weights": "#b5893a",
 }
-"""Of compute, by kind."""
+"""Colour of compute, by kind."""
 WAIT_COLOR = "#e4e6ea"
 DEFAULT_BATCHES = 4
 
@@ -95,7 +95,7 @@ def draw(events: Mapping[int, Sequence[Event]], count: int, picture: Path) -> No
 
 
 def _bar(axes: Axes, event: Event, start: int, chosen: bool) -> None:
-    """A slice; those of batches that were not chosen are pale."""
+    """Draw a slice; those of batches that were not chosen are pale."""
     span = [((event.began - start) / 1e6, (event.ended - event.began) / 1e6)]
     if event.kind in WAITS:
         axes.broken_barh(span, (event.block - 0.1, 0.2), color=WAIT_COLOR)

@@ -1,14 +1,14 @@
-"""What waits for what: the paper's table 1, measured in 8 processes.
+"""Order in which blocks wait: the paper's table 1, measured in 8 processes.
 
     python -m fgpipe.study unlocking FOLDER [out=DIR] [key=value ...]
 
 Each cell of the table is trained for one short epoch under torchrun seven times, with its timeline recorded, and each
 time another one of blocks 1 to 7 is made slow on purpose: from the order of the events of every batch follows what the
-update of the block below had to wait for (`study.probes.orders`). Pipelined backpropagation beside it is trained once, with
-the last block slow, as its order needs no slow block. Bytes per training batch are the ledger's, over all links
-together; what the blocks below the last keep for a batch in flight is measured on the stages (`study.contests.kept`). The extra
-compute, in units of the blocks' forward passes, is that of runs in one process and one thread, as the simulator's costs
-are (`study.simulator.calibration`); it alone depends on a clock, and wants a quiet machine.
+update of the block below had to wait for (`study.probes.orders`). Pipelined backpropagation beside it is trained once,
+with the last block slow, as its order needs no slow block. Bytes per training batch are the ledger's, over all links
+together; what the blocks below the last keep for a batch in flight is measured on the stages (`study.contests.kept`).
+The extra compute, in units of the blocks' forward passes, is that of runs in one process and one thread, as the
+simulator's costs are (`study.simulator.calibration`); it alone depends on a clock, and wants a quiet machine.
 
 The table is printed and written to DIR/unlocking.md, in FOLDER without `out`. Runs that FOLDER has are not run again.
 The other arguments go to every run, as in `data=cifar10 data.root=DIR model.width=0.5`. docs/benchmarks/README.md says
@@ -38,14 +38,14 @@ from fgpipe.study.common.series import launch
 from fgpipe.study.common.split import data_facts
 from fgpipe.study.common.ways import Way
 from fgpipe.study.contests.kept import kept_by_blocks, kept_together
-from fgpipe.study.probes.orders import Spans, Verdict, backward_locked, backward_unlocked, spans, update_unlocked
+from fgpipe.study.probes.orders import OrderCheck, Spans, backward_locked, backward_unlocked, spans, update_unlocked
 from fgpipe.study.simulator import calibration
 from fgpipe.study.simulator.programs import Costs
 
 PROCESSES = 8
 LAST = PROCESSES - 1
 BATCHES = 4
-"""Of a run in 8 processes."""
+"""Batches of a run in 8 processes."""
 COMMON = ["epochs=1", "window=auto", "threads=1", "device=cpu", "observe.tensorboard=false", "trace=true"]
 COMMON += ["optim=constant", "optim.lr=0.001"]  # nothing diverges, whatever is guessed
 SLOW = ["slow.factor=100", "deadline=600"]
@@ -53,13 +53,13 @@ ALONE = ["window=1"]  # a copy of the weights, for activity space, would count a
 
 
 @dataclass(frozen=True)
-class Cell(Way):
+class UnlockingCell(Way):
     """One way to train, and how the paper's table 1 has it."""
 
     unlocking: str
-    """In the paper; of backpropagation, in its text."""
+    """Unlocking in the paper's table; of backpropagation, in its text."""
     compute: str
-    """In the paper."""
+    """Compute in the paper's table."""
 
     @property
     def name(self) -> str:
@@ -70,12 +70,12 @@ class Cell(Way):
         return self.guess == "end_to_end"
 
     def slow_blocks(self) -> range:
-        """Each is the slow one of a run in 8 processes."""
+        """Blocks of which each is the slow one of a run in 8 processes."""
         return range(LAST, PROCESSES) if self.is_backpropagation else range(1, PROCESSES)
 
 
-def verdict(found: Mapping[int, Spans]) -> tuple[str, Verdict]:
-    """What is unlocked, by the order of events, and the check that says so, of all blocks below the last together.
+def verdict(found: Mapping[int, Spans]) -> tuple[str, OrderCheck]:
+    """Find what is unlocked, by the order of events, and the check that says so, of all blocks below the last together.
 
     Args: found: by the slow block of the run.
     """
@@ -90,14 +90,14 @@ def verdict(found: Mapping[int, Spans]) -> tuple[str, Verdict]:
     }
     for name, verdicts in checks.items():
         lines = tuple(line for each in verdicts for line in each.broken)
-        together = Verdict(sum(each.batches for each in verdicts), lines)
+        together = OrderCheck(sum(each.batches for each in verdicts), lines)
         if all(each.holds for each in verdicts):
             return name, together
     return "?", together
 
 
-def cells() -> list[Cell]:
-    """The paper's table 1, with both spaces, and backpropagation."""
+def cells() -> list[UnlockingCell]:
+    """List the paper's table 1, with both spaces, and backpropagation."""
     table = [("end_to_end", "weight", "global", "none", "vJp (global)")]
     for space in ("weight", "activity"):
         for guess in ("local", "ntk"):
@@ -105,14 +105,14 @@ def cells() -> list[Cell]:
             table.append((guess, space, "local", "update", "vJp (local)"))
         table.append(("gaussian", space, "global", "backward", "Jvp"))
         table.append(("gaussian", space, "local", "update", "Jvp (local)"))
-    return [Cell(*row) for row in table]
+    return [UnlockingCell(*row) for row in table]
 
 
 @dataclass(frozen=True)
-class Row:
-    """The figures of one cell."""
+class UnlockingRow:
+    """Figures of one cell."""
 
-    cell: Cell
+    cell: UnlockingCell
     unlocking: str
     checked: int
     """Orders that were looked at, each of two blocks and a batch."""
@@ -126,7 +126,7 @@ class Row:
 
 
 class Study:
-    """The results of one folder."""
+    """Results of one folder."""
 
     def __init__(self, folder: Path, arguments: Sequence[str]) -> None:
         """
@@ -135,13 +135,13 @@ class Study:
         """
         self._folder, self._arguments = folder.resolve(), list(arguments)
         self.configs = {cell: compose_config([*COMMON, *arguments, *cell.overrides()]) for cell in cells()}
-        """Of a run of each cell."""
+        """Configuration of a run of each cell."""
         for config in self.configs.values():
             if (blocks := config.model.blocks) != PROCESSES:
                 raise bad_value("model.blocks", blocks, f"{PROCESSES}, one for each process")
         claim(self._folder, self._arguments)
 
-    def run_missing(self, wanted: Sequence[Cell]) -> None:
+    def run_missing(self, wanted: Sequence[UnlockingCell]) -> None:
         """Run what the folder does not have: in one set of 8 processes, and in one process.
 
         Raises:
@@ -161,20 +161,20 @@ class Study:
             if missing:
                 launch(list(missing.values()), processes, self._folder / "runs.json")
 
-    def _run(self, cell: Cell, path: Path, batches: int, *more: str) -> list[str]:
+    def _run(self, cell: UnlockingCell, path: Path, batches: int, *more: str) -> list[str]:
         size = self.configs[cell].batch_size
         short = [f"data.train_samples={batches * size}", f"data.test_samples={size}"]
         return [*COMMON, *self._arguments, *cell.overrides(), *short, *more, f"run_dir={quoted(str(path))}"]
 
-    def _slow(self, cell: Cell) -> dict[int, Path]:
-        """By slow block."""
+    def _slow(self, cell: UnlockingCell) -> dict[int, Path]:
+        """Folders by slow block."""
         return {block: self._folder / f"{cell.name}-slow-{block}" for block in cell.slow_blocks()}
 
-    def _alone(self, cell: Cell) -> Path:
+    def _alone(self, cell: UnlockingCell) -> Path:
         return self._folder / f"{cell.name}-alone"
 
-    def row(self, cell: Cell, facts: DataFacts, plain: Costs) -> Row:
-        """The figures of a cell whose runs are there.
+    def row(self, cell: UnlockingCell, facts: DataFacts, plain: Costs) -> UnlockingRow:
+        """Read the figures of a cell whose runs are there.
 
         Args: plain: what `backpropagation` returns.
         """
@@ -185,10 +185,12 @@ class Study:
         kept = kept_by_blocks(Plan.make(self.configs[cell], facts))[:LAST]
         own = plain if cell.is_backpropagation else calibration.slices(trace.events(self._alone(cell) / "trace.json"))
         extra = extra_compute(own[:LAST], plain[:LAST])
-        return Row(cell, unlocking, found.batches, extra, up, down, sum(kept_together([block]) for block in kept))
+        return UnlockingRow(
+            cell, unlocking, found.batches, extra, up, down, sum(kept_together([block]) for block in kept)
+        )
 
     def backpropagation(self, facts: DataFacts) -> Costs:
-        """Seconds of each kind and block of a whole batch, in one thread of this process; measured once for a folder."""
+        """Seconds by block and kind, of a whole batch in one thread of this process; measured once for a folder."""
         note = self._folder / "backpropagation.json"
         if not note.exists():
             config = self.configs[cells()[0]]
@@ -205,7 +207,7 @@ class Study:
                 durable.write(note, json.dumps(costs).encode())
         return json.loads(note.read_text())
 
-    def write(self, out: Path, command: str, wanted: Sequence[Cell], text: str) -> None:
+    def write(self, out: Path, command: str, wanted: Sequence[UnlockingCell], text: str) -> None:
         """Write the table to unlocking.md in `out`, under what it was made with."""
         config = self.configs[wanted[0]]
         setting = f"Width {config.model.width:g}, batch {config.batch_size}, "
@@ -229,7 +231,7 @@ def extra_compute(costs: Costs, plain: Costs) -> float:
 
 
 def _bytes(links: dict[str, dict[str, dict[str, int]]]) -> tuple[float, float]:
-    """Upwards and downwards, of each training batch; the one test batch is as large, and carries activations only."""
+    """Bytes upwards and downwards per training batch; the one test batch is as large, and carries activations only."""
     totals = [0.0, 0.0]
     for link, kinds in links.items():
         source, destination = map(int, link.split("->"))
@@ -239,7 +241,7 @@ def _bytes(links: dict[str, dict[str, dict[str, int]]]) -> tuple[float, float]:
     return totals[0], totals[1]
 
 
-def table(rows: Sequence[Row]) -> str:
+def table(rows: Sequence[UnlockingRow]) -> str:
     """Markdown: measured beside published."""
     head = "| guess | target | space | unlocked (paper) | unlocked (measured) | orders checked | compute (paper) "
     head += "| extra compute, in forward passes | bytes up | bytes down | kept per batch in flight, bytes |"

@@ -1,1 +1,1 @@
-"""The simulator: `engine` (time), `programs` (who does what in which order), `calibration`, `forecast`, `command`."""
+"""Simulator: `engine` (time), `programs` (who does what in which order), `calibration`, `forecast`, `command`."""

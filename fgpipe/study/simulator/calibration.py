@@ -1,7 +1,7 @@
-"""What the simulator is fed with, measured on this machine: each block's work, and what a message costs.
+"""Input of the simulator, measured on this machine: each block's work, and what a message costs.
 
-The work of forward gradients comes from traces of runs in one process, which never waits: a slice counts from the end of
-the one before it, so that what is between slices is in them. That of backpropagation is measured on the blocks
+The work of forward gradients comes from traces of runs in one process, which never waits: a slice counts from the end
+of the one before it, so that what is between slices is in them. That of backpropagation is measured on the blocks
 themselves, as its pipeline needs other processes. What a message costs comes from a run of two processes in lock-step,
 which leaves the machine to it; contention from as many runs at a time as there are cores.
 """
@@ -21,16 +21,13 @@ from pathlib import Path
 import torch
 
 from fgpipe.cluster.allocator import keep_pages
-from fgpipe.cluster.replicas import Replicas
 from fgpipe.config import compose_config
 from fgpipe.data import Batches, load
 from fgpipe.errors import bad_value
 from fgpipe.gradients.optim import Optimizer, learning_rate
 from fgpipe.observe import trace
-from fgpipe.observe.ledger import Ledger
-from fgpipe.observe.metrics import Metrics
 from fgpipe.observe.record import commit, machine
-from fgpipe.observe.timeline import COMPUTE, RECEIVE, SCALARS, Event, Timeline
+from fgpipe.observe.timeline import COMPUTE, RECEIVE, SCALARS, Event
 from fgpipe.plan.plan import Plan
 from fgpipe.plan.precision import DTYPES
 from fgpipe.saving import durable
@@ -42,16 +39,16 @@ from fgpipe.study.common.synthetic import write_images
 from fgpipe.study.contests.contest import COMMON
 from fgpipe.study.simulator.machine import Machine
 from fgpipe.study.simulator.programs import Costs
-from fgpipe.trainers.build import build_stages
+from fgpipe.trainers.build import local_stages
 
 METHODS = {
     "local target": ("target=local", "guess=local", "lanes=exact"),
     "global target, random guess": ("target=global", "guess=gaussian"),
     "global target, local guess": ("target=global", "guess=local"),
 }
-"""Ours, by name; one lane each unless the arguments say otherwise."""
+"""Methods of ours, by name; one lane each unless the arguments say otherwise."""
 OWN = ["lanes=1", "model.width=0.25"]
-"""A smaller net than that of other contests, as there are many runs."""
+"""Settings of a smaller net than that of other contests, as there are many runs."""
 DEFAULTS = [*COMMON, *OWN]
 WARM, BATCHES = 2, 9
 """Batches of a traced run that do not count, and all."""
@@ -63,23 +60,23 @@ MOST_COPIES = 8
 
 @dataclass(frozen=True)
 class Calibration:
-    """Measured on one machine, for one configuration of the net."""
+    """Measurements on one machine, for one configuration of the net."""
 
     arguments: list[str]
     machine: str
     commit: str | None
     cores: int
     costs: dict[str, list[dict[str, float]]]
-    """Of `METHODS`, by name and block."""
+    """Costs of `METHODS`, by name and block."""
     pieces: list[tuple[int, list[dict[str, float]]]]
-    """Of backpropagation: samples of a microbatch, and its costs, by block."""
+    """Pieces of backpropagation: samples of a microbatch, and its costs, by block."""
     contention: float
     copy: float
     receive: float
     scalars: float
-    """As `machine.Machine` has them."""
+    """Time of scalars; these four as `machine.Machine` has them."""
     errors: list[float] = field(default_factory=list)
-    """Of predictions that were compared with runs on this machine: simulated over measured, less 1."""
+    """Errors of predictions that were compared with runs on this machine: simulated over measured, less 1."""
 
     @classmethod
     def load(cls, path: Path, arguments: Sequence[str]) -> "Calibration":
@@ -95,7 +92,7 @@ class Calibration:
 
     @classmethod
     def measure(cls, arguments: Sequence[str], folder: Path) -> "Calibration":
-        """Takes one to two minutes.
+        """Measure this machine, which takes one to two minutes.
 
         Args:
             arguments: of every run, over `DEFAULTS`.
@@ -118,7 +115,9 @@ class Calibration:
             costs,
             [runs.piece(max(2, runs.batch_size // count)) for count in PIECES],
             max(1.0, _total(loaded) / _total(costs["local target"])),
-            **hop,
+            hop["copy"],
+            hop["receive"],
+            hop["scalars"],
         )
 
     def save(self, path: Path) -> None:
@@ -127,11 +126,11 @@ class Calibration:
             durable.write(path, (json.dumps(asdict(self), indent=1) + "\n").encode())
 
     def on(self, cores: float) -> Machine:
-        """The machine, or one like it with so many cores."""
+        """Make the machine, or one like it with so many cores."""
         return Machine(cores, self.contention, self.copy, self.receive, self.scalars)
 
     def of_piece(self, samples: int) -> Costs:
-        """Of backpropagation with microbatches of so many samples, on the line through those that were measured.
+        """Costs of backpropagation with microbatches of so many samples, on the line through those that were measured.
 
         Below them a microbatch takes no less than its share of the smaller one.
         """
@@ -181,19 +180,19 @@ class _Runs:
         return slices(events)
 
     def costs(self) -> dict[str, list[dict[str, float]]]:
-        """Of each method, alone on the machine."""
+        """Measure each method, alone on the machine."""
         names = {method: f"alone-{number}" for number, method in enumerate(METHODS)}
         self._run_at_once({"alone": [self._run(method, name) for method, name in names.items()]})
         return {method: self._costs(name) for method, name in names.items()}
 
     def loaded_costs(self) -> list[dict[str, float]]:
-        """Of the local target, with a run on every core; those of the first."""
+        """Measure the local target, with a run on every core; the costs are those of the first."""
         names = [f"loaded-{number}" for number in range(min(MOST_COPIES, os.cpu_count() or 1))]
         self._run_at_once({name: [self._run("local target", name)] for name in names})
         return self._costs(names[0])
 
     def hop(self) -> dict[str, float]:
-        """What messages cost; see `Machine`."""
+        """Measure what messages cost; see `Machine`."""
         run = self._run("global target, local guess", "hop", "window=1")
         config = compose_config(run)
         plan = Plan.make(config, data_facts(config), None, 0, 2)
@@ -241,9 +240,9 @@ def slices(events: Iterable[Event]) -> list[dict[str, float]]:
 def backpropagation_costs(plan: Plan, batches: Batches, samples: int) -> list[dict[str, float]]:
     """Median seconds of `forward`, `loss`, `backward` of a microbatch and of `update` and `fetch`, by block."""
     blocks = plan.method.blocks
-    stages = build_stages(plan, torch.device("cpu"), Metrics(blocks), Ledger(blocks), Timeline(), Replicas()).values()
+    stages = local_stages(plan)
     modules = [stage.block.train() for stage in stages]
-    classifier = list(stages)[-1].head.train()
+    classifier = stages[-1].head.train()
     rate = learning_rate(plan.config.optim, batches=1, epochs=1)
     optimizers = [
         Optimizer([*([classifier] if j == blocks - 1 else []), m], plan.config.optim, rate)
@@ -274,7 +273,7 @@ def backpropagation_costs(plan: Plan, batches: Batches, samples: int) -> list[di
             outputs[j].backward(inputs[j + 1].grad)
             lap(j, "backward")
         for j, optimizer in enumerate(optimizers):
-            optimizer.step([parameter.grad for parameter in optimizer.parameters], 0)
+            optimizer.step([each.grad for each in optimizer.parameters if each.grad is not None], 0)
             for parameter in optimizer.parameters:
                 parameter.grad = None
             lap(j, "update")

@@ -25,10 +25,10 @@ from pathlib import Path
 
 from fgpipe.command import command
 from fgpipe.config import Config, compose_config
+from fgpipe.config.arguments import own_keys, split
 from fgpipe.errors import bad_value
 from fgpipe.plan.topology import runs_of
 from fgpipe.saving.outputs import check_file
-from fgpipe.study.common.arguments import own_keys
 from fgpipe.study.simulator.calibration import DEFAULTS, Calibration
 from fgpipe.study.simulator.forecast import forecast
 from fgpipe.study.simulator.nets import Setting
@@ -37,13 +37,13 @@ from fgpipe.wire.slow import SlowLinks
 MOST = 256
 """Stages: their number and the windows' make the time that a simulation takes."""
 WITHIN = 0.15
-"""An error that is good enough."""
+"""Error that is good enough."""
 SIMULATED = ("link.rate", "link.rtt", "link.between", "window")
 """Keys of fgpipe.train that are simulated, and not measured."""
 
 
 @dataclass
-class Options:
+class SimulateOptions:
     """Keys of this command."""
 
     stages: int | None = None
@@ -52,7 +52,7 @@ class Options:
     calibration: str | None = None
 
     def check(self, config: Config) -> tuple[int, int]:
-        """The numbers of stages and processes.
+        """Check them, and find the numbers of stages and processes.
 
         Raises: UserError: a value that it cannot have.
         """
@@ -73,8 +73,8 @@ class Options:
         return stages, processes
 
 
-def measured(options: Options, arguments: Sequence[str]) -> Calibration:
-    """The calibration that the options name, or a new one.
+def measured(options: SimulateOptions, arguments: Sequence[str]) -> Calibration:
+    """Load the calibration that the options name, or make a new one.
 
     Raises:
         UserError, CalledProcessError: as `Calibration` does.
@@ -106,12 +106,13 @@ def table(setting: Setting, links: SlowLinks, cores: float) -> str:
 
 
 def about(setting: Setting, config: Config, cores: float) -> str:
-    """What is simulated, and what was measured for it."""
+    """Describe what is simulated, and what was measured for it."""
     calibration = setting.calibration
     blocks = len(calibration.costs["local target"])
     net = f"the {blocks} measured blocks"
     if not setting.is_measured:
-        net = f"{setting.stages} equal blocks, each with the mean of {blocks} measured ones (first and last with their own work)"
+        net = f"{setting.stages} equal blocks, each with the mean of {blocks} measured ones "
+        net += "(first and last with their own work)"
     rate, rtt = config.link.rate or "no limit", config.link.rtt or "none"
     where = f"{setting.processes} processes on {'as many' if cores == math.inf else cores} cores"
     what = f"Simulated: {net}, in {where}; links: rate {rate}, round trip {rtt}; width {config.model.width:g}, "
@@ -120,7 +121,7 @@ def about(setting: Setting, config: Config, cores: float) -> str:
 
 
 def accuracy(errors: Sequence[float]) -> str:
-    """How far predictions with this calibration were from runs."""
+    """Distance of predictions with this calibration from runs."""
     if not errors:
         return "Error unknown: no prediction was compared with a run, as `python -m fgpipe.study simulation` does."
     within = sum(abs(error) <= WITHIN for error in errors)
@@ -135,10 +136,10 @@ def run(arguments: Sequence[str]) -> None:
         UserError, CalledProcessError: as for `measured`.
         OutputError: the calibration cannot be written.
     """
-    options, overrides = own_keys(arguments, Options())
+    options, overrides = own_keys(arguments, SimulateOptions())
     config = compose_config([*DEFAULTS, *overrides])
     stages, processes = options.check(config)
-    kept = [argument for argument in overrides if argument.partition("=")[0] not in SIMULATED]
+    kept = [argument for argument in overrides if split(argument)[0] not in SIMULATED]
     calibration = measured(options, kept)
     setting = Setting(calibration, stages, processes, config.window)
     cores = math.inf if options.cores is None else options.cores

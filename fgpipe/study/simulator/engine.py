@@ -1,4 +1,4 @@
-"""A pipeline of processes in simulated time: a discrete-event model, without clock, sockets and tensors.
+"""Pipeline of processes in simulated time: a discrete-event model, without clock, sockets and tensors.
 
 A process has one thread, which does one job after another: the first of its highest node's jobs whose message is there,
 as `trainers.worker` picks them. A job is work, with messages sent in between. All threads with work share the cores
@@ -14,17 +14,17 @@ from dataclasses import dataclass, field
 from itertools import count
 
 from fgpipe.study.simulator.machine import Cores, Machine
-from fgpipe.wire.links.distributed import IN_FLIGHT
+from fgpipe.wire.links.header import IN_FLIGHT
 from fgpipe.wire.slow import SlowLinks
 
 
 @dataclass(frozen=True)
 class Message:
-    """What a job waits for, known by its key."""
+    """Message that a job waits for, known by its key."""
 
     key: Hashable
     to: int
-    """A process; the sender itself at no cost."""
+    """Process; the sender itself at no cost."""
     size: int
     """Bytes."""
     plane: str
@@ -40,14 +40,14 @@ class Job:
     block: int
     batch: int
     needs: Hashable | None
-    """The key of a message; None: nothing."""
+    """Key of a message; None: nothing."""
     steps: tuple[tuple[float, Message | None], ...]
     """Seconds of work, and what is sent then."""
 
 
 @dataclass(frozen=True)
 class Done:
-    """A job, and when."""
+    """Job, and when it was done."""
 
     job: Job
     process: int
@@ -62,10 +62,10 @@ class _Process:
     thread: "Generator[float | None, None, None] | None" = None
     sleeps: bool = False
     channels: list["_Channel"] = field(default_factory=list)
-    """From other processes."""
+    """Channels from other processes."""
 
     def ready(self) -> deque[Job] | None:
-        """The highest node that can go on."""
+        """Find the highest node that can go on."""
         return next((n for n in reversed(self.nodes) if n and (n[0].needs is None or n[0].needs in self.inbox)), None)
 
 
@@ -78,16 +78,16 @@ class _Channel:
     plane: str
     slow: bool
     free: float = 0.0
-    """When all that was put has left."""
+    """Time when all that was put has left."""
     leaving: int = 0
     arrived: deque[Message] = field(default_factory=deque)
     moving: bool = False
-    """The first of them is being received."""
+    """State of the first of them: it is being received."""
     untaken: set[Hashable] = field(default_factory=set)
     """Keys that were received and not taken."""
 
     def has_room(self) -> bool:
-        """As `links.distributed` and `links.slow` have it."""
+        """Tell whether it has room, as `links.distributed` and `links.slow` do."""
         posted = IN_FLIGHT if self.slow else 0
         return self.plane != "batches" or self.leaving + max(0, len(self.arrived) - posted) < IN_FLIGHT
 
@@ -113,9 +113,9 @@ class Simulation:
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._number, self._now = count(), 0.0
         self.done: list[Done] = []
-        """In the order of their ends."""
+        """Jobs in the order of their ends."""
         self.work: list[list[tuple[float, float]]] = [[] for _ in programs]
-        """Of each process, when it began and ended to work, in order; the rest is waiting."""
+        """Times when each process began and ended to work, in order; the rest is waiting."""
 
     def run(self) -> "Simulation":
         """Raises: RuntimeError: a process waits for what never comes."""
@@ -140,6 +140,7 @@ class Simulation:
     def _resume(self, process: _Process) -> None:
         """Run a process's thread until it works or sleeps."""
         process.sleeps = False
+        assert process.thread is not None
         try:
             seconds = next(process.thread)
         except StopIteration:

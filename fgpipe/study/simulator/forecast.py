@@ -1,4 +1,4 @@
-"""From a net on a machine to figures: throughput, busy processes, batches in flight."""
+"""Figures of a net on a machine: throughput, busy processes, batches in flight."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -21,38 +21,36 @@ FULL = 4
 
 @dataclass(frozen=True)
 class Forecast:
-    """Of a pipeline in steady state."""
+    """Figures of a pipeline in steady state."""
 
     seconds: float
-    """Per batch."""
+    """Time per batch."""
     busy: tuple[float, ...]
-    """Of each process, the share of time in which it has work."""
+    """Share of time in which each process has work."""
     in_flight: int
-    """The most batches at a time that have set out and are not done with in every block."""
+    """Batches at a time that have set out and are not done with in every block, at most."""
     held: int
-    """The most batches at a time that one block has forwarded and not learnt from: its window."""
+    """Batches at a time that one block has forwarded and not learnt from, at most: its window."""
 
     @property
     def bottleneck(self) -> int:
-        """The busiest process."""
+        """Process that is busiest."""
         return max(range(len(self.busy)), key=self.busy.__getitem__)
 
 
 def epoch_seconds(net: Net, sizes: Sequence[int], links: SlowLinks, machine: Machine, batches: int) -> float:
-    """From an empty pipeline to a drained one."""
+    """Time from an empty pipeline to a drained one."""
     return Simulation(net.programs(sizes, batches), links, machine).run().done[-1].ended
 
 
 def forecast(net: Net, sizes: Sequence[int], links: SlowLinks, machine: Machine) -> Forecast:
-    """The steady state, before the last batch sets out and after the first ones have filled the pipeline.
+    """Find the steady state, before the last batch sets out and after the first ones have filled the pipeline.
 
-    It is seen over a whole number of the largest window's batches, as those come in bursts.
+    The rate is seen over a whole number of the largest window's batches, as those come in bursts.
 
     Args: sizes: blocks per process.
     """
-    forward = isinstance(net, ForwardGradients)
-    window = max(net.windows) if forward else 1
-    least = FEWEST if forward else 1
+    window, least = (max(net.windows), FEWEST) if isinstance(net, ForwardGradients) else (1, 1)
     batches = ROUNDS * max(window, least)
     while True:
         found = Simulation(net.programs(sizes, batches), links, machine).run()
@@ -71,12 +69,12 @@ def forecast(net: Net, sizes: Sequence[int], links: SlowLinks, machine: Machine)
 
 
 def share(spans: Iterable[tuple[float, float]], since: float, until: float) -> float:
-    """Of the time between the two, what the spans cover, which do not overlap."""
+    """Share of the time between the two that the spans, which do not overlap, cover."""
     return sum(max(0.0, min(e, until) - max(b, since)) for b, e in spans) / (until - since)
 
 
 def batch_spans(done: Iterable[Done]) -> dict[int, tuple[float, float]]:
-    """When the first of a batch's jobs began and the last ended."""
+    """Times when the first of a batch's jobs began and the last ended."""
     spans: dict[int, list[tuple[float, float]]] = defaultdict(list)
     for each in done:
         spans[each.job.batch].append((each.began, each.ended))
@@ -84,6 +82,6 @@ def batch_spans(done: Iterable[Done]) -> dict[int, tuple[float, float]]:
 
 
 def most_at_once(spans: Iterable[tuple[float, float]]) -> int:
-    """Spans that hold at one time; one that ends as another begins is over."""
+    """Count the spans that hold at one time, at most; one that ends as another begins is over."""
     changes = sorted(change for began, ended in spans for change in ((began, 1), (ended, -1)))
     return max(accumulate(step for _, step in changes), default=0)

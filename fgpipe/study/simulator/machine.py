@@ -1,4 +1,4 @@
-"""What the threads of a simulated machine share, and what its messages cost."""
+"""Model of what the threads of a simulated machine share, and what its messages cost."""
 
 import heapq
 import math
@@ -9,11 +9,11 @@ from itertools import count
 
 @dataclass(frozen=True)
 class Machine:
-    """What threads share, and what a message between processes costs."""
+    """Cores that threads share, and the cost of a message between processes."""
 
     cores: float = math.inf
     contention: float = 1.0
-    """How many times as long work takes while all cores are busy: they share caches and memory."""
+    """Factor by which work takes longer while all cores are busy: they share caches and memory."""
     copy: float = 0.0
     """Seconds of the sender's own thread, per byte."""
     receive: float = 0.0
@@ -22,7 +22,7 @@ class Machine:
     """Seconds from the sending to the arrival of scalars."""
 
     def speed(self, threads: int) -> float:
-        """Of each of so many threads with work; 1 is that of one alone."""
+        """Speed of each of so many threads with work; 1 is that of one alone."""
         if self.cores <= 1:
             return 1 / threads
         busy = (min(threads, self.cores) - 1) / (self.cores - 1) if self.cores < math.inf else 0.0

@@ -1,4 +1,4 @@
-"""The contestants of a simulated table: ours and pipelined backpropagation, on a net of any number of blocks."""
+"""Contestants of a simulated table: ours and pipelined backpropagation, on a net of any number of blocks."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,19 +14,19 @@ from fgpipe.plan.topology import balanced
 from fgpipe.study.common.synthetic import CLASSES, SHAPE
 from fgpipe.study.simulator.calibration import DEFAULTS, METHODS, Calibration
 from fgpipe.study.simulator.forecast import Net
-from fgpipe.study.simulator.programs import Backpropagation, ForwardGradients
+from fgpipe.study.simulator.programs import Backpropagation, ForwardGradients, Orders
 from fgpipe.wire.slow import SlowLinks
 
 SCHEDULES = {"GPipe": "gpipe", "1F1B": "1f1b"}
 
 
 def microbatches(batch_size: int, least: int) -> int:
-    """The least divisor of the batch that gives every process a microbatch, or the whole batch in single samples."""
+    """Least divisor of the batch that gives every process a microbatch, or the whole batch in single samples."""
     return next((count for count in range(least, batch_size) if batch_size % count == 0), batch_size)
 
 
 def equal_blocks(costs: Sequence[Mapping[str, float]], blocks: int) -> list[dict[str, float]]:
-    """Of a net of so many blocks whose forward passes take the mean time of the measured ones.
+    """Costs of a net of so many blocks whose forward passes take the mean time of the measured ones.
 
     The first block and the last have the work of the measured ones, the others the mean of those between, all scaled
     to the same forward pass. A net of one block pushes nothing and reads nothing.
@@ -49,6 +49,11 @@ def _plan(arguments: tuple[str, ...]) -> Plan:
     return Plan.make(config, DataFacts(1, 1, CLASSES, SHAPE[2], config.data.size, config.data.size))
 
 
+@lru_cache
+def _orders(arguments: tuple[str, ...]) -> Orders:
+    return Orders.of(_plan(arguments))
+
+
 @dataclass(frozen=True)
 class Setting:
     """One net, and how it is divided.
@@ -66,9 +71,13 @@ class Setting:
     window: int | str | Sequence[int] = "auto"
     equal: bool = False
 
+    def _arguments(self, *overrides: str) -> tuple[str, ...]:
+        """Arguments of the measured net."""
+        return (*DEFAULTS, *self.calibration.arguments, *overrides)
+
     def _plan(self, *overrides: str) -> Plan:
-        """Of the measured net."""
-        return _plan((*DEFAULTS, *self.calibration.arguments, *overrides))
+        """Plan of the measured net."""
+        return _plan(self._arguments(*overrides))
 
     @property
     def batch_size(self) -> int:
@@ -77,14 +86,14 @@ class Setting:
 
     @property
     def is_measured(self) -> bool:
-        """The net has the measured blocks."""
+        """Tell whether the net has the measured blocks."""
         return not self.equal and self.stages == len(self.calibration.costs["local target"])
 
     def nets(self, links: SlowLinks) -> dict[str, Net]:
-        """By the contestant's name.
+        """Make the nets, by the contestant's name.
 
-        Backpropagation only over links without a round trip: how often `torch.distributed.pipelining` waits for one is
-        not modelled.
+        Backpropagation is left out over links with a round trip: how often `torch.distributed.pipelining` waits for
+        one is not modelled.
         """
         found: dict[str, Net] = {name: self._forward(name, overrides) for name, overrides in METHODS.items()}
         if links.latency:
@@ -104,7 +113,13 @@ class Setting:
             tensors = len(list(plan.net.blocks[1].parameters()))
             lanes = plan_lanes(method, [tensors] * self.stages, config.lanes, config.code, config.seed)
         return ForwardGradients(
-            method, lanes, windows(method, self.window), costs, self._activations(), config.batch_size
+            method,
+            lanes,
+            windows(method, self.window),
+            costs,
+            self._activations(),
+            config.batch_size,
+            _orders(self._arguments(*overrides)),
         )
 
     def _fit(self, costs: Sequence[Mapping[str, float]]) -> Sequence[Mapping[str, float]]:

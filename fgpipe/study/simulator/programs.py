@@ -1,25 +1,71 @@
-"""What every process does, in order: forward gradients by `plan.schedule`, backpropagation as GPipe or 1F1B."""
+"""Work of every process, in order: forward gradients by `plan.schedule`, backpropagation as GPipe or 1F1B."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from fgpipe.gradients.method import Method
 from fgpipe.gradients.probes import Lanes
+from fgpipe.observe.events import Worked
+from fgpipe.plan.plan import Plan
+from fgpipe.plan.precision import Precision
 from fgpipe.plan.schedule import Forward, actions
 from fgpipe.plan.topology import runs_of
 from fgpipe.study.simulator.engine import Job, Message
+from fgpipe.trainers.build import local_stages
+from fgpipe.wire.batch import Batch, canonical
+from fgpipe.wire.feedback.messages import Feedback
 
-LABEL, SCALAR = 8, 8
-"""Bytes of one."""
+LABEL, NUMBER = 8, 8
+"""Bytes of one label, and of one number of a reading."""
+SAMPLES = 2
+"""Samples of a batch of noise."""
 Costs = Sequence[Mapping[str, float]]
-"""Of each block, seconds by kind (`observe.timeline.COMPUTE`); a kind that is missing takes none."""
+"""Seconds of each block by kind (`observe.timeline.COMPUTE`); a kind that is missing takes none."""
 Programs = list[list[list[Job]]]
-"""By process and node."""
+"""Jobs by process and node."""
+
+
+Order = tuple[str, ...]
+"""Pieces of work (`observe.timeline.COMPUTE`), `send` and `reply`, as they come in a step on a training batch."""
+
+
+@dataclass(frozen=True)
+class Orders:
+    """Steps of a net's blocks, and of any other net that learns alike."""
+
+    steps: tuple[Order, ...]
+
+    @classmethod
+    def of(cls, plan: Plan) -> "Orders":
+        """Read them off the stages of a net of at least three blocks, as they train on a batch of noise."""
+        facts, orders = plan.facts, []
+        images = torch.randn(SAMPLES, facts.channels, facts.height, facts.width, dtype=Precision.of(plan.config).dtype)
+        batch = Batch(0, 0, True, canonical(images), torch.zeros(SAMPLES, dtype=torch.int64))
+        for stage in local_stages(plan):
+            order: list[str] = []
+            for message in stage.run(batch):
+                if isinstance(message, Batch):
+                    order, above = [*order, "send"], message
+                elif isinstance(message, Feedback):
+                    order += ["reply"] * (order[-1] != "reply")
+                elif isinstance(message, Worked):
+                    order.append(message.kind)
+            orders.append(tuple(order))
+            batch = above
+        return cls(tuple(orders))
+
+    def step(self, block: int, blocks: int) -> Order:
+        """Step of a block of a net of so many: its own, or that of the first, the last or one between."""
+        if blocks == len(self.steps) or block == 0 < blocks - 1:
+            return self.steps[block]
+        return self.steps[-1 if block == blocks - 1 else -2]
 
 
 @dataclass(frozen=True)
 class ForwardGradients:
-    """A net that learns by `method`; the order of a step is that of `trainers.stage`."""
+    """Net that learns by `method`, with steps in the order of the stages themselves."""
 
     method: Method
     lanes: Lanes
@@ -28,15 +74,15 @@ class ForwardGradients:
     activations: Sequence[int]
     """Bytes of each block's output, but the last one's."""
     batch_size: int
+    orders: Orders
 
     def up(self, block: int) -> int:
         """Bytes that leave a block upwards with every batch: activation, tangents, labels."""
         return self.activations[block] * (1 + len(self.lanes.on_link(block))) + LABEL * self.batch_size
 
     def back(self, block: int) -> int:
-        """Bytes of the scalars of a block's probes on one batch."""
-        samples = self.batch_size if self.method.scope == "sample" else 1
-        return SCALAR * self.lanes.counts[block] * samples
+        """Bytes of the readings of a block's probes on one batch."""
+        return NUMBER * self.method.numbers(self.lanes.counts[block])
 
     def programs(self, sizes: Sequence[int], batches: int) -> Programs:
         """Args: sizes: blocks per process."""
@@ -45,13 +91,13 @@ class ForwardGradients:
 
     def _block(self, j: int, homes: Sequence[int], batches: range) -> list[Job]:
         method, costs, jobs = self.method, self.costs[j], []
-        order = ["forward", "loss", "guess", "push", "read", "head"] + ["update"] * (not method.waits(j))
-        sends: dict[str, list[tuple[str, int, int, str]]] = {}
-        """After which kind: what for which block, its bytes, its plane."""
-        if j < method.last:
-            sends["push" if self.lanes.on_link(j) else "forward"] = [("batch", j + 1, self.up(j), "batches")]
+        order = self.orders.step(j, method.blocks)
         asking = [k for k in range(j) if method.waits(k) and method.target(k) == j]
-        sends["read"] = [("scalars", k, self.back(k), "scalars") for k in asking]
+        sends: dict[str, list[tuple[str, int, int, str]]] = {
+            "send": [("batch", j + 1, self.up(j), "batches")] if j < method.last else [],
+            "reply": [("scalars", k, self.back(k), "scalars") for k in asking],
+        }
+        """Kind of message -> what is sent for which block, its bytes, its plane."""
 
         def steps(batch: int) -> Iterator[tuple[float, Message | None]]:
             seconds = 0.0
@@ -74,18 +120,18 @@ class ForwardGradients:
 
 @dataclass(frozen=True)
 class Backpropagation:
-    """Each batch in microbatches, with one stage per process, drained before the next one."""
+    """Net that learns from each batch in microbatches, with one stage per process, drained before the next one."""
 
     schedule: str
-    """gpipe | 1f1b."""
+    """Name: gpipe | 1f1b."""
     microbatches: int
     costs: Costs
     """`forward`, `loss` and `backward` of a microbatch, `fetch` and `update` of a batch."""
     activations: Sequence[int]
-    """Of a batch, as above."""
+    """Bytes of a batch, as above."""
 
     def order(self, process: int, processes: int) -> list[tuple[str, int]]:
-        """The passes of a batch: `forward` or `backward`, and the microbatch."""
+        """Passes of a batch: `forward` or `backward`, and the microbatch."""
         count = self.microbatches
         ahead = count if self.schedule == "gpipe" else min(count, processes - process)
         order = [("forward", i) for i in range(ahead)]

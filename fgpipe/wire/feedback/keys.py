@@ -11,7 +11,7 @@ import torch.distributed as dist
 import zmq
 from zmq.auth.thread import ThreadAuthenticator
 
-from fgpipe.wire.feedback.messages import FeedbackError
+from fgpipe.errors import FeedbackError
 
 DOMAIN = b"fgpipe"
 

@@ -3,28 +3,25 @@
 msgpack with fixed types and no extensions: nothing that arrives can do more than be a list of numbers.
 """
 
-import math
 from dataclasses import dataclass
 
 import msgpack
 
-VERSION = 2
+from fgpipe.errors import FeedbackError
+
+VERSION = 3
 MAX_PROBES = 65_536
-MAX_SCALARS = 1 << 20
-PER_MESSAGE, PER_PROBE, PER_SCALAR = 64, 5, 9
-"""Upper bounds of the encoded bytes: of the fixed fields, of a probe id, of a scalar."""
+MAX_NUMBERS = 1 << 20
+PER_MESSAGE, PER_PROBE, PER_NUMBER = 64, 5, 9
+"""Upper bounds of the encoded bytes: of the fixed fields, of a probe id, of a number of a reading."""
 NOTHING_ELSE = {"max_str_len": 0, "max_bin_len": 0, "max_map_len": 0, "max_ext_len": 0}
 FIXED_FIELDS = 6
 """version, kind, run, batch, sender, receiver."""
 
 
-class FeedbackError(RuntimeError):
-    """A message that is malformed, out of sequence, not for us, lost, or carries a number that is not finite."""
-
-
 @dataclass(frozen=True)
 class Feedback:
-    """The directional derivatives of one target along one block's guesses on one batch."""
+    """The readings of one target for one block's probes on one batch."""
 
     run: int
     """Drawn for each run, so that a message from another run is refused."""
@@ -35,8 +32,8 @@ class Feedback:
     """The block that asked."""
     probes: tuple[int, ...]
     """Probe ids, 0 .. P - 1."""
-    scalars: tuple[float, ...]
-    """Probe by probe: one for each, or one for each probe and sample."""
+    numbers: tuple[float, ...]
+    """Probe by probe: one, one of each sample, or a row of each sample with a number for every class."""
 
 
 @dataclass(frozen=True)
@@ -69,10 +66,10 @@ KINDS: tuple[type[Message], ...] = (Feedback, Request, Lost)
 
 
 def encode(message: Message) -> bytes:
-    """At most `PER_MESSAGE + PER_PROBE * P + PER_SCALAR * len(scalars)` bytes; none but `Feedback` has probes."""
+    """At most `PER_MESSAGE + PER_PROBE * P + PER_NUMBER * len(numbers)` bytes; none but `Feedback` has probes."""
     fields = [VERSION, KINDS.index(type(message)), message.run, message.batch, message.sender, message.receiver]
     if isinstance(message, Feedback):
-        fields += [list(message.probes), list(message.scalars)]
+        fields += [list(message.probes), list(message.numbers)]
     return msgpack.packb(fields)
 
 
@@ -80,9 +77,9 @@ def decode(data: bytes) -> Message:
     """The message in `data`.
 
     Raises:
-        FeedbackError: not a message of ours: wrong types, sizes or version, or a scalar that is not finite.
+        FeedbackError: not a message of ours: wrong types, sizes or version.
     """
-    longest = min(MAX_SCALARS, len(data))  # no array has more items than bytes; what it claims would be allocated
+    longest = min(MAX_NUMBERS, len(data))  # no array has more items than bytes; what it claims would be allocated
     try:
         fields = msgpack.unpackb(data, max_array_len=longest, **NOTHING_ELSE)
     except Exception as error:
@@ -96,18 +93,16 @@ def decode(data: bytes) -> Message:
     kind, ids, rest = KINDS[fields[1]], fields[2:FIXED_FIELDS], fields[FIXED_FIELDS:]
     if len(rest) != (2 if kind is Feedback else 0):
         raise FeedbackError(f"feedback does not have the fields of a {kind.__name__}")
-    return Feedback(*ids, *_probes_and_scalars(*rest)) if kind is Feedback else kind(*ids)
+    return Feedback(*ids, *_probes_and_numbers(*rest)) if kind is Feedback else kind(*ids)
 
 
-def _probes_and_scalars(probes: object, scalars: object) -> tuple[tuple[int, ...], tuple[float, ...]]:
+def _probes_and_numbers(probes: object, numbers: object) -> tuple[tuple[int, ...], tuple[float, ...]]:
     if not isinstance(probes, list) or not 1 <= len(probes) <= MAX_PROBES or not all(type(p) is int for p in probes):
         raise FeedbackError("feedback has no list of probe ids")
     if min(probes) < 0:
         raise FeedbackError("feedback has a negative probe id")
-    if not isinstance(scalars, list) or not scalars or not all(type(s) is float for s in scalars):
-        raise FeedbackError("feedback has no list of scalars")
-    if len(scalars) % len(probes):
-        raise FeedbackError(f"feedback has {len(scalars)} scalars for {len(probes)} probes")
-    if not all(map(math.isfinite, scalars)):
-        raise FeedbackError("feedback has a scalar that is not finite")
-    return tuple(probes), tuple(scalars)
+    if not isinstance(numbers, list) or not numbers or not all(type(each) is float for each in numbers):
+        raise FeedbackError("feedback has no list of numbers")
+    if len(numbers) % len(probes):
+        raise FeedbackError(f"feedback has {len(numbers)} numbers for {len(probes)} probes")
+    return tuple(probes), tuple(numbers)

@@ -6,24 +6,25 @@ and go through the rendezvous store.
 """
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
+from typing import Protocol
 
 import torch.distributed as dist
 import zmq
 
+from fgpipe.errors import FeedbackError
 from fgpipe.observe.ledger import Ledger
 from fgpipe.observe.metrics import Metrics
 from fgpipe.plan.topology import Topology
-from fgpipe.wire.feedback.base import FeedbackPlane
 from fgpipe.wire.feedback.keys import Keys
 from fgpipe.wire.feedback.messages import (
     PER_MESSAGE,
+    PER_NUMBER,
     PER_PROBE,
-    PER_SCALAR,
     Feedback,
-    FeedbackError,
     Lost,
     Message,
     Request,
@@ -39,52 +40,64 @@ SEAL, HANDSHAKE = 33, 512
 """Bytes that CURVE adds to a message, and more than any frame of its handshake has; zmq's limit is for all frames."""
 
 
-class ZmqFeedback(FeedbackPlane):
-    """Messages to blocks of this process are delivered at once; the others go through sockets."""
+@dataclass(frozen=True)
+class Terms:
+    """Agreed between the feedback planes of a run."""
+
+    address: str
+    """This host's, to listen on."""
+    deadline: float
+    """Seconds that a send may wait for room, and that closing waits for the last messages."""
+    largest: tuple[int, int]
+    """Probes and numbers of the largest message that may arrive."""
+    kept: Sequence[int]
+    """For each block, how many of the last messages to it are kept to be sent again."""
+    links: SlowLinks
+    """To the other processes."""
+
+
+class Recipient(Protocol):
+    """Takes what arrives for the blocks of a process, in the receiving thread."""
+
+    def deliver_feedback(self, feedback: Feedback | Lost) -> Request | None:
+        """Take a message; returns what to ask for in consequence."""
+
+    def fail(self, error: Exception) -> None:
+        """Take the error that ended the thread."""
+
+
+class ZmqFeedback:
+    """Messages to and from the other processes."""
 
     def __init__(
         self,
         topology: Topology,
         store: dist.Store,
+        recipient: Recipient,
         ledger: Ledger,
         metrics: Metrics,
-        *,
-        address: str,
-        deadline: float,
-        largest: tuple[int, int],
-        kept: Sequence[int],
-        links: SlowLinks,
-        deliver: Callable[[Feedback | Lost], Request | None],
-        fail: Callable[[Exception], None],
+        terms: Terms,
     ) -> None:
-        """Collective: waits for the keys of all processes.
+        """Wait for the keys of all processes; collective.
 
-        Args:
-            metrics: counts requests.
-            address: of this host, to listen on.
-            deadline: seconds that a send may wait for room, and that closing waits for the last messages.
-            largest: probes and scalars of the largest message that may arrive.
-            kept: for each block, how many of the last messages to it are kept to be sent again.
-            links: to the other processes.
-            deliver: called with each message for a block of this process, in the receiving thread; returns what to ask
-                for in consequence.
-            fail: called in the thread with the error that ended it.
+        Args: metrics: counts requests.
 
         Raises:
             FeedbackError: a process does not show its key within the deadline.
         """
         self._topology, self._store, self._ledger, self._metrics = topology, store, ledger, metrics
-        self._kept, self._deliver, self._fail = kept, deliver, fail
-        self._milliseconds = int(1000 * deadline)
-        self._limit = max(HANDSHAKE, SEAL + PER_MESSAGE + PER_PROBE * largest[0] + PER_SCALAR * largest[1])
-        self._keys = Keys.exchange(store, topology.rank, topology.pipeline, deadline)
+        self._recipient, self._kept = recipient, terms.kept
+        self._milliseconds = int(1000 * terms.deadline)
+        probes, numbers = terms.largest
+        self._limit = max(HANDSHAKE, SEAL + PER_MESSAGE + PER_PROBE * probes + PER_NUMBER * numbers)
+        self._keys = Keys.exchange(store, topology.rank, topology.pipeline, terms.deadline)
         self._context = zmq.Context()
         self._authenticator = self._keys.admit(self._context)
-        self._sending = threading.Lock()
+        self._sending = threading.RLock()
         """Guards what follows; the main thread and the receiving one send."""
         self._pushes: dict[int, zmq.Socket[bytes]] = {}
         self._delays: dict[int, Delay | None] = {
-            rank: links.delay(topology.position, position, fail)
+            rank: terms.links.delay(topology.position, position, recipient.fail)
             for position, rank in enumerate(topology.pipeline)
             if rank != topology.rank
         }
@@ -92,8 +105,8 @@ class ZmqFeedback(FeedbackPlane):
         self._sent: dict[tuple[int, int], Feedback] = {}
         self._pull = self._socket(zmq.PULL)
         self._keys.listen(self._pull)
-        port = self._pull.bind_to_random_port(f"tcp://{address}")
-        store.set(f"feedback/{topology.rank}", f"tcp://{address}:{port}")
+        port = self._pull.bind_to_random_port(f"tcp://{terms.address}")
+        store.set(f"feedback/{topology.rank}", f"tcp://{terms.address}:{port}")
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._receive, daemon=True, name="feedback")
         self._thread.start()
@@ -110,10 +123,12 @@ class ZmqFeedback(FeedbackPlane):
         return socket
 
     def send(self, feedback: Feedback) -> None:
+        """Hand readings over to the process of the block that asked; does not wait for it.
+
+        Raises:
+            FeedbackError: its process takes no messages.
+        """
         block, batch = feedback.receiver, feedback.batch
-        if block in self._topology.local:
-            self._deliver(feedback)
-            return
         with self._sending:
             self._latest[block] = batch
             self._sent[block, batch] = feedback
@@ -121,14 +136,13 @@ class ZmqFeedback(FeedbackPlane):
             self._post(feedback)
 
     def ask(self, request: Request) -> None:
-        if request.receiver in self._topology.local:
-            return  # nothing is lost within a process: what is not here is not evaluated yet
+        """Ask for readings that should be here. They come again if their target has been evaluated; else later, once."""
         with self._sending:
             self._metrics.count(request.sender, "asked")
             self._post(request)
 
     def _answer(self, request: Request) -> None:
-        """Send the scalars again, or that they are gone; nothing if they are yet to come."""
+        """Send the readings again, or that they are gone; nothing if they are yet to come."""
         block, batch = request.sender, request.batch
         with self._sending:
             if batch <= self._latest.get(block, -1):
@@ -139,27 +153,29 @@ class ZmqFeedback(FeedbackPlane):
         rank, data = self._topology.rank_of(message.receiver), encode(message)
         transmit = partial(self._transmit_in_time, rank, data, message)
         if (delay := self._delays[rank]) is not None:
-            delay.put(len(data), partial(self._locked, transmit))
+            delay.put(len(data), transmit)
         else:
             transmit()
         kind = "feedback" if isinstance(message, Feedback) else "control"
         self._ledger.count(message.sender, message.receiver, kind, len(data))
 
-    def _locked(self, transmit: Callable[[], None]) -> None:
-        with self._sending:
-            transmit()
-
     def _transmit_in_time(self, rank: int, data: bytes, message: Message) -> None:
         try:
-            self._transmit(rank, data)
+            self.transmit(rank, data)
         except zmq.Again as error:
             what = f"block {message.receiver} (rank {rank}) takes no feedback; batch {message.batch}"
             raise FeedbackError(what) from error
 
-    def _transmit(self, rank: int, data: bytes) -> None:
-        if rank not in self._pushes:
-            self._pushes[rank] = self._connect(rank)
-        self._pushes[rank].send(data)
+    def transmit(self, rank: int, data: bytes) -> None:
+        """Give an encoded message to the socket of a process, from any thread.
+
+        Raises:
+            zmq.Again: there was no room within the deadline.
+        """
+        with self._sending:
+            if rank not in self._pushes:
+                self._pushes[rank] = self._connect(rank)
+            self._pushes[rank].send(data)
 
     def _connect(self, rank: int) -> "zmq.Socket[bytes]":
         name = f"feedback/{rank}"
@@ -179,7 +195,7 @@ class ZmqFeedback(FeedbackPlane):
                     frame = self._pull.recv(copy=False)
                     self._handle(decode(frame.bytes), self._keys.ranks[frame.get("User-Id").encode()])
         except Exception as error:  # noqa: BLE001 - of a thread, to be raised in the main one
-            self._fail(error)
+            self._recipient.fail(error)
 
     def _handle(self, message: Message, rank: int) -> None:
         if message.sender not in self._topology.of(rank):
@@ -188,10 +204,11 @@ class ZmqFeedback(FeedbackPlane):
             raise FeedbackError(f"block {message.sender} sent a message to block {message.receiver}, which is not here")
         if isinstance(message, Request):
             self._answer(message)
-        elif (missing := self._deliver(message)) is not None:
+        elif (missing := self._recipient.deliver_feedback(message)) is not None:
             self.ask(missing)
 
     def close(self) -> None:
+        """Wait until everything that was sent has left, and free the sockets."""
         self._closing.set()
         self._thread.join()
         for delay in self._delays.values():

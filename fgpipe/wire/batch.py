@@ -1,6 +1,5 @@
-"""The forward plane: what a batch is on its way up, and what a link does with it."""
+"""A batch on its way up."""
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 
 import torch
@@ -48,18 +47,6 @@ class Batch:
         return replace(self, x=self.x.to(device, dtype), labels=self.labels.to(device), tangent=tangent)
 
 
-class Link(ABC):
-    """The upward end of one block's output. Batches arrive in the order in which they were sent."""
-
-    @abstractmethod
-    def send(self, batch: Batch) -> None:
-        """Hand a batch over. May wait until the block above has room; the batch must not be changed afterwards."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Wait until everything that was sent has left."""
-
-
 def canonical(x: Tensor) -> Tensor:
     """`x` as channels last, with the strides that the wire gives it.
 
@@ -71,3 +58,9 @@ def canonical(x: Tensor) -> Tensor:
     _, channels, height, width = x.shape
     strides = (height * width * channels, 1, width * channels, channels)
     return x.contiguous(memory_format=torch.channels_last).as_strided(x.shape, strides)
+
+
+def within_process(batch: Batch) -> Batch:
+    """The batch as it would look if it had crossed a wire."""
+    tangent = batch.tangent and Tangent(batch.tangent.lanes, canonical(batch.tangent.value))
+    return replace(batch, x=canonical(batch.x), tangent=tangent)

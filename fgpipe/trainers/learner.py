@@ -1,0 +1,79 @@
+"""A block with its heads and what updates them, ready to run: every trainer is made of these."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fgpipe.cluster.replicas import Replicas
+from fgpipe.config.rng import generator
+from fgpipe.gradients.optim import Optimizer, Trained, learning_rate
+from fgpipe.models.init import materialize
+from fgpipe.models.net import deep_copy
+from fgpipe.observe.ledger import Ledger
+from fgpipe.plan.plan import Plan, trains_head
+from fgpipe.plan.precision import DTYPES
+
+
+@dataclass(frozen=True)
+class Learner:
+    """One block of the plan with weights."""
+
+    index: int
+    block: nn.Module
+    head: Any
+    """The trained head, or None; the classifier in the last block's place."""
+    guess_head: Any
+    """The untrained head that the guess differentiates, or None."""
+    optimizer: Optimizer
+    head_optimizer: Optimizer | None
+
+    @classmethod
+    def make(cls, plan: Plan, index: int, device: torch.device, average: "Average | None" = None) -> "Learner":
+        """Draw the weights of a block and its heads.
+
+        Args: average: from the estimates of this replica to their mean over all; None where there is one.
+        """
+        config, method, net = plan.config, plan.method, plan.net
+
+        def ready(module: nn.Module, purpose: str) -> nn.Module:
+            source = generator(config.seed, purpose, index)
+            return materialize(module, source, dtype=DTYPES[config.dtype], device=device)
+
+        untrained = method.guesses_by_untrained_head and index != method.last
+        guess_head = ready(deep_copy(net.heads[index]), "guess_head") if untrained else None
+        head = ready(net.heads[index], "head") if trains_head(config, method, index) else None
+        block = ready(net.blocks[index], "block")
+        rate = learning_rate(config.optim, batches=plan.facts.train_batches, epochs=config.epochs)
+        optimizer = partial(Optimizer, config=config.optim, rate=rate, average=average)
+        return cls(index, block, head, guess_head, optimizer([block]), optimizer([head]) if head is not None else None)
+
+    @classmethod
+    def local(
+        cls, plan: Plan, device: torch.device, ledger: Ledger | None = None, replicas: Replicas | None = None
+    ) -> dict[int, "Learner"]:
+        """The blocks of this process, by index.
+
+        Args: ledger, replicas: for estimates that are averaged over replicas.
+        """
+        averages = {j: replicas and ledger and partial(replicas.average, ledger, j) for j in plan.topology.local}
+        return {j: cls.make(plan, j, device, average) for j, average in averages.items()}
+
+    def trained(self, memories: Mapping[str, nn.Module | None]) -> dict[str, Trained]:
+        """Everything that it has learnt, by name: `block`, `head` if it trains one, and memories that are not None."""
+        parts = {"block": Trained(self.block, self.optimizer)}
+        if self.head_optimizer is not None:
+            parts["head"] = Trained(self.head, self.head_optimizer)
+        return parts | {name: Trained(memory, None) for name, memory in memories.items() if memory is not None}
+
+    def mode(self, training: bool) -> None:
+        """Put block and head into training or evaluation mode."""
+        for module in (self.block, self.head):
+            if module is not None and module.training != training:
+                module.train(training)
+
+
+Average = Callable[[Iterable[Tensor]], Iterable[Tensor]]

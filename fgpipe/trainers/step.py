@@ -1,0 +1,28 @@
+"""The face of what a worker drives: a step is a generator, which knows no sockets and calls nobody."""
+
+from collections.abc import Generator, Iterator
+from typing import Protocol, TypeVar
+
+from fgpipe.gradients.optim import Trained
+from fgpipe.observe.events import StepEvent
+from fgpipe.wire.batch import Batch
+from fgpipe.wire.feedback.messages import Feedback, Lost
+
+Message = Batch | Feedback | StepEvent
+"""What a step yields: a batch for the block above, readings for one below, or an event for observers."""
+Found = TypeVar("Found")
+Part = Generator[Message, None, Found]
+"""A part of a step, and what it finds."""
+
+
+class Step(Protocol):
+    """A block, or several that learn as one."""
+
+    index: int
+    """The lowest block."""
+
+    def run(self, given: Batch | Feedback | Lost) -> Iterator[Message]:
+        """Work on what has arrived for an action of the schedule; yield each message as early as it can leave."""
+
+    def trained(self) -> dict[int, dict[str, Trained]]:
+        """Everything that each block has learnt, by block and name, when no batch is in flight."""

@@ -1,0 +1,154 @@
+"""The downward end of a link between two processes.
+
+gloo sends nothing before the receiver has said that it is ready, which takes a round trip for each message. So the
+receives of a batch are posted while the one before it is still on its way, where its shape is known by then.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from fgpipe.errors import LinkError, first_line
+from fgpipe.gradients.dual import Tangent
+from fgpipe.observe.timeline import RECEIVE, Timeline
+from fgpipe.wire.batch import Batch
+from fgpipe.wire.links.header import DRAIN, FIELDS, IN_FLIGHT, TAG, TRAINING, Layout, unwire, wire
+
+SOON = 0.01
+"""Seconds in which a batch that was delivered is taken if its block has nothing else to do."""
+
+
+class _Coming(NamedTuple):
+    """A batch whose receives are posted."""
+
+    header: Tensor
+    work: dist.Work
+    payload: Tensor | None
+    """None: it is not known yet how large it is."""
+    payload_work: dist.Work | None
+
+
+class Receiver:
+    """Receives the batches of the block below into a ring of buffers; in a thread, up to two batches ahead."""
+
+    def __init__(self, block: int, peer: int, layout: Layout, *, held: int, batches: int, timeline: Timeline) -> None:
+        """
+        Args:
+            peer: rank of the process of block `block - 1`.
+            held: batches whose input the block may need at one time, the one that it works on included.
+            batches: training batches of an epoch.
+            timeline: of this process.
+        """
+        self._block, self._peer, self._layout, self._batches, self._timeline = block, peer, layout, batches, timeline
+        self._new = partial(torch.empty, dtype=layout.dtype, device=layout.device, pin_memory=layout.pinned)
+        self._early = layout.device.type == "cpu"
+        """Post the payload's receive early too; NCCL's would keep a part of the GPU busy until it comes."""
+        self._ring = [self._new(0) for _ in range(held + IN_FLIGHT)]
+        self._room = threading.Semaphore(IN_FLIGHT)
+        self._coming: _Coming | None = None
+        self._received = 0
+        self._latest, self._arrived = "", 0.0
+        """The last batch that came, and when (`time.monotonic`)."""
+
+    def start(self, batches: int, deliver: Callable[[Batch], None], fail: Callable[[Exception], None]) -> None:
+        """Start to receive that many batches, and no more, in a thread.
+
+        Args:
+            deliver: called with each batch; its tensors live until `held` later ones are taken.
+            fail: called with the `LinkError` that ended the thread.
+        """
+        arguments = (batches, deliver, fail)
+        threading.Thread(target=self._run, args=arguments, daemon=True, name=f"receive-{self._block}").start()
+
+    def taken(self) -> None:
+        """The block has taken a batch that was delivered, and needs none but the last `held`."""
+        self._room.release()
+
+    def _run(self, batches: int, deliver: Callable[[Batch], None], fail: Callable[[Exception], None]) -> None:
+        try:
+            for _ in range(batches):
+                if self._coming is None:
+                    self._room.acquire()
+                deliver(self._next())
+        except Exception as error:  # noqa: BLE001 - of a thread, to be raised in the main one
+            fail(error)
+
+    def _next(self) -> Batch:
+        coming, self._coming = self._coming or self._post(early=False), None
+        self._wait(coming.work)
+        began = time.monotonic_ns()
+        sender = f"block {self._block - 1} (rank {self._peer})"
+        batch, epoch, flags, samples = self._layout.check(coming.header[:FIELDS].tolist(), sender, self._peer)
+        training, drain = bool(flags & TRAINING), bool(flags & DRAIN)
+        lanes = self._layout.lanes if training else ()
+        payload, work = coming.payload, coming.payload_work
+        if payload is None:
+            payload, work = self._post_payload((len(lanes) + 1) * samples, training)
+        ends = drain or (batch + 1) % self._batches == 0
+        if training and not ends and self._room.acquire(timeout=SOON):
+            self._coming = self._post(early=self._early)
+        if work is not None:
+            self._wait(work, payload)
+        stacked = unwire(payload)
+        tangent = Tangent(lanes, stacked[samples:]) if lanes else None
+        labels = coming.header[FIELDS : FIELDS + samples]
+        received = Batch(batch, epoch, training, stacked[:samples], labels, tangent, drain)
+        self._latest, self._arrived = received.name, time.monotonic()
+        if self._timeline.on and training:
+            self._timeline.add(RECEIVE, self._block, batch, began, self._block - 1)
+        return received
+
+    def _post(self, early: bool) -> _Coming:
+        """Post the receives of the next batch, that of its payload only if it is sure to be a training batch."""
+        samples = self._layout.shape[0]
+        header = torch.empty(FIELDS + samples, dtype=torch.int64)
+        work = self._receive(header)
+        payload = self._post_payload((len(self._layout.lanes) + 1) * samples, True) if early else (None, None)
+        return _Coming(header, work, *payload)
+
+    def _post_payload(self, samples: int, training: bool) -> tuple[Tensor, dist.Work | None]:
+        """Its buffer, and what to wait for; nothing comes if it is empty."""
+        shape = self._layout.trains_on if training else self._layout.shape
+        payload = self._buffer(wire(torch.empty((samples, *shape[1:]), device="meta")).shape)
+        return payload, self._receive(payload) if payload.numel() else None
+
+    def _buffer(self, shape: torch.Size) -> Tensor:
+        slot = self._received % len(self._ring)
+        self._received += 1
+        if self._ring[slot].numel() < shape.numel():
+            self._ring[slot] = self._new(shape.numel())
+        return self._ring[slot][: shape.numel()].view(shape)
+
+    def _receive(self, tensor: Tensor) -> dist.Work:
+        try:
+            work = dist.irecv(tensor, self._peer, tag=TAG)
+        except RuntimeError as error:
+            raise self._lost(error) from error
+        assert work is not None
+        return work
+
+    def _wait(self, work: dist.Work, tensor: Tensor | None = None) -> None:
+        """Args: tensor: what it receives, if that may be on a GPU."""
+        try:
+            work.wait()
+        except RuntimeError as error:
+            raise self._lost(error) from error
+        if (
+            tensor is not None and tensor.is_cuda
+        ):  # NCCL's wait orders streams, not the host; another thread's stream uses it
+            torch.cuda.current_stream().synchronize()
+
+    def _lost(self, error: Exception) -> LinkError:
+        last = (
+            f"last came {self._latest}, {time.monotonic() - self._arrived:.1f} s ago"
+            if self._latest
+            else "nothing came yet"
+        )
+        what = f"lost block {self._block - 1} (rank {self._peer}) on the forward plane; {last}: {first_line(error)}"
+        return LinkError(what, self._peer)

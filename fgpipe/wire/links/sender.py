@@ -1,0 +1,106 @@
+"""The upward end of a link between two processes."""
+
+import time
+from collections import deque
+from functools import partial
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from fgpipe.errors import LinkError, first_line
+from fgpipe.observe.ledger import Ledger
+from fgpipe.wire.batch import Batch
+from fgpipe.wire.links.header import IN_FLIGHT, TAG, header_of, wire
+from fgpipe.wire.slow import Delay
+
+
+class Sender:
+    """Sends to the process of the block above. At most two batches wait here; then `send` blocks."""
+
+    def __init__(
+        self, block: int, peer: int, samples: int, ledger: Ledger, device: torch.device, delay: Delay | None = None
+    ) -> None:
+        """
+        Args:
+            peer: rank of the process of block `block + 1`.
+            samples: of a training batch; test batches may have fewer.
+            device: where the wire's tensors live.
+            delay: makes the link slower than it is.
+        """
+        self._block, self._peer, self._samples = block, peer, samples
+        self._ledger, self._device, self._delay = ledger, device, delay
+        self._pending: deque[_Sending] = deque()
+
+    def send(self, batch: Batch) -> None:
+        """Hand a batch over, which must not be changed afterwards; waits until the block above has room.
+
+        Raises:
+            LinkError: the process above is gone, or takes nothing.
+        """
+        x = wire(batch.x)
+        stacked = torch.cat([x, wire(batch.tangent.value)]) if batch.tangent else x.contiguous()
+        payload = _on_wire(stacked, self._device)
+        header = header_of(batch, self._samples)
+        messages = [header, payload] if payload.numel() else [header]
+        if self._delay is None:
+            self._post(batch.name, messages)
+        else:
+            size = sum(message.nbytes for message in messages)
+            self._delay.put(size, partial(self._post, batch.name, messages), room=IN_FLIGHT)
+        lanes = len(batch.tangent.lanes) if batch.tangent else 0
+        one = payload.nbytes // (lanes + 1)
+        count = self._ledger.count
+        count(self._block, self._block + 1, "activations", one)
+        if lanes:
+            count(self._block, self._block + 1, "tangents", lanes * one)
+        count(self._block, self._block + 1, "control", header.nbytes)
+
+    def _post(self, name: str, messages: list[Tensor]) -> None:
+        if len(self._pending) == IN_FLIGHT:
+            self._wait_for_oldest()
+        sending = _Sending(name, time.monotonic(), messages, [])
+        try:
+            sending.works.extend(dist.isend(message, self._peer, tag=TAG) for message in messages)
+        except RuntimeError as error:
+            raise self._lost(sending, error) from error
+        self._pending.append(sending)
+
+    def _wait_for_oldest(self) -> None:
+        sending = self._pending.popleft()
+        try:
+            for work in sending.works:
+                work.wait()
+        except RuntimeError as error:
+            raise self._lost(sending, error) from error
+
+    def _lost(self, sending: "_Sending", error: Exception) -> LinkError:
+        way = f"{sending.name} was on its way to it for {time.monotonic() - sending.began:.1f} s"
+        what = f"lost block {self._block + 1} (rank {self._peer}) on the forward plane; {way}: {first_line(error)}"
+        return LinkError(what, self._peer)
+
+    def close(self) -> None:
+        """Wait until everything that was sent has left."""
+        if self._delay is not None:
+            self._delay.close()
+        while self._pending:
+            self._wait_for_oldest()
+
+
+class _Sending(NamedTuple):
+    """A batch that may not have arrived yet."""
+
+    name: str
+    began: float
+    """`time.monotonic`."""
+    messages: list[Tensor]
+    """They must live as long."""
+    works: list[dist.Work]
+
+
+def _on_wire(payload: Tensor, device: torch.device) -> Tensor:
+    """The payload where the wire's tensors live; from a GPU to the host by way of pinned memory."""
+    if payload.device.type == device.type:
+        return payload
+    return torch.empty_like(payload, device=device, pin_memory=True).copy_(payload)

@@ -1,0 +1,106 @@
+"""Readings of more than one number: rows of as many as there are classes, along a lane or without one.
+
+The references are autograd's gradients on a copy of the net; a failure of the row guess alone points to the tangents of
+the logits, of both to what becomes of rows between the target and the block.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fgpipe.config import compose_config
+from fgpipe.errors import FeedbackError, UserError
+from fgpipe.gradients import estimator
+from fgpipe.gradients.estimator import StepRule
+from fgpipe.gradients.guesses import Guess, GuessHead, View, guess
+from fgpipe.gradients.readings import Reading, linearize_head
+from fgpipe.models.heads import Head
+from fgpipe.wire.feedback.mailbox import Due
+from fgpipe.wire.feedback.messages import Feedback
+from tests.test_transparency import BATCH, STEPS, Pipeline, assert_agrees, assert_close, configuration
+
+CLASSES = 5
+
+
+@guess("rows")
+@dataclass(frozen=True)
+class Rows(Guess):
+    """The local gradient, times a sum of the logits' derivatives along it, each with a weight of its own."""
+
+    head: ClassVar[GuessHead | None] = GuessHead.TRAINED
+    reading: ClassVar[Reading] = Reading.LOGITS
+
+    def propose(self, view: View) -> Sequence[Tensor]:
+        return view.gradient()
+
+    def estimate(
+        self, directions: Sequence[Tensor], readings: Tensor, scope: str, step: StepRule, places: Sequence[Tensor]
+    ) -> Sequence[Tensor]:
+        weights = torch.arange(readings[0].numel(), dtype=readings.dtype).cos().view(readings[0].shape)
+        sums = (readings * weights).sum(dim=2)
+        return estimator.scaled(directions, sums if scope == "sample" else sums.sum(dim=1, keepdim=True), scope)
+
+
+CASES = [
+    (space, scope, target)
+    for space, scope in (("weight", "tensor"), ("weight", "block"), ("activity", "batch"), ("activity", "sample"))
+    for target in ("global", "local", "intermediate", "depth 3")
+]
+
+
+@pytest.mark.parametrize("space, scope, target", CASES)
+def test_rows_along_lanes(space: str, scope: str, target: str) -> None:
+    """Every estimate is the oracle's, whose rows are derivatives of vector-Jacobian products."""
+    pipeline = Pipeline(configuration("rows", "mlp", space, scope, target, 8))
+    for batch in range(STEPS):
+        assert_agrees(pipeline, *pipeline.step(batch), skip_samples=False)
+
+
+@pytest.mark.parametrize("head", ["cnn", "mlp", "linear"])
+def test_an_error_through_the_own_head(head: str) -> None:
+    """With a local target the estimate is the gradient of the block's own loss, by autograd on a copy of the net."""
+    pipeline = Pipeline(configuration("error", head, "activity", "sample", "local", 8))
+    _, before = pipeline.step(0)
+    x = before.images
+    for j in range(7):
+        y = before.blocks[j](x.detach())
+        loss = before.heads[j].losses(y, before.labels)[0].mean()
+        wanted = torch.autograd.grad(loss, list(before.blocks[j].parameters()))
+        for got, want in zip(pipeline.learnt(j), wanted, strict=True):
+            assert_close(got, want, f"block {j}")
+        x = y
+
+
+def test_the_error_is_softmax_minus_onehot() -> None:
+    torch.manual_seed(0)
+    x, labels = torch.randn(6, 3, dtype=torch.float64), torch.tensor([0, 1, 2, 3, 4, 0])
+    head = Head(nn.Linear(3, CLASSES).double())
+    _, logits, read = linearize_head(head, x, labels, Reading.ERROR, "sample")
+    wanted = logits.softmax(dim=1) - F.one_hot(labels, CLASSES)
+    assert torch.allclose(read(None), wanted[None].detach(), rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("name, probes", [("error", 1), ("rows", 1)])
+def test_no_message_is_larger_than_its_rows(name: str, probes: int) -> None:
+    """What is not P * B * C numbers is refused on arrival; an activation has 8 times as many at block 0."""
+    plan = Pipeline(configuration(name, "mlp", "activity", "sample", "global", 8)).plan
+    numbers = plan.method.numbers(plan.lanes.counts[0])
+    assert numbers == probes * BATCH * CLASSES < BATCH * plan.forward.shapes[1].numel() / 8
+    due = Due(run=1, sender=7, receiver=0, probes=probes, numbers=numbers)
+    due.check(Feedback(1, 0, 7, 0, tuple(range(probes)), (0.5,) * numbers))
+    for wrong in (numbers - probes, numbers + probes, BATCH * plan.forward.shapes[1].numel()):
+        with pytest.raises(FeedbackError, match=f"batch 0: numbers are {wrong}, expected {numbers}"):
+            due.check(Feedback(1, 0, 7, 0, tuple(range(probes)), (0.5,) * wrong))
+
+
+@pytest.mark.parametrize(
+    "key, only", [("lanes=2", "exact"), ("decode=smoothed", "plain"), ("step=normalised", "projection")]
+)
+def test_rows_are_not_coded(key: str, only: str) -> None:
+    with pytest.raises(UserError, match=f"{key}: allowed: {only} with guess=error, whose readings are rows"):
+        compose_config(["guess=error", "space=activity", key])
