@@ -1,4 +1,4 @@
-"""What each block costs per batch, counted, so that processes get runs of blocks of about the same cost."""
+"""Costs of each block per batch, counted, so that processes get runs of blocks of about the same cost."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ COUNTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 @dataclass(frozen=True)
 class ForwardPass:
-    """What one forward pass of a net's blocks shows."""
+    """Shapes and FLOPs of one forward pass of a net's blocks."""
 
     shapes: tuple[torch.Size, ...]
-    """Of each block's input, and of the last one's output, without the batch."""
+    """Shape of each block's input, and of the last one's output, without the batch."""
     flops: tuple[int, ...]
-    """Of each block, for the whole batch: those of convolutions and linear layers, a multiplication and an addition
+    """FLOPs of each block, for the whole batch: those of convolutions and linear layers, a multiplication and an addition
     counted as two; all else counts as free."""
 
     @classmethod
@@ -41,7 +41,7 @@ def head_flops(net: Net, shape: tuple[int, ...]) -> list[int]:
 
 
 def _run(net: Net, shape: tuple[int, ...]) -> tuple[list[Tensor], list[int]]:
-    """What enters each block and what leaves the last, numbers without a meaning, and the FLOPs of each block.
+    """Shapes that enter each block and leave the last, numbers without a meaning, and the FLOPs of each block.
 
     On the CPU: the meta device would import PyTorch's compiler, which takes each process more than a second.
     """
@@ -55,7 +55,7 @@ def _run(net: Net, shape: tuple[int, ...]) -> tuple[list[Tensor], list[int]]:
 
 @torch.no_grad()
 def _count(run: Any, *inputs: Tensor) -> tuple[Any, int]:
-    """What `run` returns, and the FLOPs of the layers that it calls."""
+    """Result of `run`, and the FLOPs of the layers that it calls."""
     flops = 0
 
     def add(layer: nn.Module, _: Any, y: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Where processes stand along the pipeline (`placement=FILE`), and whether hosts meet at its widest link."""
+"""Places of processes along the pipeline (`placement=FILE`), and hosts that meet at its widest link."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -13,7 +13,7 @@ from fgpipe.plan.topology import Topology
 
 
 def read(path: str | None, world_size: int, replicas: int = 1) -> tuple[tuple[int, ...], ...]:
-    """Of each replica, the rank at each position along the pipeline; in order without a file.
+    """Ranks of each replica, by position along the pipeline; in order without a file.
 
     The file is YAML with one key, `ranks`, such as `ranks: [2, 0, 1, 3]`; with several replicas it has a list for each,
     such as `ranks: [[2, 0], [1, 3]]`.

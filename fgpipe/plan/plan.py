@@ -18,7 +18,7 @@ from fgpipe.plan.topology import Topology, balanced
 
 @dataclass(frozen=True)
 class DataFacts:
-    """What the processes without images know of them."""
+    """Facts about the data that processes without images know."""
 
     train_batches: int
     test_batches: int
@@ -45,7 +45,7 @@ class Plan:
     windows: tuple[int, ...]
     topology: Topology
     forward: ForwardPass
-    """Of two samples."""
+    """Shapes and FLOPs of two samples."""
     step: int = 0
     """Training batches that were done before this process began."""
 
@@ -92,17 +92,17 @@ class Plan:
 
     @property
     def pipelined(self) -> bool:
-        """Whether blocks are trained by pipelined backpropagation, all of a process as one."""
+        """Tell whether blocks are trained by pipelined backpropagation, all of a process as one."""
         return self.config.guess_name == "end_to_end" and self.config.tangents == "forward"
 
     @property
     def is_reference(self) -> bool:
-        """Whether no readings travel, as blocks learn by backpropagation or by the oracle."""
+        """Tell whether no readings travel, as blocks learn by backpropagation or by the oracle."""
         return self.pipelined or self.config.tangents == "oracle"
 
     @property
     def link_bytes(self) -> list[int]:
-        """Of a training batch in one replica, activation and tangents, upwards from each block but the last."""
+        """Bytes of a training batch in one replica, activation and tangents, upwards from each block but the last."""
         size = self.config.share * Precision.of(self.config).wire.itemsize
         one = [size * shape.numel() for shape in self.forward.shapes[1:-1]]
         return [(1 + len(self.lanes.on_link(j))) * each for j, each in enumerate(one)]
@@ -120,10 +120,10 @@ class Plan:
 
 
 def trains_head(config: Config, method: Method, block: int) -> bool:
-    """Whether the head of a block is trained: a guess or target uses it, or it observes."""
+    """Tell whether the head of a block is trained: a guess or target uses it, or it observes."""
     return method.trains_head(block) or config.observe.heads
 
 
 def uses_head(config: Config, method: Method, block: int) -> bool:
-    """Whether the head of a block is used at all, trained or not."""
+    """Tell whether the head of a block is used at all, trained or not."""
     return trains_head(config, method, block) or (method.guesses_by_untrained_head and block != method.last)

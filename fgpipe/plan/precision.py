@@ -1,4 +1,4 @@
-"""In which floating-point formats a run computes, and sends activations and tangents up."""
+"""Floating-point formats in which a run computes, and sends activations and tangents up."""
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.
 
 @dataclass(frozen=True)
 class Precision:
-    """Of one run."""
+    """Formats of one run."""
 
     dtype: torch.dtype
-    """Of parameters, guesses, scalars, estimates and updates, and of all compute without autocast."""
+    """Format of parameters, guesses, scalars, estimates and updates, and of all compute without autocast."""
     wire: torch.dtype
-    """Of activations and tangents between blocks; within a process too, so that no number depends on the processes."""
+    """Format of activations and tangents between blocks; within a process too, so that no number depends on the processes."""
     autocast: bool = False
     """Blocks and heads, their tangents included, compute in bfloat16 where PyTorch's autocast does."""
 

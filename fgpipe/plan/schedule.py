@@ -1,4 +1,4 @@
-"""When things happen: windows to actions. Pure; no clock, no sockets, no tensors.
+"""The order of things: windows to actions. Pure; no clock, no sockets, no tensors.
 
 Before block j forwards batch b it has applied the feedback of batch b - W_j and of every earlier one (`in_order`:
 of no later one either, so the sequence of updates depends on the windows alone). Four blocks, global target,
@@ -44,12 +44,12 @@ def windows(method: Method, window: int | str | Sequence[int]) -> tuple[int, ...
     smallest = [method.target(j) - j + 1 if method.waits(j) else 1 for j in range(method.blocks)]
     if window == "auto":
         return tuple(smallest)
-    asked = [window] * method.blocks if isinstance(window, int) else window
+    asked = [window] * method.blocks if isinstance(window, int) else [int(each) for each in window]
     return tuple(w if method.waits(j) else 1 for j, w in enumerate(asked))
 
 
 def actions(batches: range, window: int, waits: bool) -> Iterator[Action]:
-    """What a block does with a run of batches, from an empty pipeline to a drained one.
+    """Actions of a block on a run of batches, from an empty pipeline to a drained one.
 
     Args:
         waits: the block needs scalars from above; otherwise it learns within its forward pass.
@@ -64,12 +64,12 @@ def actions(batches: range, window: int, waits: bool) -> Iterator[Action]:
 
 
 def drain(pending: Iterable[Action], last: int) -> deque[Action]:
-    """What is left of a block's actions if no batch follows `last`, which it has forwarded."""
+    """Rest of a block's actions if no batch follows `last`, which it has forwarded."""
     return deque(action for action in pending if isinstance(action, Apply) and action.batch <= last)
 
 
 def turn(pending: Sequence[Action], block: int) -> tuple[float, int, int]:
-    """When the first of a block's pending actions comes in an order of all actions of all blocks: the least first.
+    """Place of the first of a block's pending actions in an order of all actions of all blocks: the least first.
 
     Batch by batch, each from block 0 up; what a block applies before it forwards a batch comes with that batch. No
     action waits for one that comes later. So processes that keep to this order, and wait for each other at any actions
@@ -80,7 +80,7 @@ def turn(pending: Sequence[Action], block: int) -> tuple[float, int, int]:
 
 
 class Agenda:
-    """What the blocks of one process have still to do, each in its own order.
+    """Actions that the blocks of one process have still to do, each in its own order.
 
     Of several blocks that can go on the highest goes first, so that few batches wait between them.
 

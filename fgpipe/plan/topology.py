@@ -17,21 +17,21 @@ class Topology:
     """Blocks at each position."""
     rank: int
     placement: tuple[tuple[int, ...], ...] = ()
-    """Of each replica, the rank at each position; if empty, there is one, in order."""
+    """Ranks of each replica, by position; if empty, there is one, in order."""
 
     @property
     def pipelines(self) -> tuple[tuple[int, ...], ...]:
-        """Of each replica, the rank at each position."""
+        """Ranks of each replica, by position."""
         return self.placement or (tuple(range(len(self.sizes))),)
 
     @property
     def replicas(self) -> int:
-        """How many there are."""
+        """Number of replicas."""
         return len(self.pipelines)
 
     @property
     def replica(self) -> int:
-        """That of this process."""
+        """Replica of this process."""
         return self.replica_of(self.rank)
 
     def replica_of(self, rank: int) -> int:
@@ -49,7 +49,7 @@ class Topology:
 
     @property
     def position(self) -> int:
-        """Of this process."""
+        """Position of this process."""
         return self.position_of(self.rank)
 
     def position_of(self, rank: int) -> int:

@@ -59,13 +59,13 @@ class Part(nn.Module):
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
         self.classifier = classifier
-        """Of the last process; used by its loss, and here so that its gradients are scaled with the others."""
+        """Head of the last process; used by its loss, and here so that its gradients are scaled with the others."""
         self._device, self._host, self._keep, self._copy = device, host, keep_outputs, copy
         self._precision = precision
         self._phases, self.at = phases, (0, 0)
         """`at`: the batch and microbatch that come next."""
         self.outputs: list[list[Tensor]] = []
-        """Of each microbatch, each block's output, detached, if they are to be kept."""
+        """Outputs of each block, by microbatch, detached, if they are to be kept."""
 
     def forward(self, x: Tensor) -> Tensor:
         x, outputs = unwire(x.to(self._device)), []
@@ -94,14 +94,15 @@ class ObservedStage(PipelineStage):
     def __init__(
         self,
         part: Part,
-        *arguments: Any,
+        place: tuple[int, int, torch.device],
+        examples: Sequence[Tensor],
         topology: Topology,
         ledger: Ledger,
         phases: Phases,
         group: dist.ProcessGroup | None,
     ) -> None:
         """Args: phases: of the backward passes, which all blocks here make as one; they count as the first block's."""
-        super().__init__(part, *arguments, group=group)
+        super().__init__(part, *place, examples[0], examples[1], group=group)
         self._part, self._local, self._ledger, self._phase = part, topology.local, ledger, phases
 
     def forward_one_chunk(self, fwd_chunk_id: int, *arguments: Any, **options: Any) -> Any:
@@ -175,12 +176,12 @@ class PipelinedStep:
         place = (topology.position, len(topology.pipeline), host)
         self._stage = stage = ObservedStage(
             self._part,
-            *place,
-            *examples,
-            topology=topology,
-            ledger=observers.ledger,
-            phases=Phases.of_backward(plan, observers.timeline, device),
-            group=group,
+            place,
+            examples,
+            topology,
+            observers.ledger,
+            Phases.of_backward(plan, observers.timeline, device),
+            group,
         )
         loss = self._loss if self._is_last else _no_loss
         stages = [stage] if zero_bubble else stage  # it may take several
@@ -194,8 +195,9 @@ class PipelinedStep:
 
     def _loss(self, y: Tensor, labels: Tensor) -> Tensor:
         with self._phases[-1]("loss", *self._part.at):
-            x = input_for(self._classifier, unwire(y).to(self._device))
-            losses, logits = self._classifier.losses(x, labels.to(self._device))
+            classifier = self._learners[-1].head
+            x = input_for(classifier, unwire(y).to(self._device))
+            losses, logits = classifier.losses(x, labels.to(self._device))
         self._judged.append((losses.detach(), logits.detach()))
         return losses.mean()
 
@@ -219,7 +221,7 @@ class PipelinedStep:
         labels = batch.labels.to(self._device)
         for phase, each in zip(self._phases, self._learners, strict=True):
             yield from self._update(each.index, "block", each.optimizer, phase, batch.id)
-        if self._is_last:
+        if self._is_last and each.head_optimizer is not None:
             yield from self._update(each.index, "head", each.head_optimizer, phase, batch.id)
             losses, logits = (torch.cat(parts) for parts in zip(*self._judged, strict=True))
             self._judged.clear()
@@ -242,7 +244,7 @@ class PipelinedStep:
         outputs = [torch.cat(parts) for parts in zip(*self._part.outputs, strict=True)]
         self._part.outputs.clear()
         for y, each in zip(outputs, self._learners, strict=True):
-            if each.head is not None and each.head is not self._classifier:
+            if each.head_optimizer is not None and each.head is not self._classifier:
                 losses, logits = each.head.losses(input_for(each.head, y), labels)
                 found = gradients(losses.mean(), each.head_optimizer.parameters)
                 each.head_optimizer.step(found, batch)
@@ -255,7 +257,8 @@ class PipelinedStep:
         for position, each in enumerate(self._learners):
             y, x = self._part.block(position, x)
             if each.head is not None:
-                yield Scored(each.index, False, *each.head.losses(input_for(each.head, y), labels), labels)
+                losses, logits = each.head.losses(input_for(each.head, y), labels)
+                yield Scored(each.index, False, losses, logits, labels)
         if not self._is_last:
             yield replace(batch, x=x)
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import astuple
+from pathlib import Path
 
 from fgpipe.cluster.process import Cluster, Facts
 from fgpipe.config import Config
@@ -17,8 +18,8 @@ from fgpipe.saving.outputs import needed
 
 def share_data(
     config: Config, cluster: Cluster, loaders: Sequence[int], claim: ExitStack
-) -> tuple[Batches | None, Facts]:
-    """The data of this process, if it is one of the `loaders`, the process of block 0 of each replica; and the facts.
+) -> tuple[Batches | None, int, Path, DataFacts]:
+    """Read the data of this process, if it is one of the `loaders`, the process of block 0 of each replica.
 
     The first of them goes first: what it has to download is there when the others load. It holds the claim on the run
     folder, as it lives as long as the run, and nothing is written before it has it.
@@ -33,7 +34,8 @@ def share_data(
             batches, _ = _data(config, loaders.index(rank))
     for replica, loader in enumerate(loaders[1:], 1):
         cluster.share((replica,) if rank == loader else None, loader, f"data/{replica}")
-    return batches, facts
+    step, folder, *rest = facts
+    return batches, int(step), Path(str(folder)), DataFacts(*map(int, rest))
 
 
 def _load(config: Config, claim: ExitStack) -> tuple[Batches, Facts]:
@@ -54,8 +56,8 @@ def _data(config: Config, replica: int) -> tuple[Batches, DataFacts]:
     """The share of a replica."""
     with met_here_alone():
         dataset = load(config.data)
-        shares = {"share": replica, "shares": config.replicas}
-        batches = Batches(dataset, config.data, config.batch_size, config.seed, DTYPES[config.dtype], **shares)
+        dtype, size = DTYPES[config.dtype], config.batch_size
+        batches = Batches(dataset, config.data, size, config.seed, dtype, share=replica, shares=config.replicas)
     return batches, DataFacts.of(dataset, batches, config.data.size)
 
 

@@ -8,14 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fgpipe.cluster.replicas import Replicas
 from fgpipe.config.rng import generator
 from fgpipe.gradients.optim import Optimizer, Trained, learning_rate
 from fgpipe.models.init import materialize
 from fgpipe.models.net import deep_copy
-from fgpipe.observe.ledger import Ledger
 from fgpipe.plan.plan import Plan, trains_head
 from fgpipe.plan.precision import DTYPES
+
+Average = Callable[[Iterable[Tensor]], Iterable[Tensor]]
+"""From the estimates of one replica to their mean over all."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Learner:
     head_optimizer: Optimizer | None
 
     @classmethod
-    def make(cls, plan: Plan, index: int, device: torch.device, average: "Average | None" = None) -> "Learner":
+    def make(cls, plan: Plan, index: int, device: torch.device, average: Average | None = None) -> "Learner":
         """Draw the weights of a block and its heads.
 
         Args: average: from the estimates of this replica to their mean over all; None where there is one.
@@ -51,17 +52,6 @@ class Learner:
         optimizer = partial(Optimizer, config=config.optim, rate=rate, average=average)
         return cls(index, block, head, guess_head, optimizer([block]), optimizer([head]) if head is not None else None)
 
-    @classmethod
-    def local(
-        cls, plan: Plan, device: torch.device, ledger: Ledger | None = None, replicas: Replicas | None = None
-    ) -> dict[int, "Learner"]:
-        """The blocks of this process, by index.
-
-        Args: ledger, replicas: for estimates that are averaged over replicas.
-        """
-        averages = {j: replicas and ledger and partial(replicas.average, ledger, j) for j in plan.topology.local}
-        return {j: cls.make(plan, j, device, average) for j, average in averages.items()}
-
     def trained(self, memories: Mapping[str, nn.Module | None]) -> dict[str, Trained]:
         """Everything that it has learnt, by name: `block`, `head` if it trains one, and memories that are not None."""
         parts = {"block": Trained(self.block, self.optimizer)}
@@ -74,6 +64,3 @@ class Learner:
         for module in (self.block, self.head):
             if module is not None and module.training != training:
                 module.train(training)
-
-
-Average = Callable[[Iterable[Tensor]], Iterable[Tensor]]

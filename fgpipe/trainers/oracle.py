@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fgpipe.gradients.estimator import StepRule
 from fgpipe.gradients.guesses import GuessMemory, redraw
@@ -88,7 +88,9 @@ class OracleStep:
                 estimates = in_order(each.head, found.heads[j])
                 each.head_optimizer.step(estimates, batch.id)
                 yield Learnt(j, "head", estimates)
-                yield Scored(j, True, found.losses[j], found.logits[j], labels)
+                losses, logits = found.losses[j], found.logits[j]
+                assert losses is not None and logits is not None, "a head that learns has a loss"
+                yield Scored(j, True, losses, logits, labels)
 
     def _transmit(self, batch: int, scalars: Mapping[int, Tensor]) -> dict[int, Tensor]:
         """The scalars as the decoders have them when lanes carry them."""
@@ -105,12 +107,13 @@ class OracleStep:
         for j, each in enumerate(self.learners):
             x = each.block(input_for(each.block, x))
             if each.head is not None:
-                yield Scored(j, False, *each.head.losses(input_for(each.head, x), labels), labels)
+                losses, logits = each.head.losses(input_for(each.head, x), labels)
+                yield Scored(j, False, losses, logits, labels)
 
     def trained(self) -> dict[int, dict[str, Trained]]:
         """Everything that each block has learnt, by block and name."""
-        memories = [
-            rule.means | {"prediction": decoder.prediction, "guess": memory.or_none}
+        memories: list[dict[str, nn.Module | None]] = [
+            {**rule.means, "prediction": decoder.prediction, "guess": memory.or_none}
             for rule, decoder, memory in zip(self.step_rules, self.decoders, self.memories, strict=True)
         ]
         return {j: each.trained(memories[j]) for j, each in enumerate(self.learners)}

@@ -49,7 +49,7 @@ class Phases(AbstractContextManager[None]):
     def of_backward(cls, plan: Plan, timeline: Timeline, device: torch.device) -> "Phases":
         """The clock of a backward pass of all blocks here as one, which counts as the first's."""
         slow, local, flops = plan.config.slow, plan.topology.local, plan.forward.flops
-        if slow.block not in local:
+        if slow.block is None or slow.block not in local:
             return cls(local[0], timeline, device=device)
         share = flops[slow.block] / sum(flops[j] for j in local)
         return cls(local[0], timeline, Straggler.of(slow, plan.config.seed, slow.block), share, device)

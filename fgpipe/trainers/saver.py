@@ -1,4 +1,4 @@
-"""When a run saves, and how its processes do it together.
+"""Moments at which a run saves, and how its processes do it together.
 
 Saved is at drained points only, where no batch is in flight: after every `checkpoint.every_steps` batches, at the end
 of an epoch that is the best so far or the last, and where `Saver.stop` asks for an extra drain.
@@ -32,7 +32,7 @@ from fgpipe.saving.checkpoint import (
 )
 
 State = Mapping[int, Mapping[str, Trained]]
-"""What each block has learnt, by block and name."""
+"""Everything that each block has learnt, by block and name."""
 
 
 class Preempted(Exception):
@@ -95,7 +95,7 @@ class Saver:
         return range(first, min(batches, (start + first) // every * every + every - start))
 
     def stop(self) -> bool:
-        """Whether to drain after the batch that sets out now: preempted, or the minutes are over, in any replica."""
+        """Tell whether to drain after the batch that sets out now: preempted, or the minutes are over, in any replica."""
         wanted = self._cluster.preempted or self._minutes_are_over()
         return self._config.on and self._replicas.any(0, wanted)
 

@@ -38,7 +38,7 @@ from fgpipe.observe.observers import Observers
 from fgpipe.observe.progress import Progress, closing_table
 from fgpipe.observe.record import RunFolder, scores_of
 from fgpipe.plan import placement
-from fgpipe.plan.plan import DataFacts, Plan
+from fgpipe.plan.plan import Plan
 from fgpipe.plan.precision import DTYPES
 from fgpipe.plan.topology import Topology
 from fgpipe.saving import resume, verdict
@@ -98,10 +98,10 @@ def _perform(
     device = place.device(config.device)
     with _said(place):
         cluster = Cluster(place, config.deadline)
-        batches, (step, folder, *facts) = share_data(config, cluster, [ranks[0] for ranks in pipelines], claim)
+        batches, step, folder, facts = share_data(config, cluster, [ranks[0] for ranks in pipelines], claim)
     source = resume.source(config)
     resumed = Checkpoints(source).manifest(step) if source is not None and step else None
-    plan = Plan.make(config, DataFacts(*facts), net, place.rank, place.world_size, step, pipelines)
+    plan = Plan.make(config, facts, net, place.rank, place.world_size, step, tuple(map(tuple, pipelines)))
     _prefix_warnings(plan.topology)
     with _said(place), interface.confines_gloo():
         cluster.connect(plan.topology, place.wire_device(device), alone=pipelined)
@@ -110,7 +110,7 @@ def _perform(
         wide := placement.wide_boundary(plan.topology, cluster.hosts, plan.link_bytes)
     ):
         print(f"fgpipe: warning: {wide}", file=sys.stderr, flush=True)
-    return _Run(plan, cluster, replicas, device, batches, Path(folder), resumed).execute()
+    return _Run(plan, cluster, replicas, device, batches, folder, resumed).execute()
 
 
 class _Run:
@@ -129,7 +129,9 @@ class _Run:
         config, facts = plan.config, plan.facts
         self._plan, self._cluster, self._replicas = plan, cluster, replicas
         self._device, self._batches = device, batches
-        self._progress, self._folder, self._resumed = None, None, resumed
+        self._progress: Progress | None = None
+        self._folder: RunFolder | None = None
+        self._resumed = resumed
         done = resumed.epochs if resumed else []
         self._seconds = sum(line["train_seconds"] for line in done)
         self._unwritten: list[str] = []
@@ -138,11 +140,12 @@ class _Run:
             self._progress = Progress(config.epochs, facts.train_batches, config.batch_size)
             with met_here_alone():
                 self._folder = RunFolder(config, folder, done, resumed.step if resumed else 0)
-        on_batch, on_cosines = self._progress and self._progress.batch, self._folder and self._folder.cosines
+        on_batch = None if self._progress is None else self._progress.batch
+        on_cosines = None if self._folder is None else self._folder.cosines
         self._metrics = Metrics(plan.method.blocks, on_batch, on_cosines)
         self._ledger, self._memory = Ledger(plan.method.blocks), Memory(device)
         self._processor = torch.zeros(2, dtype=torch.int64)
-        """What `_processor_time` grew by in training."""
+        """Growth of `_processor_time` in training."""
         self._tracer = Tracer(config.trace, cluster, plan.topology)
         self._path, cluster.on_end = folder, self._verdict
         self._observers = Observers(self._metrics, self._ledger, self._tracer.timeline)
@@ -176,7 +179,7 @@ class _Run:
         return figures if self._folder is not None else {}
 
     def _write_trace(self) -> None:
-        path = self._folder and self._folder.path
+        path = None if self._folder is None else self._folder.path
         try:
             self._tracer.end(path)
         except OSError as error:
@@ -248,7 +251,8 @@ class _Run:
 
         Seconds count from the first process's start of training to the last one's end, without what saving takes.
         """
-        facts, source = self._plan.facts, self._batches
+        facts, batches = self._plan.facts, self._batches
+        source = None if batches is None else batches.train
         if self._progress is not None:
             self._progress.begin_epoch(epoch, seconds)
         while index < facts.train_batches:
@@ -256,14 +260,16 @@ class _Run:
             with self._memory.training():  # between the barriers, no other process sends anything but training batches
                 self._cluster.barrier()
                 began, worked = time.monotonic(), _processor_time()
-                index = trainer.train(epoch, facts.train_batches, source and source.train, segment, self._saver.stop)
+                index = trainer.train(epoch, facts.train_batches, source, segment, self._saver.stop)
                 self._replicas.average_statistics(self._ledger, trainer.trained())
                 self._processor += _processor_time() - worked
             self._cluster.barrier()
             seconds += time.monotonic() - began
             if index < facts.train_batches:
                 self._saver.after_segment(trainer.trained(), epoch, segment, index, self._lines, seconds)
-        trainer.evaluate(epoch, self._plan.test_batches, source and (lambda epoch, index: source.test(index)))
+        trainer.evaluate(
+            epoch, self._plan.test_batches, None if batches is None else lambda _, index: batches.test(index)
+        )
         self._table = scores(self._cluster.sum(self._metrics.take()))
         self._seconds += seconds
         last = self._plan.method.last
@@ -375,7 +381,9 @@ def _already(summary: dict[str, Any], config: Config) -> dict[str, Any]:
 
 
 def _prefix_warnings(topology: Topology) -> None:
-    def show(message: Warning | str, category: type[Warning], *rest: Any) -> None:
+    def show(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
+    ) -> None:
         print(f"{prefix(topology)} warning: {message}", file=sys.stderr, flush=True)
 
     warnings.showwarning = show

@@ -33,7 +33,7 @@ from fgpipe.wire.feedback.messages import Feedback, Lost
 
 @dataclass(eq=False)
 class InFlight:
-    """What a block keeps of a batch until its readings arrive."""
+    """Everything that a block keeps of a batch until its readings arrive."""
 
     batch: int
     draw: int
@@ -44,8 +44,8 @@ class InFlight:
     """None for those that are made again."""
     output: Tensor | None
     """The block's output with its graph (activity space)."""
-    weights: nn.Module | None
-    """The module that the graph belongs to (activity space)."""
+    weights: nn.Module
+    """The module that ran the batch, to which the graph belongs."""
 
 
 class Stage:
@@ -74,12 +74,12 @@ class Stage:
 
     def trained(self) -> dict[int, dict[str, Trained]]:
         """Everything that the block has learnt, by block and name, when no batch is in flight."""
-        means = self.step_rule.means | {"prediction": self.decoder.prediction, "guess": self.memory.or_none}
+        means = {**self.step_rule.means, "prediction": self.decoder.prediction, "guess": self.memory.or_none}
         return {self.index: self._learner.trained(means)}
 
     @property
     def in_flight(self) -> tuple[InFlight, ...]:
-        """What is kept of each batch whose readings have not been applied, oldest first."""
+        """Everything kept of each batch whose readings have not been applied, oldest first."""
         return tuple(self._in_flight)
 
     def run(self, given: Batch | Feedback | Lost) -> Iterator[Message]:
@@ -125,9 +125,10 @@ class Stage:
             yield self._outgoing(batch, y, widen(restrict(dy, above), above, y.detach()))
         own = yield from self._evaluate_targets(dy, read, batch)
         if self._plain:
+            assert losses is not None, "a block that learns by its loss has a head"
             yield from self._descend(losses, weights, batch)
             return
-        if self._head_optimizer is not None:
+        if self._head_optimizer is not None and losses is not None:
             found = head_gradients or gradients(losses.mean(), self._head_optimizer.parameters)
             self._head_optimizer.step(found, batch.id)
             yield Worked("head")
@@ -193,6 +194,7 @@ class Stage:
         def gradient() -> Sequence[Tensor]:
             nonlocal of_head
             if self.guess_head is None:
+                assert losses is not None and self._head_optimizer is not None, "the guess has a trained head"
                 both = gradients(losses.mean(), [*places, *self._head_optimizer.parameters])
                 of_head = both[len(places) :]
                 return both[: len(places)]
@@ -230,7 +232,8 @@ class Stage:
             return self._method.guess.insert(push(batch.tangent, {}), directions[0], carriers, y)
         per_tensor = carriers if self._method.scope == "tensor" else carriers * len(directions)
         named = zip(trainable(self.block), directions, per_tensor, strict=True)
-        return push(batch.tangent, {name: Direction(each, lanes) for name, each, lanes in named})
+        own = {name: Direction(each, {lane: float(lanes[lane]) for lane in lanes}) for name, each, lanes in named}
+        return push(batch.tangent, own)
 
     def _evaluate_targets(self, dy: Tangent | None, read: Read | None, batch: Batch) -> Part[Tensor | None]:
         """Send each block below the readings that it asked for; return those of the block's own probes, if it has any."""
@@ -251,10 +254,11 @@ class Stage:
 
     def _descend(self, losses: Tensor, weights: nn.Module, batch: Batch) -> Iterator[Message]:
         """Plain gradient descent of block and head on their own loss."""
-        found = gradients(losses.mean(), [*trainable(weights).values(), *self._head_optimizer.parameters])
+        optimizers = [self._optimizer, *filter(None, [self._head_optimizer])]
+        found = gradients(losses.mean(), [*trainable(weights).values(), *optimizers[-1].parameters])
         split = len(self._optimizer.parameters)
-        self._optimizer.step(found[:split], batch.id)
-        self._head_optimizer.step(found[split:], batch.id)
+        for optimizer, part in zip(optimizers, (found[:split], found[split:]), strict=True):
+            optimizer.step(part, batch.id)
         yield Worked("update")
         yield Learnt(self.index, "block", found[:split])
         yield Learnt(self.index, "head", found[split:])
@@ -278,14 +282,14 @@ class Stage:
         yield Learnt(self.index, "block", estimates, staleness)
 
     def _estimates(self, entry: InFlight, readings: Tensor) -> Sequence[Tensor]:
-        method, directions = self._method, entry.directions
-        places = self._optimizer.parameters if method.space == "weight" else [entry.output]
+        method, directions, y = self._method, entry.directions, entry.output
+        places: Sequence[Tensor] = self._optimizer.parameters if y is None else [y]
         if directions is None:
             directions = method.guess.propose(self._view(places, entry.draw, _not_kept, _not_kept))
         estimate = method.guess.estimate(directions, readings, method.scope, self.step_rule, places)
-        if method.space == "weight":
+        if y is None:
             return estimate
-        return gradients(entry.output, list(trainable(entry.weights).values()), estimate[0])
+        return gradients(y, list(trainable(entry.weights).values()), estimate[0])
 
     def _draw(self, batch: Batch) -> int:
         """The number under which noise and codes are drawn: of this share among all of the run's in activity space, so

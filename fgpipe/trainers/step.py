@@ -9,7 +9,7 @@ from fgpipe.wire.batch import Batch
 from fgpipe.wire.feedback.messages import Feedback, Lost
 
 Message = Batch | Feedback | StepEvent
-"""What a step yields: a batch for the block above, readings for one below, or an event for observers."""
+"""Yield of a step: a batch for the block above, readings for one below, or an event for observers."""
 Found = TypeVar("Found")
 Part = Generator[Message, None, Found]
 """A part of a step, and what it finds."""

@@ -11,7 +11,7 @@ from fgpipe.config.rng import generator
 
 @dataclass(frozen=True)
 class Straggler:
-    """How much longer the work on a batch takes."""
+    """Factor by which the work on a batch takes longer."""
 
     factor: float
     jitter: float
@@ -24,7 +24,7 @@ class Straggler:
         return cls(config.factor, config.jitter, block, seed) if config.block == block else None
 
     def factor_for(self, batch: int) -> float:
-        """How many times as long all work on a batch takes, at least 1.
+        """Factor by which all work on a batch takes longer, at least 1.
 
         `factor` times a log-normal variable of mean 1, exp(s z - s^2 / 2) with z normal and s the jitter, as service
         times of shared machines have: never negative, now and then much longer. The same for the same seed, block and

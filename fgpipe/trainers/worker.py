@@ -191,7 +191,7 @@ class Worker:
         return sender
 
     def _described(self, block: int, action: Action) -> str:
-        """What an action waits for: of which batch, from whom, on which plane, and when something last came there."""
+        """Message that an action waits for: of which batch, from whom, on which plane, and when something last came there."""
         what, plane = ("its input", "forward") if isinstance(action, Forward) else ("its readings", "feedback")
         heard = self._inbox.last_heard(block, plane)
         return f"{what} of batch {action.batch} from block {self._awaited(block, action)} ({plane} plane; {heard})"

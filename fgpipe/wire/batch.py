@@ -24,17 +24,17 @@ class Batch:
     drain: bool = False
     """No other training batch follows until every block has applied its scalars."""
     extra: int = 0
-    """Of an extra step (`wire.replay`), which has the id of the step that comes next and never goes on a wire: how many
+    """Number of an extra step (`wire.replay`), which has the id of the step that comes next and never goes on a wire: how many
     its buffer has given, this one included. 0: a step of the epoch."""
 
     @property
     def draw(self) -> int:
-        """What the random draws of a training batch are named by: its id; of each extra step, a negative number."""
+        """Name of a training batch in random draws: its id; of each extra step, a negative number."""
         return -self.extra or self.id
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """Name of the batch in messages."""
         if self.extra:
             return f"an extra step before batch {self.id}"
         return f"batch {self.id}" if self.training else f"test batch {self.id}"

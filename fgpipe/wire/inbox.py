@@ -1,4 +1,4 @@
-"""Where batches and scalars for the stages of one process arrive, from any thread, and where its main thread waits."""
+"""The place where batches and readings for the blocks of one process arrive, from any thread, and where its main thread waits."""
 
 import threading
 import time
@@ -52,7 +52,7 @@ class Inbox:
         self._due = {(block, training): first * training for block in inputs for training in (False, True)}
         """The batch that comes next, by block and whether it is a training batch."""
         self._heard: dict[tuple[int, str], float] = {}
-        """When something last came for a block, and on which plane (`time.monotonic`)."""
+        """Time when something last came for a block, and on which plane (`time.monotonic`)."""
         self._arrived = threading.Condition()
         self._error: Exception | None = None
 
@@ -104,13 +104,13 @@ class Inbox:
             self._arrived.notify()
 
     def last_heard(self, block: int, plane: str) -> str:
-        """When something last came for a block on a plane (`forward`, `feedback`), for a person to read."""
+        """Time since something last came for a block on a plane (`forward`, `feedback`), for a person to read."""
         if (block, plane) not in self._heard:
             return "nothing came yet"
         return f"the last message came {time.monotonic() - self._heard[block, plane]:.1f} s ago"
 
     def holds(self, block: int) -> bool:
-        """Whether a block takes its batches here."""
+        """Tell whether a block takes its batches here."""
         return block in self._inputs
 
     def waits_for(self, block: int) -> int | None:
@@ -136,7 +136,7 @@ class Inbox:
             return self._mailboxes[block].take()
 
     def overdue_feedback(self, block: int) -> Request | None:
-        """What to ask for when a block has waited for its scalars for long."""
+        """Request for when a block has waited for its readings for long."""
         with self._arrived:
             return self._mailboxes[block].overdue()
 

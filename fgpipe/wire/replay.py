@@ -52,15 +52,15 @@ class Replay:
         self._block, self._config, self._seed, self._metrics, self._taken = block, config, seed, metrics, taken
         self._size = config.size
         self._entries: list[Entry] = []
-        """In the order of their ids."""
+        """Batches in the order of their ids."""
         self._tests: deque[Batch] = deque()
         self._steps, self._left = range(0), 0
-        """Of the epoch under way: its steps, and how many are left."""
+        """Steps of the epoch under way, and how many are left."""
         self._newest, self._extra = -1, 0
         """The last batch that came, and the extra steps so far."""
 
     def begin(self, steps: range) -> None:
-        """As many steps as there are batches in `steps` come next; their ids are these, whatever they are made on, and
+        """Prepare for as many steps as there are batches in `steps`; their ids are these, whatever they are made on, and
         extra steps in between."""
         self._steps, self._left = steps, len(steps)
 
@@ -76,7 +76,7 @@ class Replay:
             self._push_one_out()
 
     def _push_one_out(self) -> None:
-        """Of the batches with the most uses, the one whose turn would be last."""
+        """Remove, of the batches with the most uses, the one whose turn would be last."""
         most = max(entry.uses for entry in self._entries)
         worn = [entry for entry in self._entries if entry.uses == most]
         at = {"newest": 0, "oldest": -1}.get(self._config.take)
@@ -96,7 +96,7 @@ class Replay:
         return [entry for entry in self._entries if entry.uses == least]
 
     def _more_will_come(self) -> bool:
-        """In this epoch."""
+        """Tell whether others come in this epoch."""
         return self._newest < self._steps.stop - 1
 
     def popleft(self) -> Batch:

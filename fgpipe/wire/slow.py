@@ -37,7 +37,7 @@ class SlowLinks:
         return cls(rate, latency, tuple(accumulate(int(position - 1 in slow) for position in range(processes))))
 
     def delay(self, position: int, other: int, fail: Callable[[Exception], None]) -> "Delay | None":
-        """What delays messages from one position to another; None between processes of one site.
+        """Delay of messages from one position to another; None between processes of one site.
 
         Args: fail: told the error of a message that could not be sent.
         """
@@ -50,9 +50,9 @@ class Delay:
     def __init__(self, rate: float | None, latency: float, fail: Callable[[Exception], None]) -> None:
         self._seconds_per_byte, self._latency, self._fail = 8 / rate if rate else 0.0, latency, fail
         self._free = 0.0
-        """When all that was put has left (`time.monotonic`)."""
+        """Time when all that was put has left (`time.monotonic`)."""
         self._waiting: deque[tuple[float, float, Callable[[], None]]] = deque()
-        """When a message has left, when it arrives, and what sends it; the first one stays here while it is sent."""
+        """Time when a message has left, when it arrives, and what sends it; the first one stays here while it is sent."""
         self._changed = threading.Condition()
         self._closing, self._failed = False, False
         self._thread = threading.Thread(target=self._run, daemon=True, name="slow-link")

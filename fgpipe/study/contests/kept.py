@@ -111,7 +111,7 @@ def kept_by_stage(stage: Stage, batch: Batch) -> tuple[list[Tensor], Batch]:
     for entry in stage.in_flight:
         tensors += entry.directions or ()
         tensors += [] if entry.output is None else [entry.output]
-        tensors += [] if entry.weights in (None, stage.block) else entry.weights.parameters()
+        tensors += [] if entry.weights is stage.block else entry.weights.parameters()
     return tensors, (sent or [batch])[0]
 
 

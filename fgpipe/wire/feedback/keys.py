@@ -34,7 +34,7 @@ class Keys:
         """
         public, secret = zmq.curve_keypair()
         names = {f"key/{other}": other for other in ranks}
-        store.set(f"key/{rank}", public)
+        store.set(f"key/{rank}", public.decode())
         try:
             store.wait(list(names), timedelta(seconds=deadline))
         except dist.DistStoreError as error:
@@ -47,7 +47,7 @@ class Keys:
         return next(key for key, other in self.ranks.items() if other == rank)
 
     def callback(self, domain: str, key: bytes) -> bool:
-        """Whether the holder of `key` may connect; the name is that of zmq's interface."""
+        """Tell whether the holder of `key` may connect; the name is that of zmq's interface."""
         return key in self.ranks
 
     def admit(self, context: "zmq.Context[zmq.Socket[bytes]]") -> ThreadAuthenticator:

@@ -11,7 +11,7 @@ from fgpipe.wire.feedback.messages import Feedback, Lost, Request
 
 @dataclass(frozen=True)
 class Due:
-    """What every message to a block that waits for readings must be."""
+    """Terms that every message to a block that waits for readings meets."""
 
     run: int
     sender: int
@@ -19,7 +19,7 @@ class Due:
     receiver: int
     probes: int
     numbers: int
-    """Of all probes together; the plan's, so that nothing larger is ever taken (`Method.numbers`)."""
+    """Count for all probes together; the plan's, so that nothing larger is ever taken (`Method.numbers`)."""
 
     def check(self, message: Feedback | Lost) -> None:
         """Raises: FeedbackError: it is not; the line names the batch and the field."""
@@ -103,7 +103,7 @@ class Mailbox:
         return self.overdue()
 
     def overdue(self) -> Request | None:
-        """What to ask for when the block has waited for long: the batch whose turn it is. Nothing with `lost=fail`."""
+        """Request for when the block has waited for long: the batch whose turn it is. Nothing with `lost=fail`."""
         return None if self._lost == "fail" else Request(self.due.run, self._next, self.due.receiver, self.due.sender)
 
     def first(self) -> Feedback | Lost | None:

@@ -67,7 +67,14 @@ KINDS: tuple[type[Message], ...] = (Feedback, Request, Lost)
 
 def encode(message: Message) -> bytes:
     """At most `PER_MESSAGE + PER_PROBE * P + PER_NUMBER * len(numbers)` bytes; none but `Feedback` has probes."""
-    fields = [VERSION, KINDS.index(type(message)), message.run, message.batch, message.sender, message.receiver]
+    fields: list[int | list[int] | list[float]] = [
+        VERSION,
+        KINDS.index(type(message)),
+        message.run,
+        message.batch,
+        message.sender,
+        message.receiver,
+    ]
     if isinstance(message, Feedback):
         fields += [list(message.probes), list(message.numbers)]
     return msgpack.packb(fields)
@@ -93,7 +100,10 @@ def decode(data: bytes) -> Message:
     kind, ids, rest = KINDS[fields[1]], fields[2:FIXED_FIELDS], fields[FIXED_FIELDS:]
     if len(rest) != (2 if kind is Feedback else 0):
         raise FeedbackError(f"feedback does not have the fields of a {kind.__name__}")
-    return Feedback(*ids, *_probes_and_numbers(*rest)) if kind is Feedback else kind(*ids)
+    run, batch, sender, receiver = ids
+    if kind is Feedback:
+        return Feedback(run, batch, sender, receiver, *_probes_and_numbers(*rest))
+    return (Request if kind is Request else Lost)(run, batch, sender, receiver)
 
 
 def _probes_and_numbers(probes: object, numbers: object) -> tuple[tuple[int, ...], tuple[float, ...]]:

@@ -193,7 +193,7 @@ class ZmqFeedback:
             while not self._closing.is_set():
                 if self._pull.poll(100):
                     frame = self._pull.recv(copy=False)
-                    self._handle(decode(frame.bytes), self._keys.ranks[frame.get("User-Id").encode()])
+                    self._handle(decode(frame.bytes), self._keys.ranks[str(frame.get("User-Id")).encode()])
         except Exception as error:  # noqa: BLE001 - of a thread, to be raised in the main one
             self._recipient.fail(error)
 

@@ -23,7 +23,7 @@ TRAINING, DRAIN = 1, 2
 IN_FLIGHT = 2
 """Batches that may wait in a sender, and in a receiver."""
 TAG = 1
-"""Of our messages on gloo; `torch.distributed.pipelining` has 0 between the same processes."""
+"""Tag of our messages on gloo; `torch.distributed.pipelining` has 0 between the same processes."""
 
 
 def wire(x: Tensor) -> Tensor:
@@ -58,9 +58,9 @@ class Layout:
     dtype: torch.dtype
     device: torch.device
     pinned: bool = False
-    """In memory that a GPU copies from directly; for a wire on the host of a block on a GPU."""
+    """Keep buffers in memory that a GPU copies from directly; for a wire on the host of a block on a GPU."""
     training_shape: tuple[int, ...] | None = None
-    """Of a training batch's activation, where it is not `shape`."""
+    """Shape of a training batch's activation, where it is not `shape`."""
 
     @property
     def trains_on(self) -> tuple[int, ...]:

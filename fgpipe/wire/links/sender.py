@@ -70,7 +70,7 @@ class Sender:
     def _wait_for_oldest(self) -> None:
         sending = self._pending.popleft()
         try:
-            for work in sending.works:
+            for work in filter(None, sending.works):
                 work.wait()
         except RuntimeError as error:
             raise self._lost(sending, error) from error
@@ -96,7 +96,7 @@ class _Sending(NamedTuple):
     """`time.monotonic`."""
     messages: list[Tensor]
     """They must live as long."""
-    works: list[dist.Work]
+    works: list[dist.Work | None]
 
 
 def _on_wire(payload: Tensor, device: torch.device) -> Tensor:
