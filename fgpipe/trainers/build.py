@@ -80,8 +80,8 @@ def _connect(plan: Plan, steps: list[Step], cluster: Cluster, device: torch.devi
     receiver = _receiver(plan, device, wire, observers) if first else None
     replays = receiver is not None and config.replay.size is not None
     if receiver is not None:
-        replay = Replay(first, config.replay, config.seed, metrics, receiver.taken) if replays else None
-        inputs[first] = replay or Arrivals(receiver.taken)
+        taken = receiver.taken
+        inputs[first] = Replay(first, config.replay, config.seed, metrics, taken) if replays else Arrivals(taken)
     inbox = Inbox(inputs, mailboxes, observers.timeline, plan.step)
     upwards, feedback = None, None
     if last < method.last:
