@@ -21,6 +21,9 @@ def check(config: Config) -> None:
             value = getattr(value, name)
         if not accepts(value):
             raise bad_value(key, value, allowed)
+    modules, blocks = config.model.modules, config.model.blocks
+    if is_list(modules) and sum(modules) != blocks:
+        raise bad_value("model.modules", list(modules), f"numbers that add up to model.blocks={blocks}")
     _check_data(config.data)
     _check_target(config)
     _check_replicas(config)
@@ -184,7 +187,7 @@ def check_world(config: Config, world_size: int) -> None:
     Raises:
         UserError: as `check`.
     """
-    blocks, replicas = config.model.blocks, config.replicas
+    blocks, replicas = config.blocks, config.replicas
     if world_size % replicas:
         raise bad_value("replicas", replicas, f"a divisor of the number of processes ({world_size})")
     if config.tangents == "oracle" and world_size > 1:

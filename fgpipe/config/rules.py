@@ -58,6 +58,10 @@ def _is_partition(value: Any) -> bool:
     return value == "counted" or (is_list(value) and all(map(_is_count, value)))
 
 
+def _is_modules(value: Any) -> bool:
+    return value == "nproc" or (is_list(value) and len(value) > 0 and all(map(_is_count, value)))
+
+
 def _are_channel_numbers(values: Sequence[float]) -> bool:
     return len(values) >= 1 and all(map(math.isfinite, values))
 
@@ -73,6 +77,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "data.train_samples": _optional(_at_least(1)),
     "data.test_samples": _optional(_at_least(1)),
     "model.blocks": (lambda value: value in (8, 16), "8 | 16"),
+    "model.modules": _optional((_is_modules, "nproc, or a list of blocks per module such as [4,4]")),
     "model.width": _above(0),
     "model.stem": _one_of("cifar", "imagenet"),
     "head.name": _one_of("cnn", "mlp", "linear", "predsim"),

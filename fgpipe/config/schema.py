@@ -32,6 +32,9 @@ class DataConfig:
 @dataclass
 class ModelConfig:
     blocks: int = MISSING
+    """Residual or plain blocks that the net is made of."""
+    modules: Any = None
+    """How many of them each isolated module has: null, one; a list; nproc, as many modules as processes."""
     width: float = MISSING
     stem: str = MISSING
 
@@ -176,6 +179,12 @@ class Config:
     def guess_name(self) -> str:
         """By which `fgpipe.gradients.guesses` knows it; `end_to_end` is backpropagation."""
         return self.guess["name"]
+
+    @property
+    def blocks(self) -> int:
+        """Blocks that learn by themselves: the net's modules."""
+        modules = self.model.modules
+        return len(modules) if isinstance(modules, list) else self.model.blocks
 
     @property
     def share(self) -> int:

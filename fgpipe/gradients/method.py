@@ -31,7 +31,7 @@ class Method:
     @classmethod
     def of(cls, config: Config, classes: int = 1, idle: frozenset[int] = frozenset()) -> "Method":
         assert config.scope is not None
-        shape = config.model.blocks, make(config.guess), config.space, config.scope, config.target.depth
+        shape = config.blocks, make(config.guess), config.space, config.scope, config.target.depth
         return cls(*shape, config.decode, config.step, config.share, classes, idle)
 
     @property

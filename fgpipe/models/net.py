@@ -1,8 +1,9 @@
 """A net as the runtime sees it: a list of blocks, each with a head."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -29,16 +30,17 @@ class Net:
     heads: list[nn.Module]
 
     def __post_init__(self) -> None:
-        if len(self.blocks) < 2 or len(self.blocks) != len(self.heads):
+        if not self.blocks or len(self.blocks) != len(self.heads):
             raise ValueError(
-                f"a net needs two blocks or more and a head for each; got {len(self.blocks)} and {len(self.heads)}"
+                f"a net needs a block or more and a head for each; got {len(self.blocks)} and {len(self.heads)}"
             )
 
 
 def resnet(model: ModelConfig, head: HeadConfig, *, in_channels: int, classes: int) -> Net:
     """The ResNet-18 of a configuration, on the meta device."""
     with torch.device("meta"):
-        blocks, last = resnet18(model.blocks, width=model.width, stem=model.stem, in_channels=in_channels)
+        units, last = resnet18(model.blocks, width=model.width, stem=model.stem, in_channels=in_channels)
+        blocks = grouped(units, model.modules or [1] * len(units))
         heads = [
             auxiliary_head(
                 head.name, channels(block), classes, blocks=model.blocks, width=model.width, hidden=head.hidden
@@ -46,6 +48,13 @@ def resnet(model: ModelConfig, head: HeadConfig, *, in_channels: int, classes: i
             for block in blocks[:-1]
         ]
         return Net(blocks, [*heads, classifier(last, classes)])
+
+
+def grouped(units: Sequence[nn.Module], sizes: Sequence[int]) -> list[nn.Module]:
+    """Modules of so many units each, in order; of one unit, itself."""
+    ends = accumulate(sizes)
+    groups = [units[end - size : end] for end, size in zip(ends, sizes, strict=True)]
+    return [group[0] if len(group) == 1 else nn.Sequential(*group) for group in groups]
 
 
 def sequential(net: Net) -> nn.Sequential:

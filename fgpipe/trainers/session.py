@@ -37,7 +37,7 @@ from fgpipe.observe.metrics import REPLAYS, Metrics, incident_report, scores, st
 from fgpipe.observe.observers import Observers
 from fgpipe.observe.progress import Progress, closing_table
 from fgpipe.observe.record import RunFolder, scores_of
-from fgpipe.plan import placement
+from fgpipe.plan import modules, placement
 from fgpipe.plan.plan import Plan
 from fgpipe.plan.precision import DTYPES
 from fgpipe.plan.topology import Topology
@@ -74,7 +74,10 @@ def run(config: Config, net: Net | None = None) -> dict[str, Any]:
     """
     place = Place.from_environment()
     if net is not None:
+        if config.model.modules is not None:
+            raise bad_value("model.modules", config.model.modules, "null with a net of your own, which has its modules")
         config = replace(config, model=replace(config.model, blocks=len(net.blocks)))
+    config = modules.resolved(config, max(1, place.world_size // config.replicas))
     check_world(config, place.world_size)
     pipelines = placement.read(config.placement, place.world_size, config.replicas)
     if (done := resume.check_run_dir(config)) is not None:
@@ -110,6 +113,10 @@ def _perform(
         wide := placement.wide_boundary(plan.topology, cluster.hosts, plan.link_bytes)
     ):
         print(f"fgpipe: warning: {wide}", file=sys.stderr, flush=True)
+    if place.rank == plan.topology.reporter and net is None and config.model.modules is not None:
+        for j, share in modules.dear_heads(config, plan.forward.flops).items():
+            line = f"the head of module {j} has {share:.0%} of its FLOPs (head.hidden makes it smaller)"
+            print(f"fgpipe: note: {line}", file=sys.stderr, flush=True)
     return _Run(plan, cluster, replicas, device, batches, folder, resumed).execute()
 
 

@@ -212,7 +212,7 @@ def main(arguments: list[str]) -> int:
     trainings = Trainings(folder / "accuracy", options, overrides)
     config, contestants = trainings.config, {cell.carriage: cell.contestant for cell in chosen}
     shared = [each for each in scaled.settings(overrides) if split(each)[0] in TIMED]
-    times = Contest(folder / "time", options.timing(config.model.blocks), shared, list(contestants.values()))
+    times = Contest(folder / "time", options.timing(config.blocks), shared, list(contestants.values()))
     trainings.run_missing({cell.folder: cell.training for cell in chosen})
     times.run()
     milliseconds = {name: Spread.of(1000 / speed for speed in times.speeds(each)) for name, each in contestants.items()}

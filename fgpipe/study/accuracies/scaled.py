@@ -78,8 +78,8 @@ class Trainings:
         self._folder, self._options, self._settings = folder.resolve(), options, settings(arguments)
         self.config = compose_config(self._settings)
         """Configuration of a run without overrides of its own."""
-        if options.processes > self.config.model.blocks:
-            raise bad_value("processes", options.processes, f"1 to model.blocks={self.config.model.blocks}")
+        if options.processes > self.config.blocks:
+            raise bad_value("processes", options.processes, f"1 to model.blocks={self.config.blocks}")
         claim(self._folder, [*options.stated(), *arguments])
 
     def run_missing(self, wanted: Mapping[str, Sequence[str]]) -> None:

@@ -117,7 +117,7 @@ def main(arguments: list[str]) -> int:
     """
     folder, options, overrides = read(arguments, SlowdownOptions())
     trainings, wanted = Trainings(folder, options, overrides), ways(options)
-    if options.block >= (blocks := trainings.config.model.blocks):
+    if options.block >= (blocks := trainings.config.blocks):
         raise bad_value("block", options.block, f"0 to {blocks - 1}")
     trainings.run_missing({way.name: way.overrides for way in wanted})
     text = table([SlowdownRow.of(way, trainings.summaries(way.name)) for way in wanted])

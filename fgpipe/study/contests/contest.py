@@ -137,7 +137,7 @@ class Contest:
         self._contestants, size = contestants, config.batch_size
         self._common = [*common, *arguments, f"data.train_samples={options.batches * size}"]
         self._common += [f"data.test_samples={size}", f"epochs={options.epochs}"]
-        blocks = config.model.blocks
+        blocks = config.blocks
         if options.split is not None and sum(options.split) != blocks:
             raise bad_value("split", options.split, f"numbers that add up to model.blocks={blocks}")
         if options.processes > blocks:

@@ -178,7 +178,7 @@ def main(arguments: list[str]) -> int:
         CalledProcessError: a run has failed.
     """
     folder, options, overrides = read(arguments, MemoryOptions())
-    if options.batches < (blocks := compose_config([*COMMON, *overrides]).model.blocks):
+    if options.batches < (blocks := compose_config([*COMMON, *overrides]).blocks):
         raise bad_value("batches", options.batches, f"at least the {blocks} that may be in flight, one for each block")
     wanted = contestants(options.processes)
     study = Contest(folder, options, overrides, wanted)

@@ -137,7 +137,7 @@ class Study:
         self.configs = {cell: compose_config([*COMMON, *arguments, *cell.overrides()]) for cell in cells()}
         """Configuration of a run of each cell."""
         for config in self.configs.values():
-            if (blocks := config.model.blocks) != PROCESSES:
+            if (blocks := config.blocks) != PROCESSES:
                 raise bad_value("model.blocks", blocks, f"{PROCESSES}, one for each process")
         claim(self._folder, self._arguments)
 

@@ -56,7 +56,7 @@ class SimulateOptions:
 
         Raises: UserError: a value that it cannot have.
         """
-        stages = config.model.blocks if self.stages is None else self.stages
+        stages = config.blocks if self.stages is None else self.stages
         processes = stages if self.processes is None else self.processes
         if not 1 <= stages <= MOST:
             raise bad_value("stages", stages, f"1 to {MOST}")
