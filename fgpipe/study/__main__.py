@@ -36,6 +36,7 @@ STUDIES = {
         "contests",
         "the simulator's predictions beside runs, and what it says of more stages and other links",
     ),
+    "modules": ("accuracies", "accuracy against the number of isolated modules, beside end to end"),
     "staleness": ("accuracies", "accuracy against the window, with feedback in order and eager"),
     "compiling": ("probes", "what torch.compile gains, on the CPU"),
     "precision": ("probes", "how far bfloat16 takes the estimates from the float64 oracle"),

@@ -1,0 +1,147 @@
+"""Accuracy against the number of isolated modules, beside end to end.
+
+    python -m fgpipe.study modules FOLDER data.root=DIR [counts=[1,2,4,8,16]] [seeds=3] [jobs=1] [processes=1] [out=DIR]
+                                   [key=value ...]
+
+ResNet-18 of width 0.25 on 12,800 CIFAR-10 images in 6 epochs, learning rate 0.05 in one cycle, MLP heads. Its 8 residual
+blocks are 1, 2, 4 or 8 modules; 16 are those of the plain net of 16 layers, whose end to end is a row of its own. Modules
+learn from their local target, or by local guesses for the global one (weight space, `scope=block`, exact lanes, windows
+as they are with a process for each module). Differences to end to end are paired by seed. Runs that FOLDER has are not
+run again. The table is printed and written to DIR/modules.md, in FOLDER without `out`, with a plot if matplotlib is
+installed.
+"""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+
+from fgpipe.errors import bad_value
+from fgpipe.saving.outputs import written
+from fgpipe.study.accuracies.scaled import (
+    ScaledOptions,
+    Trainings,
+    accuracies,
+    accuracy_cells,
+    deviation,
+    mean_accuracy,
+)
+from fgpipe.study.common.arguments import read
+
+SETTING = ["data.train_samples=12800", "epochs=6", "optim=one_cycle", "optim.lr=0.05"]
+COUNTS = (1, 2, 4, 8, 16)
+METHODS = {
+    "local target": ("target=local",),
+    "global target": ("target=global", "guess=local", "scope=block", "lanes=exact", "window=auto"),
+}
+
+
+@dataclass
+class ModulesOptions(ScaledOptions):
+    """Keys of this study."""
+
+    processes: int = 1
+    seeds: int = 3
+    counts: list[int] = field(default_factory=lambda: list(COUNTS))
+
+    def check(self) -> None:
+        super().check()
+        if not self.counts or not set(self.counts) <= set(COUNTS):
+            raise bad_value("counts", self.counts, f"a list of {', '.join(map(str, COUNTS))}")
+
+
+@dataclass(frozen=True)
+class ModulesWay:
+    """One way to train."""
+
+    net: int
+    """Blocks that the net is made of: 8 residual or 16 plain ones."""
+    modules: int
+    method: str
+    """One of `METHODS`; `end to end` of one module."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.method} {self.net} {self.modules}".replace(" ", "-")
+
+    @property
+    def overrides(self) -> tuple[str, ...]:
+        """Keys of a run, beside the setting's."""
+        sizes = [self.net // self.modules] * self.modules
+        keys = METHODS.get(self.method, METHODS["local target"])
+        return f"model.blocks={self.net}", f"model.modules=[{','.join(map(str, sizes))}]", *keys
+
+
+def ways(counts: Sequence[int]) -> list[ModulesWay]:
+    """Ways of the study, those of the same net together, end to end first."""
+    found = []
+    for net, of_net in ((8, [n for n in counts if n <= 8]), (16, [n for n in counts if n == 16])):
+        if of_net:
+            found.append(ModulesWay(net, 1, "end to end"))
+            found += [ModulesWay(net, n, method) for method in METHODS for n in of_net if n > 1]
+    return found
+
+
+def table(found: Mapping[ModulesWay, Sequence[float | None]]) -> str:
+    """Markdown, with means over the seeds and their differences to end to end of the same net."""
+    head = "| net | isolated modules | learning | test accuracy | range | less end to end, points, mean and range |"
+    lines = [head, "|" + "---|" * 6]
+    for way, values in found.items():
+        reference = found[ModulesWay(way.net, 1, "end to end")]
+        pairs = [(a, b) for a, b in zip(values, reference, strict=True) if a is not None and b is not None]
+        gaps = [100 * (a - b) for a, b in pairs]
+        gap = f"{statistics.mean(gaps):+.1f} ({min(gaps):+.1f} to {max(gaps):+.1f})" if gaps else ""
+        net = "8 residual blocks" if way.net == 8 else "16 plain layers"
+        cells = [net, str(way.modules), way.method, accuracy_cells(values), "" if way.modules == 1 else gap]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n" + deviation(found.values())
+
+
+def plot(found: Mapping[ModulesWay, Sequence[float | None]], path: Path) -> None:
+    """Draw mean accuracy against modules, a line for each method, with the range over seeds."""
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    reference = mean_accuracy(found[ModulesWay(8, 1, "end to end")])
+    if reference is not None:
+        axes.axhline(100 * reference, color="0.4", linestyle="--")
+        axes.annotate("end to end", (8, 100 * reference), ha="right", va="bottom", color="0.3")
+    for method, color in zip(METHODS, ("tab:blue", "tab:orange"), strict=True):
+        points = {way.modules: values for way, values in found.items() if way.net == 8 and way.method == method}
+        means = {n: 100 * mean for n, values in points.items() if (mean := mean_accuracy(values)) is not None}
+        if not means:
+            continue
+        spans = [[100 * (at or 0.0) for at in points[n]] for n in means]
+        below, above = (
+            [abs(edge(span) - mean) for span, mean in zip(spans, means.values(), strict=True)] for edge in (min, max)
+        )
+        axes.errorbar(list(means), list(means.values()), yerr=[below, above], color=color, marker="o", capsize=3)
+        last = max(means)
+        axes.annotate(f"  {method}", (last, means[last]), va="center", color=color)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks([2, 4, 8], ["2", "4", "8"])
+    axes.set_xlim(1.8, 16)
+    axes.set(xlabel="isolated modules", ylabel="test accuracy, %")
+    with written(path):
+        figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+def main(arguments: list[str]) -> int:
+    """Run what is missing, and report; returns the exit code.
+
+    Raises:
+        UserError: the folder holds another study, or the arguments cannot be run.
+        CalledProcessError: a run has failed.
+    """
+    folder, options, overrides = read(arguments, ModulesOptions())
+    trainings, wanted = Trainings(folder, options, [*SETTING, *overrides]), ways(options.counts)
+    trainings.run_missing({way.name: way.overrides for way in wanted})
+    found = {way: accuracies(trainings.summaries(way.name)) for way in wanted}
+    text = table(found)
+    print(text, end="")
+    out = trainings.write("modules", "Isolated modules", arguments[1:], [way.name for way in wanted], text)
+    if find_spec("matplotlib") is not None and ModulesWay(8, 1, "end to end") in found:
+        plot(found, out / "modules.png")
+    return 0
