@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fgpipe.config import compose_config
+from fgpipe.errors import UserError
 from fgpipe.gradients.optim import Optimizer, learning_rate
 
 LAYOUTS = {"channels last": torch.channels_last, "contiguous": torch.contiguous_format}
@@ -37,10 +38,10 @@ def test_steps_are_sgd(momentum: float, layout: torch.memory_format) -> None:
     optimizer = Optimizer([ours], config.optim, rate)
     for step in range(6):
         if step == 3:
-            kept = [each if each is None else each.contiguous() for each in optimizer.momentum()]
+            kept = [each if each is None else each.contiguous() for each in optimizer.state()["momentum"]]
             ours = copy.deepcopy(ours)
             optimizer = Optimizer([ours], config.optim, rate)
-            optimizer.restore(kept)
+            optimizer.restore({"momentum": kept})
         found = estimates(ours, step, layout)
         optimizer.step(found, step)
         reference.param_groups[0]["lr"] = rate(step)
@@ -48,3 +49,57 @@ def test_steps_are_sgd(momentum: float, layout: torch.memory_format) -> None:
             parameter.grad = estimate.clone()
         reference.step()
         torch.testing.assert_close(list(ours.parameters()), list(theirs.parameters()), rtol=1e-12, atol=1e-12)
+
+
+NAMES = [
+    ("adamw", ["optim.options.betas=[0.8,0.95]"], {"betas": (0.8, 0.95)}),
+    ("adam", [], {}),
+    ("rmsprop", ["optim.options.momentum=0.5"], {"momentum": 0.5}),
+    ("adagrad", [], {}),
+    ("sgd", [], {"momentum": 0.9}),
+]
+
+
+@pytest.mark.parametrize("name, keys, options", NAMES)
+@pytest.mark.parametrize("decay_norms", [True, False])
+@pytest.mark.parametrize("clip", [None, 2.0])
+def test_any_optimizer(name: str, keys: list[str], options: dict, decay_norms: bool, clip: float | None) -> None:
+    """As torch's own class by hand with groups and `clip_grad_norm_`, and on from a state that a checkpoint held."""
+    keys = [
+        *keys,
+        f"optim.name={name}",
+        f"optim.decay_norms={decay_norms}",
+        f"optim.clip={'null' if clip is None else clip}",
+    ]
+    config = compose_config([*keys, "optim=constant", "optim.lr=0.01", "optim.weight_decay=0.1"])
+    ours, theirs = net(), net()
+    rate = learning_rate(config.optim, batches=1, epochs=6)
+    decayed = [parameter for parameter in theirs.parameters() if decay_norms or parameter.dim() > 1]
+    spared = [parameter for parameter in theirs.parameters() if not decay_norms and parameter.dim() < 2]
+    kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "rmsprop": torch.optim.RMSprop,
+            "adagrad": torch.optim.Adagrad, "sgd": torch.optim.SGD}[name]  # fmt: skip
+    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": spared, "weight_decay": 0.0}]
+    reference = kind([group for group in groups if group["params"]], lr=0.01, **options)
+    optimizer = Optimizer([ours], config.optim, rate)
+    for step in range(6):
+        if step == 3:
+            kept = {
+                slot: [None if each is None else each.clone() for each in of] for slot, of in optimizer.state().items()
+            }
+            ours = copy.deepcopy(ours)
+            optimizer = Optimizer([ours], config.optim, rate)
+            optimizer.restore(kept)
+        found = estimates(ours, step, torch.contiguous_format)
+        optimizer.step(found, step)
+        for parameter, estimate in zip(theirs.parameters(), found, strict=True):
+            parameter.grad = estimate.clone()
+        if clip is not None:
+            torch.nn.utils.clip_grad_norm_(theirs.parameters(), clip)
+        reference.step()
+        torch.testing.assert_close(list(ours.parameters()), list(theirs.parameters()), rtol=1e-9, atol=1e-12)
+
+
+def test_options_that_it_does_not_take() -> None:
+    config = compose_config(["optim.name=adamw", "optim.options.speed=1"])
+    with pytest.raises(UserError, match="optim.options=.*: allowed: what torch.optim.AdamW takes .*speed"):
+        Optimizer([net()], config.optim, learning_rate(config.optim, batches=1, epochs=1))

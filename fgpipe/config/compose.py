@@ -89,7 +89,9 @@ def _parsed(override: str) -> Override:
 def _merge(config: DictConfig, override: str, parsed: Override) -> None:
     key = parsed.key_or_group
     try:
-        OmegaConf.update(config, key, parsed.value(), merge=True, force_add=key.startswith("guess."))  # it says which
+        OmegaConf.update(
+            config, key, parsed.value(), merge=True, force_add=key.startswith(("guess.", "optim.options."))
+        )  # it says which
     except (ConfigAttributeError, ConfigKeyError) as error:
         raise no_such_key(override, known_keys()) from error
     except OmegaConfBaseException as error:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import Any
 
 from fgpipe.config.schema import SCOPES
@@ -58,6 +59,18 @@ def _is_partition(value: Any) -> bool:
     return value == "counted" or (is_list(value) and all(map(_is_count, value)))
 
 
+def _is_optimizer(value: str) -> bool:
+    return value == "sgd" or value in optimizers()
+
+
+def optimizers() -> dict[str, type]:
+    """Classes of `torch.optim` by their names in lower case."""
+    optim = import_module("torch.optim")  # which checks of other keys need not wait for
+    found = {name.lower(): kind for name, kind in vars(optim).items() if isinstance(kind, type)}
+    del found["optimizer"]
+    return found
+
+
 def _is_modules(value: Any) -> bool:
     return value == "nproc" or (is_list(value) and len(value) > 0 and all(map(_is_count, value)))
 
@@ -98,6 +111,9 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "replay.size": _optional(_at_least(1)),
     "replay.reuse": _at_least(1),
     "replay.take": _one_of("newest", "oldest", "random"),
+    "optim.name": (_is_optimizer, "sgd, adamw or another optimizer of torch.optim, in lower case"),
+    "optim.decay_norms": _one_of(False, True),
+    "optim.clip": _optional(_above(0)),
     "optim.schedule": _one_of("step", "one_cycle", "constant"),
     "optim.lr": _above(0),
     "optim.momentum": (lambda value: 0 <= value < 1, "a number from 0 to below 1"),

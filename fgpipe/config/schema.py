@@ -98,6 +98,13 @@ class ReplayConfig:
 
 @dataclass
 class OptimConfig:
+    name: str = "sgd"
+    """`sgd`, or any other class of `torch.optim` in lower case, with `options`."""
+    options: dict[str, Any] = field(default_factory=dict)
+    decay_norms: bool = True
+    """Norms and biases have weight decay too."""
+    clip: float | None = None
+    """Largest norm of the estimates of a block, or of its head."""
     schedule: str = MISSING
     lr: float = MISSING
     momentum: float = MISSING

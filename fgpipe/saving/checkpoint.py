@@ -19,7 +19,7 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fgpipe.errors import RunError, one_line, reason
 from fgpipe.gradients.optim import Trained, trainable
@@ -214,7 +214,7 @@ def write_block(
     """Write the state of one block: what it has trained, and counters that JSON can hold.
 
     Args:
-        trained: by name (`block`, `head`): parameters, buffers and momentum are saved.
+        trained: by name (`block`, `head`): parameters, buffers and the optimizer's state are saved.
 
     Returns:
         The two files by name.
@@ -235,9 +235,8 @@ def read_block(folder: Path, block: int, trained: Mapping[str, Trained]) -> dict
         counters: dict[str, Any] = json.loads((folder / names_of(block)[1]).read_text())
         for part, (module, optimizer) in trained.items():
             module.load_state_dict(_under(f"{part}.module.", tensors))
-            momentum = _under(f"{part}.momentum.", tensors)
             if optimizer is not None:
-                optimizer.restore([momentum.get(name) for name in trainable(module)])
+                optimizer.restore(_slots(part, module, tensors))
     return counters
 
 
@@ -266,7 +265,7 @@ def _fitting(folder: Path, block: int) -> Iterator[None]:
 
 
 def read_tensors(folder: Path, block: int) -> dict[str, Tensor]:
-    """The tensors of one block, by `PART.module.NAME` and `PART.momentum.NAME`."""
+    """The tensors of one block, by `PART.module.NAME` and `PART.momentum.NAME`, or what else the optimizer keeps."""
     return safetensors.torch.load((folder / names_of(block)[0]).read_bytes())
 
 
@@ -274,10 +273,17 @@ def _state(trained: Mapping[str, Trained]) -> Iterator[tuple[str, Tensor]]:
     for part, (module, optimizer) in trained.items():
         for name, tensor in module.state_dict().items():
             yield f"{part}.module.{name}", tensor
-        buffers = optimizer.momentum() if optimizer is not None else []
-        for name, momentum in zip(trainable(module), buffers, strict=True):
-            if momentum is not None:
-                yield f"{part}.momentum.{name}", momentum
+        for slot, values in (optimizer.state() if optimizer is not None else {}).items():
+            for name, value in zip(trainable(module), values, strict=True):
+                if value is not None:
+                    yield f"{part}.{slot}.{name}", value
+
+
+def _slots(part: str, module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, list[Tensor | None]]:
+    """The state of a part's optimizer, by what it calls its tensors: `momentum`, `exp_avg`, ..."""
+    own = {tuple(name.split(".", 2)): tensor for name, tensor in tensors.items() if name.startswith(f"{part}.")}
+    slots = dict.fromkeys(slot for _, slot, _ in own if slot != "module")
+    return {slot: [own.get((part, slot, name)) for name in trainable(module)] for slot in slots}
 
 
 def _apart(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:

@@ -1,22 +1,19 @@
 """A block with its heads and what updates them, ready to run: every trainer is made of these."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fgpipe.config.rng import generator
-from fgpipe.gradients.optim import Optimizer, Trained, learning_rate
+from fgpipe.gradients.optim import Average, Optimizer, Trained, learning_rate
 from fgpipe.models.init import materialize
 from fgpipe.models.net import deep_copy
 from fgpipe.plan.plan import Plan, trains_head
 from fgpipe.plan.precision import DTYPES
-
-Average = Callable[[Iterable[Tensor]], Iterable[Tensor]]
-"""From the estimates of one replica to their mean over all."""
 
 
 @dataclass(frozen=True)
