@@ -49,6 +49,7 @@ METHODS = {
     "activity": ["window=auto", "space=activity", "guess=rademacher", "optim.lr=0.01"],
     "ntk": ["window=2", "guess=ntk", "space=activity", "head=linear", "target=intermediate", "target.depth=1"],
     "local": ["target=local"],
+    "adamw": ["window=2", "scope=block", "optim.name=adamw", "optim.lr=0.003", "optim.decay_norms=false", "optim.clip=1"],
     "coded": ["window=2", "lanes=1", "decode=predicted", "step=normalised"],
     "oracle-smoothed": ["tangents=oracle", "window=1", "lanes=1", "decode=smoothed", "step=normalised"],
 }

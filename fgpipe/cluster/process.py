@@ -204,9 +204,9 @@ class Cluster:
         pids[rank] = os.getpid()
         hosts = torch.zeros_like(pids)
         hosts[rank] = rank - self.place.local_rank
-        pids, self.hosts = self.sum(pids).tolist(), self.sum(hosts).tolist()
+        pid_of, self.hosts = self.sum(pids).tolist(), self.sum(hosts).tolist()
         mine = [other for other, host in enumerate(self.hosts) if host == self.hosts[rank] and other != rank]
-        self._others = {other: pids[other] for other in mine}
+        self._others = {other: pid_of[other] for other in mine}
         self._topology = topology
         signal.signal(signal.SIGTERM, self._terminate)
 
@@ -273,13 +273,13 @@ class Cluster:
         """Every process's `table` `[any, columns]` of int64, at `rank`; nothing at the others. Collective."""
         rows = torch.zeros(self.place.world_size, dtype=torch.int64)
         rows[self.place.rank] = len(table)
-        rows = self.sum(rows).tolist()
+        counts = self.sum(rows).tolist()
         if self.place.rank != rank:
             if len(table):
                 dist.send(table, rank)
             return []
         tables = [
-            table if other == rank else table.new_empty(count, table.shape[1]) for other, count in enumerate(rows)
+            table if other == rank else table.new_empty(count, table.shape[1]) for other, count in enumerate(counts)
         ]
         for other, received in enumerate(tables):
             if other != rank and len(received):

@@ -48,9 +48,8 @@ class Replicas:
         if topology.replicas == 1:
             return cls((topology.rank,))
         members = (topology.peers, *([topology.pipeline] if pipelined else []))
-        options = {"timeout": timedelta(seconds=deadline), "use_local_synchronization": True}
         try:
-            groups = [dist.new_group(list(ranks), **options) for ranks in members]
+            groups = [_group(ranks, deadline) for ranks in members]
         except RuntimeError as error:
             what = f"start: no process group of ranks {', '.join(map(str, topology.peers))}, which have the same blocks"
             raise LinkError(f"{what}: {first_line(error)}") from error
@@ -113,3 +112,9 @@ class Replicas:
             line = f"replica {self.index} lost {lost} of {what} in their mean: {first_line(error)}"
             raise LinkError(line, rank) from error
         return tensor
+
+
+def _group(ranks: Sequence[int], deadline: float) -> dist.ProcessGroup:
+    group = dist.new_group(list(ranks), timeout=timedelta(seconds=deadline), use_local_synchronization=True)
+    assert isinstance(group, dist.ProcessGroup), "this process is one of them"
+    return group

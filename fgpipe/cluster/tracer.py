@@ -35,7 +35,7 @@ class Tracer:
         after, rank = self._offsets(), self._cluster.place.rank
         dropped = torch.zeros(len(after), dtype=torch.int64)
         dropped[rank] = self.timeline.dropped
-        dropped = self._cluster.sum(dropped).tolist()
+        past_limit = {"limit": LIMIT, "events": self._cluster.sum(dropped).tolist()}
         tables = self._cluster.collect(self.timeline.as_tensor(), self._topology.reporter)
         if folder is None:
             return
@@ -50,7 +50,7 @@ class Tracer:
                 {"rank": other, "same_host_as": host, "before": asdict(first), "after": asdict(last)}
                 for other, (host, (first, last)) in enumerate(zip(self._cluster.hosts, clocks, strict=True))
             ],
-            "dropped": {"limit": LIMIT, "events": dropped},
+            "dropped": past_limit,
         }
         names = {other: prefix(self._topology, other).strip("[]") for other in events}
         trace.write(folder / "trace.json", events, names, about)

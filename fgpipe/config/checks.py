@@ -109,7 +109,7 @@ def _check_guess(config: Config) -> None:
         raise bad_value("replicas", config.replicas, f"1 with {named}, whose memories would differ")
     guess.check(config)
     plain = ("lanes", "exact"), ("decode", "plain"), ("step", "projection")
-    refused = []
+    refused: list[tuple[tuple[tuple[str, str], ...], str]] = []
     if guess.is_plain(own_target=config.target.depth == 0):
         refused.append((plain, f"{named} target={config.target.name}, which projects nothing"))
     if not guess.steady:

@@ -125,12 +125,15 @@ def known_keys() -> list[str]:
 
     def walk(node: DictConfig, prefix: str) -> list[str]:
         keys = []
-        for name in node:
+        for name in map(str, node):
             child = node._get_node(name)
             keys += walk(child, f"{prefix}{name}.") if isinstance(child, DictConfig) else [f"{prefix}{name}"]
         return keys
 
     own = {
-        f"guess.{key}" for file in (CONFIGS / "guess").glob("*.yaml") for key in OmegaConf.load(file) if key != "name"
+        f"guess.{key}"
+        for file in (CONFIGS / "guess").glob("*.yaml")
+        for key in map(str, OmegaConf.load(file))
+        if key != "name"
     }
     return sorted({*walk(OmegaConf.structured(Config), ""), *own} - {"guess"})

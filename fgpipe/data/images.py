@@ -1,11 +1,14 @@
 """One image file as pixels of 8 bits: upright, on white where it is transparent, and scaled from deeper values."""
 
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, ImageOps
+from PIL.TiffImagePlugin import TiffImageFile
 
 from fgpipe.data.dataset import reason
 from fgpipe.errors import UserError
@@ -104,7 +107,7 @@ def _orientation(file: ImageFile.ImageFile) -> int:
 def _eight_bits(file: ImageFile.ImageFile) -> Image.Image:
     """The image in a mode of at most 8 bits per value, with its transparency."""
     file.load()
-    tags = file.tag_v2 if file.format == "TIFF" else {}
+    tags: Mapping[int, Any] = file.tag_v2 if isinstance(file, TiffImageFile) else {}
     if 2 in tags.get(ExifTags.Base.SampleFormat, ()):
         raise ValueError(f"signed values (mode {file.mode}): allowed: unsigned ones of up to 16 bits, or floats")
     if file.mode[0] not in "IF":  # I, I;16, I;16B ... and F

@@ -162,7 +162,7 @@ def _compare(dy: Tensor, y: Tensor, inputs: Sequence[Tensor], directions: Sequen
     probe = dy + _random(dy)  # not dy alone: a tangent that is zero would agree with any gradient
     found = gradients(y, inputs, probe)
     forward = (probe * dy).sum().item()
-    reverse = sum((gradient * direction).sum() for gradient, direction in zip(found, directions, strict=True)).item()
+    reverse = float(sum((gradient * direction).sum() for gradient, direction in zip(found, directions, strict=True)))
     if abs(forward - reverse) > TOLERANCES[dy.dtype] * max(abs(forward), abs(reverse)):
         raise UserError(
             f"the derivative is {reverse:.6g} in reverse mode and {forward:.6g} in forward mode: allowed: a forward pass "
@@ -215,8 +215,8 @@ def _tensors(values: Any) -> Iterator[Tensor]:
 
 def _states() -> tuple[Any, ...]:
     """Of the global random generators."""
-    _, numbers, position, *_ = np.random.get_state()
-    return random.getstate(), numbers.tobytes(), position, torch.get_rng_state().numpy().tobytes()
+    numbers = np.random.get_state(legacy=False)["state"]
+    return random.getstate(), numbers["key"].tobytes(), numbers["pos"], torch.get_rng_state().numpy().tobytes()
 
 
 @contextmanager

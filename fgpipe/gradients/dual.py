@@ -90,7 +90,7 @@ def rule(*kinds: type[nn.Module]) -> Callable[[Rule], Rule]:
     return register
 
 
-def loss_rule(kind: type[nn.Module]) -> Callable[[LossRule], LossRule]:
+def loss_rule(kind: type[Any]) -> Callable[[LossRule], LossRule]:
     """Register the rule of a head and of subclasses that do not override `losses`.
 
     It takes the head, its input and the labels; it returns losses, logits and `PushLosses`.
@@ -173,10 +173,12 @@ def by_torch_func(module: nn.Module, x: Tensor, prefix: str) -> tuple[Tensor, Pu
 
         def derivative(dx: Tensor, dp: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
             at = ({name: parameters[name] for name in moved}, x)
-            return jvp(lambda p, x: run({**still, **p}, x), at, (dp, dx))
+            pair = jvp(lambda p, x: run({**still, **p}, x), at, (dp, dx))
+            return pair[0], pair[1]
 
         with sdpa_kernel(SDPBackend.MATH), _ForwardMode(), _attributes_kept(module):
-            again, dy = vmap(derivative, out_dims=(None, 0))(dxs, moved)
+            lifted = vmap(derivative, out_dims=(None, 0))  # type: ignore[arg-type]  # torch's type has no None
+            again, dy = lifted(dxs, moved)
         if (again - found).norm() > torch.finfo(found.dtype).eps ** 0.5 * found.norm():
             raise NotRepeatable(module)
         return Tangent(lanes, dy.flatten(0, 1))  # perhaps an expanded view, not to be written
@@ -188,14 +190,14 @@ def losses_by_torch_func(head: Any, x: Tensor, labels: Tensor) -> tuple[Tensor, 
     """The rule of any head, as `by_torch_func`."""
     wrapped = _Losses(head, labels)
     losses, push = by_torch_func(wrapped, x, "")
-    return losses, wrapped.others.pop(), lambda dx: push(dx, {}).per_lane()
+    return losses, wrapped.others.pop(), lambda dx: there(push(dx, {})).per_lane()
 
 
 def linearize_logits(head: Any, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, PushLosses]:
     """Run `head.losses(x, labels)`; return losses `[B]` and logits `[B, C]`, and a push to the logits' tangents `[R, B, C]`."""
     wrapped = _Losses(head, labels, as_logits=True)
     logits, push = by_torch_func(wrapped, x, "")
-    return wrapped.others.pop(), logits, torch.no_grad()(lambda dx: push(dx, {}).per_lane())
+    return wrapped.others.pop(), logits, torch.no_grad()(lambda dx: there(push(dx, {})).per_lane())
 
 
 class _Losses(nn.Module):
@@ -273,6 +275,12 @@ def empty(lanes: tuple[int, ...], like: Tensor) -> Tangent:
     layout = torch.channels_last if channels_last else torch.contiguous_format
     shape = len(lanes) * len(like), *like.shape[1:]
     return Tangent(lanes, torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout), fresh=True)
+
+
+def there(tangent: Tangent | None) -> Tangent:
+    """A tangent that lives in some lane, as the caller knows."""
+    assert tangent is not None, "no lane is live"
+    return tangent
 
 
 def along(directions: Tensor, lanes: tuple[int, ...], like: Tensor) -> Tangent:

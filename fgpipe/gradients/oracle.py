@@ -116,7 +116,7 @@ def estimate(
         if method.guesses_by_untrained_head:
             head = guess_heads[j]
             (guesses[j],) = _backward(head.losses(input_for(head, outputs[j]), labels)[0], [places[j]])
-        logits = partial(result.logits.__getitem__, j)
+        logits = partial(_of_head, result.logits, j)
         view = View(places[j], (seed, j, batch), partial(guesses.__getitem__, j), logits, memory(j))
         directions[j] = method.guess.propose(view)
     exact = partial(_readings, method, result)
@@ -134,7 +134,7 @@ def estimate(
                 estimates = gradients_of(outputs[j], parameters, estimates[0], retain_graph=True)
         result.blocks.append(_named(block, estimates))
     if cosine:
-        true: Sequence[Sequence[Tensor]] = _backward(losses[method.last], places[: method.last])
+        true: Sequence[Sequence[Tensor]] = _backward(_of_head(losses, method.last), places[: method.last])
         by_sample = [method.space == "activity" and not method.is_plain(j) for j in range(method.last)]
         result.cosines = [
             alignment(true[j], guesses.get(j) or directions.get(j) or gradients[j], by_sample[j])
@@ -155,8 +155,7 @@ def _readings(
     reading, target = method.guess.reading, method.target(block)
     if reading is Reading.DERIVATIVE:
         return method.guess.inner(gradient, directions, method.scope)
-    losses, logits = found.losses[target], found.logits[target]
-    assert losses is not None and logits is not None, "a target has a head"
+    losses, logits = _of_head(found.losses, target), _of_head(found.logits, target)
     if reading is Reading.ERROR:
         return torch.autograd.grad(losses.sum(), logits, retain_graph=True)[0].unsqueeze(0)
     signal = torch.zeros_like(logits, requires_grad=True)  # J v is the derivative of <v, J^T u> with respect to u
@@ -174,7 +173,14 @@ def alignment(gradient: Sequence[Tensor], guess: Sequence[Tensor], by_sample: bo
     parts = [
         [tensor.flatten(1) if by_sample else tensor.flatten()[None] for tensor in group] for group in (gradient, guess)
     ]
-    return torch.nn.functional.cosine_similarity(*(torch.cat(group, dim=1) for group in parts)).mean()
+    one, other = (torch.cat(group, dim=1) for group in parts)
+    return torch.nn.functional.cosine_similarity(one, other).mean()
+
+
+def _of_head(values: Sequence[Tensor | None], block: int) -> Tensor:
+    value = values[block]
+    assert value is not None, "the block has a head"
+    return value
 
 
 def _backward(losses: Tensor, places: Sequence[tuple[Tensor, ...]]) -> list[tuple[Tensor, ...]]:

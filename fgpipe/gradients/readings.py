@@ -10,7 +10,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from fgpipe.gradients.dual import Tangent, linearize, linearize_logits, linearize_losses
+from fgpipe.gradients.dual import Tangent, linearize, linearize_logits, linearize_losses, there
 from fgpipe.gradients.reverse import gradients
 from fgpipe.models.heads import Head
 
@@ -48,17 +48,14 @@ def linearize_head(head: Any, x: Tensor, labels: Tensor, reading: Reading, scope
     if reading is Reading.LOGITS:
         if type(head).losses is not Head.losses:
             losses, logits, push_logits = linearize_logits(head, x, labels)
-            return losses, logits, lambda dx: push_logits(_there(dx))
+            return losses, logits, lambda dx: push_logits(there(dx))
         logits, push_head = linearize(head, x)
-        return (
-            F.cross_entropy(logits, labels, reduction="none"),
-            logits,
-            lambda dx: _there(push_head(dx, {})).per_lane(),
-        )
+        losses = F.cross_entropy(logits, labels, reduction="none")
+        return losses, logits, lambda dx: there(push_head(dx, {})).per_lane()
     losses, logits, push = linearize_losses(head, x, labels)
     if reading is Reading.ERROR:
         return losses, logits, lambda dx: gradients(losses.sum(), [logits], retain_graph=True)[0].unsqueeze(0)
-    return losses, logits, lambda dx: read(push(_there(dx)), scope)
+    return losses, logits, lambda dx: read(push(there(dx)), scope)
 
 
 def read(derivatives: Tensor, scope: str) -> Tensor:
@@ -73,9 +70,4 @@ def read(derivatives: Tensor, scope: str) -> Tensor:
 def arrange(tangent: Tangent | None, lanes: tuple[int, ...], readings: Tensor) -> Tensor:
     """The readings `[R, ...]` of a tangent, in the order of `lanes`."""
     same = tangent is None or tangent.lanes == lanes
-    return readings if same else readings[[_there(tangent).lanes.index(lane) for lane in lanes]]
-
-
-def _there(dx: Tangent | None) -> Tangent:
-    assert dx is not None, "a reading that has a lane"
-    return dx
+    return readings if same else readings[[there(tangent).lanes.index(lane) for lane in lanes]]

@@ -26,12 +26,14 @@ from fgpipe.gradients.dual import (
     loss_rule,
     rule,
     rule_of,
+    there,
 )
 from fgpipe.models.convolution import PaddedConv2d
 from fgpipe.models.heads import SIMILARITY_WEIGHT, Head, PredSim, similarity_matrix, spread, unit_rows
 from fgpipe.models.resnet import Residual
 
 aten = torch.ops.aten
+BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d
 CONVOLUTIONS = nn.Conv2d._conv_forward, PaddedConv2d._conv_forward
 """Linear in the image and in the weight; a subclass may convolve in another way."""
 
@@ -43,7 +45,8 @@ def _sequential(module: nn.Sequential, x: Tensor, prefix: str) -> tuple[Tensor, 
     layers = list(module._modules.items())  # one that stands there twice too
     while layers:
         name, layer = layers.pop(0)
-        if layers and rule_of(layer) is _batch_norm and rule_of(layers[0][1]) is _relu and _has_batch_statistics(layer):
+        then_relu = layers and rule_of(layer) is _batch_norm and rule_of(layers[0][1]) is _relu
+        if then_relu and isinstance(layer, BatchNorm) and _has_batch_statistics(layer):
             x, push = _by_batch_statistics(layer, x, f"{prefix}{name}.", then_relu=True)
             layers.pop(0)
         else:
@@ -80,18 +83,19 @@ def _affine_push(
     multiply: Callable[[Tensor, Tensor], Tensor], module: nn.Conv2d | nn.Linear, x: Tensor, y: Tensor, prefix: str
 ) -> Push:
     """d(W x + b) = W dx + dW x + db."""
-    like = y if module.bias is not None else None
+    like, inputs = y if module.bias is not None else None, [x]
 
     def push(dx: Tangent | None, directions: Directions) -> Tangent | None:
-        nonlocal x
+        x = inputs.pop()
         of_weight = directions.get(f"{prefix}weight")
         if of_weight:
             of_weight = replace(of_weight, value=multiply(x, of_weight.value))
-        x = None  # freed before there is room made for the output's lanes
+        del x  # before there is room made for the output's lanes
         dy = None if dx is None else Tangent(dx.lanes, multiply(dx.value, module.weight), fresh=True)
         if of_weight:
             dy = insert(dy, of_weight.value, of_weight.coefficients)
         if own := directions.get(f"{prefix}bias"):
+            assert like is not None
             shape = (-1,) + (1,) * (like.dim() - 2) if isinstance(module, nn.Conv2d) else (-1,)
             dy = insert(dy, torch.empty_like(like).copy_(own.value.reshape(shape)), own.coefficients)
         return dy
@@ -100,20 +104,18 @@ def _affine_push(
 
 
 @rule(nn.BatchNorm1d, nn.BatchNorm2d)
-def _batch_norm(module: nn.BatchNorm2d, x: Tensor, prefix: str) -> tuple[Tensor, Push]:
+def _batch_norm(module: BatchNorm, x: Tensor, prefix: str) -> tuple[Tensor, Push]:
     return (
         _by_batch_statistics(module, x, prefix) if _has_batch_statistics(module) else by_torch_func(module, x, prefix)
     )
 
 
-def _has_batch_statistics(module: nn.BatchNorm2d) -> bool:
+def _has_batch_statistics(module: BatchNorm) -> bool:
     """Else it evaluates, or its running statistics are cumulative means."""
     return module.training and module.momentum is not None
 
 
-def _by_batch_statistics(
-    module: nn.BatchNorm2d, x: Tensor, prefix: str, *, then_relu: bool = False
-) -> tuple[Tensor, Push]:
+def _by_batch_statistics(module: BatchNorm, x: Tensor, prefix: str, *, then_relu: bool = False) -> tuple[Tensor, Push]:
     """Batch norm, and with `then_relu` a ReLU of it, which saves the primal a tensor, and each of several lanes a copy.
 
     dy = gamma / sigma (dx - mean(dx) - xhat mean(xhat dx)) + dgamma xhat + dbeta. The first part is symmetric in dx
@@ -122,6 +124,7 @@ def _by_batch_statistics(
     if module.num_batches_tracked is not None:
         module.num_batches_tracked.add_(1)
     weight, means, variances, eps = module.weight, module.running_mean, module.running_var, module.eps
+    assert module.momentum is not None
     y, mean, inverse_std = torch.native_batch_norm(x, weight, module.bias, means, variances, True, module.momentum, eps)
     gate = y.relu_().detach() if then_relu else None
     x, mean, inverse_std = x.detach(), mean.detach(), inverse_std.detach()
@@ -164,7 +167,7 @@ def _by_batch_statistics(
         if len(lanes) == 1:
             value = normalised(lanes[0])
             return Tangent(lanes, write(value, value), fresh=True)
-        dy = dx if len(lanes) == len(live) and dx.fresh else empty(lanes, x)
+        dy = dx if dx is not None and dx.fresh and len(lanes) == len(live) else empty(lanes, x)
         for lane, place in zip(lanes, dy.per_lane(), strict=True):
             write(normalised(lane), place)  # one at a time: only this lane is there twice
         return dy
@@ -241,7 +244,7 @@ def _residual(module: Residual, x: Tensor, prefix: str) -> tuple[Tensor, Push]:
 def _cross_entropy(head: Head, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, PushLosses]:
     logits, push_head = linearize(head, x)
     push_losses = _cross_entropy_push(logits, labels)
-    return F.cross_entropy(logits, labels, reduction="none"), logits, lambda dx: push_losses(push_head(dx, {}))
+    return F.cross_entropy(logits, labels, reduction="none"), logits, lambda dx: push_losses(there(push_head(dx, {})))
 
 
 def _cross_entropy_push(logits: Tensor, labels: Tensor) -> PushLosses:
@@ -265,11 +268,11 @@ def _predsim(head: PredSim, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, 
     unit = unit_rows(features)
 
     def push(dx: Tangent) -> Tensor:
-        dunit = _unit_rows_tangent(features, unit, _spread_tangent(z, features, push_z(dx, {}).per_lane()))
+        dunit = _unit_rows_tangent(features, unit, _spread_tangent(z, features, there(push_z(dx, {})).per_lane()))
         dsimilarity = dunit @ unit.T
         dsimilarity = dsimilarity + dsimilarity.mT
         dmismatch = 2 * (mismatch * dsimilarity).mean(dim=2)
-        dcross_entropy = push_cross_entropy(push_logits(dx, {}))
+        dcross_entropy = push_cross_entropy(there(push_logits(dx, {})))
         return SIMILARITY_WEIGHT * dmismatch + (1 - SIMILARITY_WEIGHT) * dcross_entropy
 
     return losses, logits, push

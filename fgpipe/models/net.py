@@ -97,5 +97,5 @@ def _in_order(module: nn.Module) -> Iterator[nn.Module]:
     if type(module).forward is not nn.Sequential.forward or module._forward_pre_hooks:
         yield module
         return
-    for layer in module:
+    for layer in module.children():
         yield from _in_order(layer)

@@ -44,8 +44,8 @@ def read(path: Path) -> dict[int, list[Event]]:
     for each in json.loads(path.read_text())["traceEvents"]:
         if each["ph"] == "X":
             began, duration = round(1000 * each["ts"]), round(1000 * each["dur"])
-            fields = (each["args"][name] for name in ("block", "batch", "other"))
-            events[each["pid"]].append(Event(each["name"], *fields, began, began + duration))
+            block, batch, other = (each["args"][name] for name in ("block", "batch", "other"))
+            events[each["pid"]].append(Event(each["name"], block, batch, other, began, began + duration))
     return dict(events)
 
 

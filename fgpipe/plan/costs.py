@@ -37,7 +37,7 @@ def head_flops(net: Net, shape: tuple[int, ...]) -> list[int]:
     """FLOPs of each head's losses, counted as those of blocks, for images of `shape` `[B, ...]`."""
     labels = torch.zeros(shape[0], dtype=torch.int64)
     outputs = _run(net, shape)[0][1:]
-    return [_count(_on_cpu(head).losses, y, labels)[1] for head, y in zip(net.heads, outputs, strict=True)]
+    return [_count(on_cpu(head).losses, y, labels)[1] for head, y in zip(net.heads, outputs, strict=True)]
 
 
 def _run(net: Net, shape: tuple[int, ...]) -> tuple[list[Tensor], list[int]]:
@@ -47,7 +47,7 @@ def _run(net: Net, shape: tuple[int, ...]) -> tuple[list[Tensor], list[int]]:
     """
     values, counts = [torch.zeros(shape)], []
     for block in net.blocks:
-        y, flops = _count(_on_cpu(block), values[-1])
+        y, flops = _count(on_cpu(block), values[-1])
         values.append(y)
         counts.append(flops)
     return values, counts
@@ -71,7 +71,7 @@ def _count(run: Any, *inputs: Tensor) -> tuple[Any, int]:
         handle.remove()
 
 
-def _on_cpu(module: nn.Module) -> Any:
+def on_cpu(module: nn.Module) -> Any:
     """A copy to try shapes with; on the meta device it has no weights, and any will do."""
     tried = deep_copy(module).eval()
     allocate(tried)

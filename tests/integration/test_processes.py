@@ -79,6 +79,20 @@ def test_processes_change_nothing(processes: int, one, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("sizes", [[4, 4], [2, 2, 2, 2], [1, 4, 3]], ids=str)
+def test_modules(sizes: list[int], tmp_path: Path) -> None:
+    """Groups of blocks in as many processes and in one: the same bits over 20 steps, for every kind of target."""
+    keys = [*COMMON, f"model.modules={sizes}".replace(" ", ""), "scope=block", "window=auto"]
+    runs = {target: [*keys, f"target={target}"] for target in ("local", "global", "intermediate")}
+    one, many = (recorded(tmp_path / str(n), n, runs) for n in (1, len(sizes)))
+    last = len(sizes) - 1
+    for name in runs:
+        assert one[name].keys() == many[name].keys() and len(one[name][f"loss/True/{last}"]) == STEPS
+        differing = [key for key, value in one[name].items() if not np.array_equal(value, many[name][key])]
+        assert not differing, f"{name}: {differing[:5]}"
+
+
+@pytest.mark.slow
 def test_placement_changes_nothing(one, tmp_path: Path) -> None:
     """Four processes that stand along the pipeline in another order; ranks hold the blocks of their positions."""
     ranks, sizes = [2, 0, 3, 1], [3, 2, 1, 2]

@@ -1,0 +1,68 @@
+"""The examples of docs: each under torchrun on the embedded digits, in a file of at most 80 lines."""
+
+import json
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from torchvision.models import resnet50
+
+import fgpipe
+from fgpipe.config import compose_config
+from fgpipe.data import Batches, load
+from fgpipe.models.net import sequential
+from tests.integration.launching import ROOT, launch
+
+EXAMPLES = ROOT / "docs" / "examples"
+QUIET = ["observe.tensorboard=false", "threads=1", "device=cpu"]
+
+
+def summary(run: Path) -> dict:
+    return json.loads((run / "summary.json").read_text())
+
+
+def test_all_are_short() -> None:
+    for path in EXAMPLES.glob("*.py"):
+        assert len(path.read_text().splitlines()) < 80, path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name, processes, least", [("vit", 3, 0.9), ("mixer", 2, 0.9)])
+def test_tokens(name: str, processes: int, least: float, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    done = launch(processes, str(EXAMPLES / f"{name}.py"), *QUIET, f"run_dir={run}", timeout=280)
+    assert done.returncode == 0, done.stderr
+    assert summary(run)["world_size"] == processes and summary(run)["test_accuracy"] >= least
+
+
+@pytest.mark.slow
+def test_tangents_pass_tokens(tmp_path: Path) -> None:
+    """With a global target: what comes back is one number a probe, and the net learns."""
+    run = tmp_path / "run"
+    keys = [*QUIET, f"run_dir={run}", "target=global", "scope=block", "epochs=3"]
+    done = launch(3, str(EXAMPLES / "vit.py"), *keys, timeout=280)
+    assert done.returncode == 0, done.stderr
+    found = summary(run)
+    assert found["test_accuracy"] > 0.3 and found["bytes"]["0->1"]["tangents"]["bytes"] > 0
+    assert 0 < max(found["bytes_back_per_batch"]) <= 64 + 14
+
+
+@pytest.mark.slow
+def test_resnet50(tmp_path: Path) -> None:
+    """torchvision's own, trained in four processes; exported, it is torchvision's again, with the same accuracy."""
+    run, file = tmp_path / "run", tmp_path / "net.safetensors"
+    keys = [*QUIET, "epochs=1", "data.train_samples=128", "batch_size=32", "checkpoint.every_steps=1"]
+    done = launch(4, str(EXAMPLES / "resnet50.py"), *keys, f"run_dir={run}", timeout=280)
+    assert done.returncode == 0, done.stderr
+    done = launch(0, "-m", "fgpipe.export", str(run), str(file))
+    assert done.returncode == 0, done.stderr
+    model = resnet50(num_classes=10)
+    model.conv1 = torch.nn.Conv2d(1, 64, 3, padding=1, bias=False)
+    sequential(fgpipe.cut(model, modules=4, image=(1, 16, 16))).load_state_dict(safetensors.torch.load_file(file))
+    config = compose_config(["batch_size=32"])
+    batches = Batches(load(config.data), config.data, 32, 0, torch.float32)
+    model.eval()
+    with torch.no_grad():
+        hits = [(model(x).argmax(1) == y).float() for x, y in map(batches.test, range(batches.test_batches))]
+    assert torch.cat(hits).mean().item() == pytest.approx(summary(run)["test_accuracy"], abs=0.003)
