@@ -23,14 +23,14 @@ from typing import Any, NoReturn
 from fgpipe.errors import OutputError, UserError, one_line, reason
 
 Main = Callable[[list[str]], int]
-"""From a command's arguments to its exit code."""
+"""A command's arguments -> its exit code."""
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 REPORT_BY_FIRST = 10.0
 """Seconds that other ranks leave the first one of their host to report bad input, before they end too."""
 EXTRAS = ("matplotlib", "scipy", "jinja2")
 """Packages of the extra `report`; the extra `study` has the first."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-"""Of disks, whichever file it is."""
+"""Errors of disks, whichever file it is."""
 STARTED = "FGPIPE_STARTED"
 """Variable of processes that another command has started, which says for all that it is interrupted."""
 
@@ -113,13 +113,13 @@ def _interrupted(hint: str) -> int:
 
 
 def _speaks() -> bool:
-    """Whether this process is the one that says that the command is interrupted."""
+    """This process is the one that says that the command is interrupted."""
     return os.environ.get("RANK", "0") == "0" and STARTED not in os.environ
 
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Around the work of a command, whose interrupt is an exception; before and after it there is nothing to undo."""
+    """Make an interrupt of the work within an exception; before and after the work there is nothing to undo."""
     if signal.getsignal(signal.SIGINT) is not _leave:
         yield
         return
@@ -142,7 +142,7 @@ class _Lasting(io.BufferedWriter):
     def __init__(self, descriptor: int) -> None:
         super().__init__(io.FileIO(descriptor, "w", closefd=False))
         self.error: OSError | None = None
-        """Why something is missing in the file that it is."""
+        """Reason why something is missing in the file that it is."""
 
     def write(self, data: Any) -> int:
         try:

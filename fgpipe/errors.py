@@ -73,5 +73,5 @@ def typed_line(error: BaseException) -> str:
 
 
 def reason(error: OSError) -> str:
-    """Why, for a line that names the file: without the error's number and path."""
+    """Reason, for a line that names the file: without the error's number and path."""
     return error.strerror or one_line(error)

@@ -60,7 +60,7 @@ def export(run: Path, file: Path) -> Manifest:
         raise UserError(
             f"{run}: allowed: the folder of a run with a complete checkpoint in it (checkpoint.every_steps=N)"
         )
-    blocks, folder = manifest.config["model"]["blocks"], checkpoints.folder(manifest.step)
+    blocks, folder = sum(name.endswith(".safetensors") for name in manifest.files), checkpoints.folder(manifest.step)
     tensors = {}
     for block in range(blocks):
         for name, tensor in read_tensors(folder, block).items():

@@ -63,7 +63,7 @@ def _leave(code: int) -> NoReturn:
 
 
 def usage() -> str:
-    """What `--help` prints."""
+    """Text that `--help` prints."""
     groups = sorted(
         path for path in CONFIGS.iterdir() if path.is_dir() and path.name != "profile"
     )  # that is fgpipe.grid's

@@ -335,6 +335,21 @@ def test_block_round_trip(tmp_path: Path) -> None:
         assert saved.abs().min() > 2 and torch.equal(restored, saved)
 
 
+def test_another_grouping_is_another_net(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Refused in one line; the exported net of two modules is the plain net of those blocks."""
+    keys = [*COMMON, "model=resnet18_2", "target=local", "checkpoint.every_steps=8", f"run_dir={tmp_path / 'run'}"]
+    assert fgpipe.train.main(keys) == 0
+    capsys.readouterr()
+    other = [*COMMON, "model=resnet18_4", "target=local", f"resume={tmp_path / 'run'}", f"run_dir={tmp_path / 'new'}"]
+    assert fgpipe.train.main(other) == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1 and "model.modules=[4, 4] (here [2, 2, 2, 2])" in line
+    fgpipe.export.export(tmp_path / "run", tmp_path / "net.safetensors")
+    config = compose_config(keys)
+    net = sequential(resnet(config.model, config.head, in_channels=1, classes=10)).to_empty(device="cpu")
+    net.load_state_dict(safetensors.torch.load_file(tmp_path / "net.safetensors"))
+
+
 def test_another_net_is_refused(tmp_path: Path) -> None:
     write_block(tmp_path, 0, {"block": small(3.0)}, {})
     net = nn.Linear(3, 2)

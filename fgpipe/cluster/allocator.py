@@ -1,4 +1,4 @@
-"""How the C library's allocator deals with the large buffers of a step."""
+"""The C library's allocator, and how it deals with the large buffers of a step."""
 
 import ctypes
 import os

@@ -1,4 +1,4 @@
-"""How far the monotonic clocks of the hosts are apart, by round trips between processes.
+"""Distances between the monotonic clocks of the hosts, by round trips between processes.
 
 Processes of one host share CLOCK_MONOTONIC. For another host, one of its processes answers with the time it has; of
 several round trips the shortest counts (as in NTP, RFC 5905, section 10). The answer was made within it, so the error
@@ -18,19 +18,19 @@ ROUNDS = 20
 
 @dataclass(frozen=True)
 class Offset:
-    """How far a process's clock is ahead of rank 0's."""
+    """Lead of a process's clock over rank 0's."""
 
     nanoseconds: int
     uncertainty: int
     """Nanoseconds either way; 0 on the same host."""
     at: int
-    """When, by rank 0's clock."""
+    """Time of the measurement, by rank 0's clock."""
 
 
 def offsets(
     rank: int, hosts: Sequence[int], total: Callable[[Tensor], Tensor], now: Callable[[], int] = time.monotonic_ns
 ) -> list[Offset]:
-    """Of every rank; collective.
+    """Measure the offset of every rank; collective.
 
     Args:
         hosts: for each rank, the first rank of its host.

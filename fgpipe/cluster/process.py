@@ -29,14 +29,14 @@ Facts = tuple[int | str, ...]
 _runs = itertools.count()
 """Runs that this process has begun; every process begins the same ones."""
 NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-"""Of torchrun's environment variables."""
+"""Environment variables of torchrun."""
 PR_SET_PDEATHSIG = 1
-"""Of Linux's prctl: the signal that a process gets when its parent dies."""
+"""Option of Linux's prctl: the signal that a process gets when its parent dies."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where this process stands, as torchrun tells it; alone without torchrun."""
+    """Place of this process, as torchrun tells it; alone without torchrun."""
 
     rank: int
     world_size: int
@@ -49,7 +49,7 @@ class Place:
 
     @classmethod
     def from_environment(cls) -> "Place":
-        """That of torchrun's variables, which are all there, or none: then this process is alone.
+        """Read torchrun's variables, which are all there, or none: then this process is alone.
 
         Raises:
             UserError: names one that is without the others, empty or out of range, as one that was left over may be.
@@ -93,7 +93,7 @@ class Place:
         return torch.device("cuda", self.local_rank % torch.cuda.device_count())
 
     def wire_device(self, device: torch.device) -> torch.device:
-        """Where the forward plane's tensors live: on the GPU (NCCL) if every rank has its own, else on the host."""
+        """The device of the forward plane's tensors: the GPU (NCCL) if every rank has its own, else the host."""
         own_gpu = device.type == "cuda" and torch.cuda.device_count() >= self.local_world_size
         return device if own_gpu else torch.device("cpu")
 
@@ -153,11 +153,11 @@ class Cluster:
         self._restore: Callable[[], object] = lambda: None
 
     def loading(self) -> AbstractContextManager[None]:
-        """Around loading, or downloading, the data: the others wait in `share`, and see that this process is alive."""
+        """Show that this process is alive while it loads, or downloads, the data: the others wait in `share`."""
         return nullcontext() if self.store is None else self._start.working()
 
     def share(self, facts: Facts | None, source: int, name: str) -> Facts:
-        """What a process found when it loaded the data, numbers and text; the others pass None and wait.
+        """Share what a process found when it loaded the data, numbers and text; the others pass None and wait.
 
         Args:
             source: the rank of that process.
@@ -211,7 +211,7 @@ class Cluster:
         signal.signal(signal.SIGTERM, self._terminate)
 
     def save_on_sigterm(self) -> None:
-        """From now on SIGTERM sets `preempted`, unless a process of this host is gone: then the job ends at once."""
+        """Have SIGTERM set `preempted`, unless a process of this host is gone: then the job ends at once."""
         self._saves = True
         if self.store is None and threading.current_thread() is threading.main_thread():
             self._restore = partial(signal.signal, signal.SIGTERM, signal.getsignal(signal.SIGTERM))
@@ -222,7 +222,7 @@ class Cluster:
         self._restore()
 
     def _terminate(self, signum: int, frame: FrameType | None) -> None:
-        """On SIGTERM, from a person or a scheduler, or from torchrun when a worker has died.
+        """Handle SIGTERM, from a person or a scheduler, or from torchrun when a worker has died.
 
         torchrun knows ranks only: of the survivors of a host the first one names the blocks that are gone.
         """

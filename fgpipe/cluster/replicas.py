@@ -20,18 +20,18 @@ from fgpipe.plan.topology import Topology
 
 @dataclass(frozen=True)
 class Replicas:
-    """What the processes of the same blocks agree on; with one replica every call gives back what it got."""
+    """Processes of the same blocks, and what they agree on; with one replica every call gives back what it got."""
 
     ranks: tuple[int, ...] = (0,)
-    """Of the processes with the blocks of this one, replica 0's first."""
+    """Ranks of the processes with the blocks of this one, replica 0's first."""
     index: int = 0
-    """Of this process's replica."""
+    """Index of this process's replica."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    """Where what is sent lives."""
+    """Device of what is sent."""
     group: dist.ProcessGroup | None = None
-    """Of `ranks`."""
+    """Group of `ranks`."""
     pipeline: dist.ProcessGroup | None = None
-    """Of the processes of this replica, for `guess=end_to_end`; None is the default group."""
+    """Group of the processes of this replica, for `guess=end_to_end`; None is the default group."""
 
     @classmethod
     def connect(cls, topology: Topology, device: torch.device, deadline: float, pipelined: bool) -> "Replicas":
@@ -90,7 +90,7 @@ class Replicas:
                     buffer.copy_(mean)
 
     def any(self, block: int, flag: bool) -> bool:
-        """Whether the flag is set in any replica, asked for one block; errors as for `average`."""
+        """The flag is set in some replica, asked for one block; errors as for `average`."""
         if self.count == 1:
             return flag
         return bool(self._sum(torch.tensor([int(flag)], device=self.device), f"block {block}").item())

@@ -74,7 +74,7 @@ class Start:
             thread.join()
 
     def get(self, key: str, rank: int) -> bytes:
-        """What `rank` sets, however long it takes as long as there are signs of life.
+        """Wait for what `rank` sets, however long it takes as long as there are signs of life.
 
         Raises:
             Late: there was none for as long as the deadline.

@@ -1,4 +1,4 @@
-"""What values cannot be together, or on so many processes: the checks that Hydra cannot make."""
+"""Checks that Hydra cannot make: values that cannot be together, or on so many processes."""
 
 from dataclasses import asdict
 from importlib import import_module
@@ -98,7 +98,7 @@ def _check_replicas(config: Config) -> None:
 
 
 def _check_guess(config: Config) -> None:
-    """What the guess itself says, in a module that knows mathematics: it is loaded by its name, as any plug-in."""
+    """Ask the guess itself, in a module that knows mathematics: it is loaded by its name, as any plug-in."""
     guess = import_module("fgpipe.gradients.guesses").make(config.guess)
     named = f"guess={guess.name}"
     config.guess = {"name": guess.name, **asdict(guess)}

@@ -1,4 +1,4 @@
-"""From `configs/` and a command line to a checked configuration; composed by Hydra."""
+"""A checked configuration from `configs/` and a command line; composed by Hydra."""
 
 import copy
 import re
@@ -63,7 +63,7 @@ def _offer_plug_ins(choices: Sequence[str]) -> None:
 
 @lru_cache
 def _of_choices(overrides: tuple[str, ...]) -> DictConfig:
-    """By Hydra, which takes a tenth of a second; there are few choices of groups, and many values on top of them."""
+    """Compose by Hydra, which takes a tenth of a second; of groups there are few choices, and many values on top."""
     ConfigStore.instance().store(name="schema", node=Config)
     with initialize_config_dir(config_dir=str(CONFIGS), version_base="1.3"):
         return compose("train", overrides=list(overrides))

@@ -1,4 +1,4 @@
-"""What each key accepts by itself."""
+"""Values that each key accepts by itself."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -47,7 +47,7 @@ def _is_window(value: Any) -> bool:
 
 
 def is_list(value: Any) -> bool:
-    """Of several values, as in `window=[3,2,1]`."""
+    """Several values, as in `window=[3,2,1]`."""
     return isinstance(value, Sequence) and not isinstance(value, str)
 
 
@@ -149,4 +149,4 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "checkpoint.every_minutes": _optional(_above(0)),
     "checkpoint.keep": _at_least(1),
 }
-"""What each key accepts by itself, and how to say so."""
+"""Values that each key accepts by itself, and how to say so."""

@@ -13,7 +13,7 @@ SCOPES = {"weight": ("tensor", "block"), "activity": ("sample", "batch")}
 
 @dataclass
 class DataConfig:
-    """Which images, and how they are prepared. `size` is the side in pixels that the net sees."""
+    """Images, and how they are prepared. `size` is the side in pixels that the net sees."""
 
     name: str = MISSING
     root: str = "data"
@@ -34,7 +34,7 @@ class ModelConfig:
     blocks: int = MISSING
     """Residual or plain blocks that the net is made of."""
     modules: Any = None
-    """How many of them each isolated module has: null, one; a list; nproc, as many modules as processes."""
+    """Number of them in each isolated module: null, one; a list; nproc, as many modules as processes."""
     width: float = MISSING
     stem: str = MISSING
 
@@ -119,13 +119,13 @@ class ObserveConfig:
     heads: bool = False
     """Train a head beside every block that has none, without touching the net."""
     cosine: int | None = None
-    """Every how many training steps the cosine of guess and global target is measured."""
+    """Training steps from one measurement of the cosine of guess and global target to the next."""
     tensorboard: bool = True
 
 
 @dataclass
 class CheckpointConfig:
-    """When the state of a run is saved; off while both intervals are null."""
+    """Times at which the state of a run is saved; off while both intervals are null."""
 
     every_steps: int | None = None
     """Training batches, counted over the whole run."""
@@ -184,7 +184,7 @@ class Config:
 
     @property
     def guess_name(self) -> str:
-        """By which `fgpipe.gradients.guesses` knows it; `end_to_end` is backpropagation."""
+        """Name by which `fgpipe.gradients.guesses` knows the guess; `end_to_end` is backpropagation."""
         return self.guess["name"]
 
     @property

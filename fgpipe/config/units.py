@@ -3,9 +3,9 @@
 import re
 
 RATES = {"kbit": 1e3, "mbit": 1e6, "gbit": 1e9}
-"""In bits per second."""
+"""Bits per second."""
 TIMES = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
-"""In seconds."""
+"""Seconds."""
 RATE = "a rate above 0 in kbit, Mbit or Gbit, such as 100Mbit"
 TIME = "a time above 0 in us, ms or s, such as 50ms"
 

@@ -107,7 +107,7 @@ class Batches:
         return self._order
 
     def _normalise(self, images: Tensor) -> Tensor:
-        """From 0..255 to 0..1, then by the mean and standard deviation of each channel; channels last."""
+        """Bring 0..255 to 0..1, then normalise by the mean and standard deviation of each channel; channels last."""
         images = (images.to(self._dtype) / 255).sub_(self._mean).div_(self._std)
         return images.contiguous(memory_format=torch.channels_last)  # last: arithmetic is faster on whole planes
 

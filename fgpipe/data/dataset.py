@@ -28,7 +28,7 @@ class Dataset:
     """int64 [M], from 0 to classes - 1."""
     classes: int
     notes: tuple[str, ...] = ()
-    """What a user should know of the images that were read: lines for stderr, which `Batches` writes."""
+    """Lines for stderr, which `Batches` writes: what a user should know of the images that were read."""
 
 
 def subset(split: str, wanted: int | None, available: int) -> Tensor | slice:

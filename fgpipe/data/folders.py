@@ -77,7 +77,7 @@ def _images(folder: Path, classes: list[str]) -> list[tuple[Path, int]]:
 
 
 def _entries(folder: Path) -> Iterator[Path]:
-    """What a folder holds besides folders."""
+    """Content of a folder besides folders."""
     with os.scandir(folder) as entries:
         yield from (folder / entry.name for entry in entries if not entry.is_dir())
 
@@ -87,7 +87,7 @@ def _is_image(name: str) -> bool:
 
 
 def _found_instead(folder: Path) -> str:
-    """What a folder without images holds: the first image at another depth, or else the first file or folder."""
+    """Content of a folder without images: the first image at another depth, or else the first file or folder."""
     found = "empty"
     for path in sorted(folder.rglob("*")):
         if _is_image(path.name) and not path.is_dir():

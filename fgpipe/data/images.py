@@ -34,8 +34,8 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What makes an image upright, by its EXIF orientation. `ImageOps.exif_transpose` also writes all other EXIF tags anew,
-and fails where one of them is malformed."""
+"""Turn that makes an image upright, by its EXIF orientation. `ImageOps.exif_transpose` also writes all other EXIF tags
+anew, and fails where one of them is malformed."""
 _STEPS = {"1": 255, "L;2": 85, "L;4": 17}
 """Distance of neighbouring grey values once Pillow has spread them over 0 to 255, by their packing in a PNG file."""
 

@@ -29,7 +29,7 @@ Arrays = tuple[np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class Source:
-    """How to read one data set."""
+    """Way to read one data set."""
 
     read: Callable[[Path, DataConfig], Dataset]
     """Takes the expanded `data.root`."""

@@ -1,4 +1,4 @@
-"""What a net of a user's own must be like, tried before training on copies and a few random images.
+"""Conditions on a net of a user's own, tried before training on copies and a few random images.
 
 Blocks and heads must have tensors of their own and the shapes that `models.net.Net` says; give the same output when
 they are run again, since a layer without a tangent rule is run twice; and have a forward mode, where tangents pass, that
@@ -28,7 +28,7 @@ from fgpipe.models.net import deep_copy, input_for
 
 SAMPLES = 3
 TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-3}
-"""Of forward mode against reverse mode, relative; the types are tried in turn, as not every net runs in the first."""
+"""Relative errors of forward against reverse mode; the types are tried in turn, as not every net runs in the first."""
 
 
 def check_net(
@@ -61,7 +61,7 @@ def check_net(
 
 
 def fails_alone(blocks: Sequence[nn.Module], classifier: Any, shape: Sequence[int], dtype: torch.dtype) -> str | None:
-    """Where and how training on a single sample fails, as batch norm does with one value per channel; None if it works.
+    """Place and reason why training on a single sample fails, as batch norm does with one value per channel, or None.
 
     Args: shape: of an image, `[C, H, W]`.
     """
@@ -179,7 +179,7 @@ def _copy(module: Any, dtype: torch.dtype) -> Any:
 
 
 def _repeated(module: nn.Module, run: Any) -> Any:
-    """What `run` returns, the same each time.
+    """The result of `run`, the same each time.
 
     Raises:
         UserError: a layer draws random numbers, or the output differs.
@@ -214,7 +214,7 @@ def _tensors(values: Any) -> Iterator[Tensor]:
 
 
 def _states() -> tuple[Any, ...]:
-    """Of the global random generators."""
+    """States of the global random generators."""
     numbers = np.random.get_state(legacy=False)["state"]
     return random.getstate(), numbers["key"].tobytes(), numbers["pos"], torch.get_rng_state().numpy().tobytes()
 

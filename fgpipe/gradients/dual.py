@@ -60,7 +60,7 @@ class Direction:
 
 
 Factor = float | Tensor
-"""Of a direction in a lane: a number, or one for each sample, `[B, 1, ...]`."""
+"""Factor of a direction in a lane: a number, or one for each sample, `[B, 1, ...]`."""
 Directions = Mapping[str, Direction]
 Push = Callable[[Tangent | None, Directions], Tangent | None]
 """Maps the input's tangent and directions of the parameters, by qualified name, to the output's tangent; once, as it lets
@@ -226,7 +226,7 @@ class NotRepeatable(RuntimeError):
 
 @contextmanager
 def _attributes_kept(module: nn.Module) -> Iterator[None]:
-    """What a run assigns to its layers, such as a tensor of `torch.func` that is dead when it ends, is undone."""
+    """Undo what a run assigns to its layers, such as a tensor of `torch.func` that is dead when it ends."""
     before = [(vars(layer), dict(vars(layer))) for layer in module.modules()]
     try:
         yield

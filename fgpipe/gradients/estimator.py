@@ -1,4 +1,4 @@
-"""From scalars to gradient estimates: c = <target gradient, g> / (|g|^2 + eps), the estimate is c g (paper, eq. 1).
+"""Gradient estimates from scalars: c = <target gradient, g> / (|g|^2 + eps), the estimate is c g (paper, eq. 1).
 
 Random guesses have unit covariance and the directions of a subspace unit norm: c is not divided. Eq. 4 applies this
 to the parameters (weight space), eq. 5 to a block's output, from which the block back-propagates it through itself
@@ -30,9 +30,9 @@ class StepRule:
     """
 
     mean: RunningMean | None = None
-    """Of c (decode=smoothed), in place of c: calm, and biased, for c changes with the guess."""
+    """Mean of c (decode=smoothed), in place of c: calm, and biased, for c changes with the guess."""
     magnitude: RunningMean | None = None
-    """Of |c| (step=normalised), which c is divided by: its sign and its size among recent ones remain."""
+    """Mean of |c| (step=normalised), which c is divided by: its sign and its size among recent ones remain."""
 
     @classmethod
     def of(cls, decode: str, step: str, probes: int, like: Tensor) -> "StepRule":
@@ -44,11 +44,11 @@ class StepRule:
 
     @property
     def means(self) -> dict[str, RunningMean | None]:
-        """What it remembers, by name."""
+        """Running means, by name."""
         return {"coefficient": self.mean, "magnitude": self.magnitude}
 
     def factors(self, coefficients: Tensor) -> Tensor:
-        """What the guesses are multiplied by, `[P, S]`, given c `[P, S]`; the running means take it in first."""
+        """Factors of the guesses, `[P, S]`, given c `[P, S]`; the running means take it in first."""
         factors = coefficients
         if self.mean is not None:
             factors = self.mean.update(factors.mean(dim=1)).unsqueeze(1).expand_as(factors)

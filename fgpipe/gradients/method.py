@@ -9,7 +9,7 @@ from fgpipe.gradients.guesses import Guess, GuessHead, make
 
 @dataclass(frozen=True)
 class Method:
-    """What every block of a net of `blocks` blocks does to learn (paper, sections 3.1 to 3.3).
+    """Way in which every block of a net of `blocks` blocks learns (paper, sections 3.1 to 3.3).
 
     `depth` is the target's: the loss at block min(j + depth, J - 1), None for the last. `decode` and `step` say what
     becomes of the scalars and of the coefficients (docs/algorithm.md).
@@ -23,7 +23,7 @@ class Method:
     decode: str = "plain"
     step: str = "projection"
     samples: int = 1
-    """Of a batch, in each replica."""
+    """Samples of a batch, in each replica."""
     classes: int = 1
     idle: frozenset[int] = frozenset()
     """Blocks without trainable parameters: they pass activations and tangents on, and learn nothing."""

@@ -16,7 +16,7 @@ CLIP_EPSILON = 1e-6
 """Added to the norm that estimates are divided by, as in `torch.nn.utils.clip_grad_norm_`."""
 
 LearningRate = Callable[[int], float]
-"""From the id of the batch whose estimate is applied to the learning rate."""
+"""Id of the batch whose estimate is applied -> learning rate."""
 
 
 def learning_rate(config: OptimConfig, *, batches: int, epochs: int) -> LearningRate:
@@ -36,7 +36,7 @@ def learning_rate(config: OptimConfig, *, batches: int, epochs: int) -> Learning
 
 
 Average = Callable[[Iterable[Tensor]], Iterable[Tensor]]
-"""From the estimates of one replica to their mean over all."""
+"""Estimates of one replica -> their mean over all."""
 State = dict[str, list[Tensor | None]]
 """Tensors of an optimizer by their name there, one for each parameter; None before its first step."""
 

@@ -25,20 +25,20 @@ from fgpipe.models.net import input_for
 
 @dataclass
 class Estimates:
-    """What one batch teaches a net."""
+    """Results of one batch on a net."""
 
     blocks: list[dict[str, Tensor]]
-    """Of each block, by parameter name: the gradient estimate; the last block's is its true gradient."""
+    """Gradient estimate of each block, by parameter name; the last block's is its true gradient."""
     heads: list[dict[str, Tensor]]
-    """Of each head: the gradient of its own loss, empty where the block has none."""
+    """Gradient of each head's own loss, by parameter name; empty where the block has none."""
     scalars: list[Tensor | None]
     """Exact readings of each block, `[P, S]` or `[P, B, C]`; <target gradient, guess> of each sample by itself where they
     are derivatives; None where nothing is projected."""
     losses: list[Tensor | None]
-    """Of each head, `[B]`."""
+    """Losses of each head, `[B]`."""
     logits: list[Tensor | None]
     cosines: list[Tensor] | None = None
-    """Of each block below the last: of guess and global target, if asked for."""
+    """Cosine of guess and global target for each block below the last, if asked for."""
 
 
 def _unchanged(scalars: Mapping[int, Tensor]) -> Mapping[int, Tensor]:

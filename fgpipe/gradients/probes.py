@@ -21,7 +21,7 @@ from fgpipe.gradients.running import RunningMean
 
 @dataclass(frozen=True)
 class Lanes(ABC):
-    """Which lanes carry which probes. Lanes are numbered; on every link and in every reading they are in order.
+    """Lanes, and which probes they carry. Lanes are numbered; on every link and in every reading they are in order.
 
     Shapes: P probes of one block, or of all blocks that share a target, lowest block first; R lanes; S samples
     (scope sample) or 1.
@@ -49,7 +49,7 @@ class Lanes(ABC):
 
     @abstractmethod
     def carriers(self, block: int, batch: int, like: Tensor) -> list[dict[int, Factor]]:
-        """For each probe of `block`, the lanes that carry it and with what factor.
+        """Lanes that carry each probe of `block`, and with what factor.
 
         `like` `[B, ...]` is shaped as the guess in activity space, where factors may differ from sample to sample.
         """
@@ -174,7 +174,7 @@ class Decoder:
     lanes: Lanes
     target: int
     prediction: RunningMean | None
-    """Of the scalars of all probes (decode=predicted): what they are expected to be, their mean over samples."""
+    """Expectation of the scalars of all probes (decode=predicted): their mean over samples."""
 
     @classmethod
     def of(cls, lanes: Lanes, target: int, like: Tensor) -> "Decoder":

@@ -24,17 +24,17 @@ class Reading(Enum):
 
     @property
     def is_row(self) -> bool:
-        """Whether every sample has a row of C numbers."""
+        """Every sample has a row of C numbers."""
         return self is not Reading.DERIVATIVE
 
     @property
     def has_lane(self) -> bool:
-        """Whether a lane is read."""
+        """A lane is read."""
         return self is not Reading.ERROR
 
 
 Read = Callable[[Tangent | None], Tensor]
-"""From the lanes at a head's input to their readings `[R, S]` or `[R, B, C]`; `[1, B, C]` of an error, without lanes."""
+"""Lanes at a head's input -> their readings `[R, S]` or `[R, B, C]`; `[1, B, C]` of an error, without lanes."""
 
 
 def linearize_head(head: Any, x: Tensor, labels: Tensor, reading: Reading, scope: str) -> tuple[Tensor, Tensor, Read]:

@@ -111,7 +111,7 @@ def _batch_norm(module: BatchNorm, x: Tensor, prefix: str) -> tuple[Tensor, Push
 
 
 def _has_batch_statistics(module: BatchNorm) -> bool:
-    """Else it evaluates, or its running statistics are cumulative means."""
+    """The module trains, and its running statistics are no cumulative means."""
     return module.training and module.momentum is not None
 
 
@@ -136,7 +136,7 @@ def _by_batch_statistics(module: BatchNorm, x: Tensor, prefix: str, *, then_relu
         )[0]
 
     def own_directions(directions: Directions) -> Iterator[Direction]:
-        """As directions of y."""
+        """Directions of gamma and beta, as directions of y."""
         if gamma := directions.get(f"{prefix}weight"):
             scale = (gamma.value * inverse_std).reshape(per_channel)
             yield replace(gamma, value=torch.addcmul(-scale * mean.reshape(per_channel), x, scale))

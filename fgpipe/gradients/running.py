@@ -18,7 +18,7 @@ class RunningMean(nn.Module):
     """`[]`."""
 
     def __init__(self, count: int, like: Tensor) -> None:
-        """Of P = `count` values, of the type and on the device of `like`; zero before the first update."""
+        """Means of P = `count` values, of the type and on the device of `like`; zero before the first update."""
         super().__init__()
         self.register_buffer("total", like.new_zeros(count))
         self.register_buffer("weight", like.new_zeros(()))

@@ -8,7 +8,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 UNWRITTEN = 113
-"""What fills new memory of whole numbers, as NaN fills that of others; no layer starts with it."""
+"""Value that fills new memory of whole numbers, as NaN fills that of others; no layer starts with it."""
 
 
 class NotInitialized(ValueError):
@@ -83,7 +83,7 @@ def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _is_unwritten(tensor: Tensor) -> bool:
-    """Whether any of it is; of truth values nobody can tell."""
+    """Some of `tensor` is unwritten; of truth values nobody can tell."""
     if tensor.dtype == torch.bool:
         return True
     return bool((tensor.isnan() if tensor.dtype.is_floating_point else tensor == UNWRITTEN).any())

@@ -76,12 +76,12 @@ def deep_copy(module: nn.Module) -> nn.Module:
 
 
 def input_for(module: Any, x: Tensor) -> Tensor:
-    """What a block or a head is given: `x`, or a copy if the module may write over it (`inplace=True`, `x.mul_()`)."""
+    """Input for a block or a head: `x`, or a copy if the module may write over it (`inplace=True`, `x.mul_()`)."""
     return x.clone() if _may_write(module) else x
 
 
 def _may_write(module: Any) -> bool:
-    """Unless all layers up to the first that makes a tensor of its own are known not to."""
+    """Some layer up to the first that makes a tensor of its own is not known to leave its input as it is."""
     if getattr(type(module), "losses", Head.losses) not in (Head.losses, PredSim.losses):
         return True
     for layer in _in_order(module):

@@ -21,7 +21,7 @@ class Growing:
         self.path = path
         self._waiting = b""
         self.missing: str | None = None
-        """Why the file lacks its last records; None if it has all."""
+        """Reason why the file lacks its last records; None if it has all."""
 
     def add(self, record: bytes) -> None:
         """Append a record, after those that could not be appended before; the first that cannot is said on stderr."""
@@ -80,7 +80,7 @@ class Events:
 
 
 def _records(events: Iterable[Any]) -> bytes:
-    """In the format of TensorFlow's record files."""
+    """Encode events in the format of TensorFlow's record files."""
     from tensorboard.summary.writer.record_writer import RecordWriter
 
     content = io.BytesIO()

@@ -37,7 +37,7 @@ class Ledger:
         self._sent[source, destination, kind] = (before[0] + size, before[1] + messages)
 
     def state(self, source: int) -> list[list[Any]]:
-        """What one block has sent, as `[destination, kind, bytes, messages]`, for a checkpoint."""
+        """Traffic that one block has sent, as `[destination, kind, bytes, messages]`, for a checkpoint."""
         with self._lock:
             return [[*key, *sent] for (block, *key), sent in self._sent.items() if block == source]
 

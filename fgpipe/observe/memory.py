@@ -30,7 +30,7 @@ class Memory:
 
     @contextmanager
     def training(self) -> Iterator[None]:
-        """Around a stretch of training, which counts; tests and checkpoints do not."""
+        """Count a stretch of training; tests and checkpoints do not count."""
         if not self.peak:
             self.before = self._held()
         self._start_afresh()

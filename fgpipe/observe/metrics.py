@@ -1,4 +1,4 @@
-"""What a run measures: loss and accuracy per block and phase, staleness, and what happened to scalars on their way.
+"""Measurements of a run: loss and accuracy per block and phase, staleness, and what happened to scalars on their way.
 
 Summed over processes at the epoch's end.
 """
@@ -17,10 +17,10 @@ from fgpipe.observe.events import Aligned, Learnt, Scored, Skipped, StepEvent
 PHASES = ("test", "train")
 """Indexed by `training`."""
 INCIDENTS = ("duplicates", "asked", "skipped")
-"""Of a block's scalars: came again and were dropped; were asked for again; were lost, so that an update was skipped."""
+"""Scalars of a block: came again and were dropped; were asked for again; were lost, so that an update was skipped."""
 REPLAYS = ("extra", "reused", "past_limit", "unseen")
-"""Of batches in a block's replay buffer: extra steps, beside those of the epoch; steps of the epoch on one that was used
-before, when no other would come, and of these past the limit of reuse; batches that no step was made on."""
+"""Counts of a block's replay buffer: extra steps, beside those of the epoch; steps of the epoch on a batch that was
+used before, when no other would come, and of these past the limit of reuse; batches that no step was made on."""
 
 
 @dataclass(frozen=True)

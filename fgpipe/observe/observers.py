@@ -10,7 +10,7 @@ from fgpipe.observe.timeline import Timeline
 
 @dataclass(frozen=True)
 class Observers:
-    """What a process measures of its steps."""
+    """Measurements that a process makes of its steps."""
 
     metrics: Metrics
     ledger: Ledger

@@ -1,4 +1,4 @@
-"""What a person sees while a run trains: a bar on a terminal, plain lines otherwise, and a closing table."""
+"""Display for a person while a run trains: a bar on a terminal, plain lines otherwise, and a closing table."""
 
 import sys
 import time

@@ -107,7 +107,7 @@ def _json_line(line: Mapping[str, Any]) -> str:
 
 
 def _step(line: str) -> float:
-    """Of a line of `cosine.jsonl`; infinite for one that was cut short."""
+    """The step of a line of `cosine.jsonl`; infinite for one that was cut short."""
     try:
         return json.loads(line)["step"] if line.endswith("\n") else math.inf
     except ValueError:

@@ -1,4 +1,4 @@
-"""When a process did what, batch by batch (`trace=true`): kept in memory, merged at the end (`observe.trace`)."""
+"""Events of a process, batch by batch (`trace=true`): kept in memory, merged at the end (`observe.trace`)."""
 
 import time
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 COMPUTE = ("forward", "loss", "guess", "push", "read", "head", "update", "backward", "weights")
-"""In the order of a training step: the block; its head; the guess's backward pass; the lanes through the block; the
+"""Stages of a training step, in order: the block; its head; the guess's backward pass; the lanes through the block; the
 lanes through the head; the head's own step where the guess's backward pass does not make it; the update, with its
 backward pass through the block alone where there is one. Backpropagation has `backward`, and `weights` where the
 gradients of the weights are computed apart (`schedule=zero_bubble`)."""

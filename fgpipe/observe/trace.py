@@ -18,7 +18,7 @@ from fgpipe.saving import durable
 TRACKS = ("compute", "batches in", "scalars in")
 _TRACK = {RECEIVE: 1, SCALARS: 2}
 _CATEGORY = {**dict.fromkeys(COMPUTE, "compute"), **dict.fromkeys(WAITS, "wait")}
-"""Of the others: communication."""
+"""Category of the others: communication."""
 
 Placed = tuple[int, Event]
 """A rank, and what happened there."""
@@ -94,7 +94,7 @@ def _track(event: Event) -> int:
 def chains(events: Mapping[int, Sequence[Event]]) -> Iterator[list[Placed]]:
     """Each batch's way from a block that sends it, as the docstring above says; at least two events each."""
     first: dict[tuple[str, int, int, int], Placed] = {}
-    """By kind, block, batch and other end."""
+    """Events by kind, block, batch and other end."""
     for rank, each in events.items():
         for event in each:
             first.setdefault((event.kind, event.block, event.batch, event.other), (rank, event))
@@ -118,7 +118,7 @@ def chains(events: Mapping[int, Sequence[Event]]) -> Iterator[list[Placed]]:
 
 
 def _microbatches(first: Mapping[tuple[str, int, int, int], Placed]) -> Iterator[list[Placed]]:
-    """Up and down again; of backpropagation, whose backward passes name their microbatch."""
+    """Ways up and down again; of backpropagation, whose backward passes name their microbatch."""
     up: dict[tuple[int, int], list[Placed]] = defaultdict(list)
     down: dict[tuple[int, int], list[Placed]] = defaultdict(list)
     for (kind, block, batch, other), placed in sorted(first.items()):

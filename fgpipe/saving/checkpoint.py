@@ -52,7 +52,7 @@ class Stored:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a checkpoint is of, and which files it consists of."""
+    """Contents of a checkpoint, and the files that it consists of."""
 
     step: int
     """Training batches done, which is the id of the next one."""
@@ -60,7 +60,7 @@ class Manifest:
     batch: int
     """The next batch: its epoch and its index there."""
     test_accuracy: float | None
-    """Of these very weights; None in mid-epoch."""
+    """Accuracy of these very weights; None in mid-epoch."""
     config: dict[str, Any]
     config_hash: str
     epochs: list[dict[str, Any]]
@@ -73,7 +73,7 @@ class Manifest:
 
     @classmethod
     def parse(cls, text: str) -> "Manifest":
-        """From JSON.
+        """Read a manifest from JSON.
 
         Raises:
             ValueError, KeyError, TypeError: not a manifest.
@@ -97,7 +97,7 @@ class Checkpoints:
         self._path = run / "checkpoints"
 
     def folder(self, step: int) -> Path:
-        """Where the checkpoint of a step is, or would be."""
+        """The folder where the checkpoint of a step is, or would be."""
         return self._path / f"step-{step}"
 
     def steps(self) -> list[int]:
@@ -256,7 +256,7 @@ def read_net(folder: Path, net: Net) -> None:
 
 @contextmanager
 def _fitting(folder: Path, block: int) -> Iterator[None]:
-    """Around reading a block's files into its modules."""
+    """Guard the reading of a block's files into its modules."""
     try:
         yield
     except (OSError, RuntimeError, ValueError, KeyError, safetensors.SafetensorError) as error:
@@ -287,7 +287,7 @@ def _slots(part: str, module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[
 
 
 def _apart(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
-    """On the CPU, each with memory of its own, as safetensors wants it: tied weights have several names."""
+    """Tensors on the CPU, each with memory of its own, as safetensors wants it: tied weights have several names."""
     found: dict[str, Tensor] = {}
     taken = set()
     for name, tensor in tensors:

@@ -10,9 +10,9 @@ import tempfile
 from pathlib import Path
 
 REFUSED = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF)
-"""How a file system says that it does not do what it is asked; a disk that fails says something else."""
+"""Errors of a file system that does not do what it is asked; a disk that fails says something else."""
 NO_READING = (errno.EACCES, errno.EPERM, errno.EISDIR)
-"""Why a folder that can be written to may not be opened, and so not be brought to the disk."""
+"""Errors of a folder that can be written to but not opened, and so not brought to the disk."""
 NO_LINKS = (*REFUSED, errno.EPERM, errno.EMLINK, errno.EXDEV)
 
 

@@ -10,7 +10,7 @@ from fgpipe.errors import OutputError, bad_value, reason
 
 @contextmanager
 def needed(key: str, path: Path) -> Iterator[None]:
-    """Around the making of a folder, and of the files in it, that the work cannot begin without.
+    """Guard the making of a folder, and of the files in it, that the work cannot begin without.
 
     Raises:
         UserError: they cannot be made; the line begins with `key=path`.
@@ -23,7 +23,7 @@ def needed(key: str, path: Path) -> Iterator[None]:
 
 @contextmanager
 def written(path: Path) -> Iterator[None]:
-    """Around the writing of a file with results.
+    """Guard the writing of a file with results.
 
     Raises:
         OutputError: it cannot be written.

@@ -1,4 +1,4 @@
-"""What a run goes on from: an unfinished run in its own folder, or another run's checkpoint (docs/checkpoints.md)."""
+"""Resumption of a run: an unfinished run in its own folder, or another run's checkpoint (docs/checkpoints.md)."""
 
 import json
 import sys
@@ -21,7 +21,7 @@ FREE = {
 
 
 def check_run_dir(config: Config) -> dict[str, Any] | None:
-    """Whether a run may write into its `run_dir`; every process asks before any of them writes.
+    """Check that a run may write into its `run_dir`; every process asks before any of them writes.
 
     Returns:
         The summary of the very run that is asked for, if `resume=auto` finds it finished; None if there is work to do.

@@ -21,13 +21,13 @@ NO_FILE = ("", "-", "-c")
 
 @dataclass(frozen=True)
 class Verdict:
-    """What `verdict.json` holds."""
+    """Content of `verdict.json`."""
 
     cause: str
     """The root cause, one line."""
     rank: int
     blocks: list[int]
-    """At fault."""
+    """Blocks at fault."""
     reported_by: int
     """The rank that wrote this."""
     last_batch: int | None
@@ -39,7 +39,7 @@ class Verdict:
     whose arguments are its own, as it was. None where there is no such command: the program came from standard input,
     from `-c` or from a prompt."""
     note: str | None
-    """What must be set in the program first, or why there is no command; None where the command is all."""
+    """Settings to be made in the program first, or why there is no command; None where the command is all."""
 
 
 def write(
@@ -122,7 +122,7 @@ def resume_command(run: Path, arguments: Sequence[str], environment: Mapping[str
 
 
 def note(run: Path, resumed: str | None, *, afresh: bool) -> str | None:
-    """What must be set in this process's program, so that it goes on with the run; None if nothing must.
+    """Settings to be made in this process's program, so that it goes on with the run; None if there are none.
 
     Args: resumed: the run's `resume` key.
     """
@@ -135,7 +135,7 @@ def note(run: Path, resumed: str | None, *, afresh: bool) -> str | None:
 
 
 def _program(name: str) -> list[str] | None:
-    """How this process's program is given to Python; None if it came from standard input, from `-c` or from a prompt.
+    """Python's arguments for this process's program; None if it came from standard input, from `-c` or from a prompt.
 
     Args: name: that the process has, as in `sys.argv`.
     """

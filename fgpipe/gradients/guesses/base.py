@@ -1,4 +1,4 @@
-"""What every guess says of itself, and what it may look at."""
+"""Base of all guesses: what each says of itself, and what it may look at."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,7 +30,7 @@ class View:
     """One block on one batch, as its guess sees it."""
 
     places: Sequence[Tensor]
-    """Where directions live: the block's trainable parameters (weight space), or its output alone (activity space)."""
+    """Places of directions: the block's trainable parameters (weight space), or its output alone (activity space)."""
     key: tuple[int, int, int]
     """Seed, block, and the number under which the batch's random draws are made."""
     gradient: Callable[[], Sequence[Tensor]]
@@ -38,12 +38,12 @@ class View:
     logits: Callable[[], Tensor]
     """The logits `[B, C]` of the block's trained head, with a graph down to `places`, which lives on when the head learns."""
     memory: Mapping[str, Tensor] = field(default_factory=dict)
-    """From `Guess.remember`, to be written in place."""
+    """Tensors of `Guess.remember`, to be written in place."""
 
 
 @dataclass(frozen=True)
 class Guess:
-    """Where a block's directions come from, and what becomes of their readings.
+    """Source of a block's directions, and what becomes of their readings.
 
     Subclasses are frozen dataclasses; their fields, all with defaults, are the keys of `guess.*`. Shapes: P probes of a
     block, S samples (scope sample) or 1, B samples of the batch. An instance serves all blocks and keeps nothing.
@@ -73,7 +73,7 @@ class Guess:
         """
 
     def is_plain(self, own_target: bool) -> bool:
-        """Whether a block descends the gradient of its target itself, so that nothing is projected.
+        """A block descends the gradient of its target itself, so that nothing is projected.
 
         Args: own_target: the target is the block's own loss.
         """
@@ -89,7 +89,7 @@ class Guess:
 
     @property
     def remembers(self) -> bool:
-        """Whether it has a memory."""
+        """Blocks have a memory."""
         return type(self).remember is not Guess.remember
 
     def propose(self, view: View) -> Sequence[Tensor]:
@@ -126,7 +126,7 @@ class Guess:
 
 
 class GuessMemory(nn.Module):
-    """What a guess remembers of one block; a module for its buffers, which are saved with the block."""
+    """Memory of a guess for one block; a module for its buffers, which are saved with the block."""
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         super().__init__()
@@ -135,7 +135,7 @@ class GuessMemory(nn.Module):
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """By name, to be written in place."""
+        """Buffers by name, to be written in place."""
         return dict(self.named_buffers())
 
     @property

@@ -11,6 +11,6 @@ from fgpipe.gradients.guesses.registry import guess
 @guess("fixed_ntk")
 @dataclass(frozen=True)
 class FixedNTK(NTK):
-    """As NTK guesses, of the same random head for all batches (paper, section 3.1)."""
+    """NTK guesses of the same random head for all batches (paper, section 3.1)."""
 
     head: ClassVar[GuessHead | None] = GuessHead.DRAWN_ONCE

@@ -21,7 +21,7 @@ class LocalSubspace(Guess):
     """Principal directions of a batch's local guesses, orthonormal, in activity space (paper, table 6)."""
 
     directions: int | None = None
-    """At most so many; None: as many as the batch has samples."""
+    """Largest number of directions; None: as many as the batch has samples."""
 
     spaces: ClassVar[tuple[str, ...]] = ("activity",)
     scopes: ClassVar[tuple[str, ...]] = ("sample",)

@@ -1,4 +1,4 @@
-"""What random guesses share: directions of zero mean and unit covariance, drawn from their key."""
+"""Base of random guesses: directions of zero mean and unit covariance, drawn from their key."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from fgpipe.config.rng import generator
 from fgpipe.gradients.guesses.base import Guess, View
 
 Draw = Callable[..., Tensor]
-"""From a shape, and `generator`, `dtype` and `device`, to numbers."""
+"""A shape, and `generator`, `dtype` and `device` -> numbers."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from fgpipe.errors import UserError, bad_value, one_line
 from fgpipe.gradients.guesses.base import Guess
 
 GROUP = "fgpipe.guesses"
-"""Of entry points."""
+"""Group of entry points."""
 OWN = sorted(
     path.stem
     for path in Path(__file__).parent.glob("*.py")
