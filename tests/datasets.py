@@ -4,7 +4,9 @@ import gzip
 import pickle
 import struct
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,10 +17,10 @@ from fgpipe.data import load
 from fgpipe.errors import UserError
 
 
-def configured(name: str, root: Path | str = "data", **changes: object) -> DataConfig:
+def configured(name: str, root: Path | str = "data", /, **changes: Any) -> DataConfig:
     side = {"fashion_mnist": 28, "digits": 16}.get(name, 32)
     channels = 1 if name in ("fashion_mnist", "digits") else 3
-    values = {
+    values: dict[str, Any] = {
         "name": name, "root": str(root), "size": side, "stored_size": side, "augment": "none",
         "mean": [0.5] * channels, "std": [0.25] * channels,
     }  # fmt: skip
@@ -37,7 +39,7 @@ def random_rows(count: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (count, 3072), np.uint8)
 
 
-def python2_pickle(content: dict[str, object]) -> bytes:
+def python2_pickle(content: Mapping[str, object]) -> bytes:
     """Protocol 2 as Python 2 wrote CIFAR: byte strings where Python 3 has text, and `numpy.core`."""
 
     def text(value: bytes) -> bytes:

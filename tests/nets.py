@@ -148,6 +148,17 @@ def hooked_weight_norm() -> nn.Module:
         return weight_norm(conv())
 
 
+class Dropping(nn.Module):
+    """Dropout by the function, of a part of what it makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = conv()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + F.dropout(torch.tanh(self.conv(x)), 0.4, self.training)
+
+
 def head(*layers: nn.Module) -> Head:
     return Head(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * CHANNELS, 5))
 
@@ -196,6 +207,8 @@ KINDS: dict[str, Callable[[], Net]] = {
     ),
     "Fourier transforms": lambda: net(Spectral()),
     "ConvNeXt": lambda: net(CNBlock(CHANNELS, layer_scale=0.1, stochastic_depth_prob=0.0)),
+    "dropout": lambda: net(nn.Sequential(conv(), nn.Dropout(0.3), conv(), nn.Dropout2d(0.2)), Dropping()),
+    "stochastic depth": lambda: net(CNBlock(CHANNELS, layer_scale=0.1, stochastic_depth_prob=0.5)),
     "weight norm": lambda: net(parametrizations.weight_norm(conv()), nn.Sequential(conv(), hooked_weight_norm())),
     "buffers that a forward pass changes": lambda: net(RunningScale(), conv()),
 }

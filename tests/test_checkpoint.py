@@ -49,7 +49,14 @@ METHODS = {
     "activity": ["window=auto", "space=activity", "guess=rademacher", "optim.lr=0.01"],
     "ntk": ["window=2", "guess=ntk", "space=activity", "head=linear", "target=intermediate", "target.depth=1"],
     "local": ["target=local"],
-    "adamw": ["window=2", "scope=block", "optim.name=adamw", "optim.lr=0.003", "optim.decay_norms=false", "optim.clip=1"],
+    "adamw": [
+        "window=2",
+        "scope=block",
+        "optim.name=adamw",
+        "optim.lr=0.003",
+        "optim.decay_norms=false",
+        "optim.clip=1",
+    ],
     "coded": ["window=2", "lanes=1", "decode=predicted", "step=normalised"],
     "oracle-smoothed": ["tangents=oracle", "window=1", "lanes=1", "decode=smoothed", "step=normalised"],
 }
@@ -308,10 +315,12 @@ def test_torn_files_are_passed_over(spoil, file: str, tmp_path: Path) -> None:
 
 def save(run: Path, step: int, accuracy: float | None = None, blocks: int = 8) -> None:
     """A checkpoint with small tensors, through the functions that runs use."""
-    files = {}
-    for block in range(blocks):
-        files |= write_block(Checkpoints(run).folder(step), block, {"block": small(step)}, {"step": step})
-    config = {"seed": 0}
+    folder, config = Checkpoints(run).folder(step), {"seed": 0}
+    files = {
+        name: stored
+        for block in range(blocks)
+        for name, stored in write_block(folder, block, {"block": small(step)}, {"step": step}).items()
+    }
     Checkpoints(run).publish(Manifest(step, step, 0, accuracy, config, config_hash(config), [], 0.0, 0, files))
 
 
@@ -331,8 +340,9 @@ def test_block_round_trip(tmp_path: Path) -> None:
     write_block(tmp_path, 0, {"block": one}, {"anything": [1, 0.1]})
     assert read_block(tmp_path, 0, {"block": other}) == {"anything": [1, 0.1]}
     assert all((parameter == 3).all() for parameter in other.module.parameters())
+    assert one.optimizer is not None and other.optimizer is not None
     for restored, saved in zip(other.optimizer.state()["momentum"], one.optimizer.state()["momentum"], strict=True):
-        assert saved.abs().min() > 2 and torch.equal(restored, saved)
+        assert saved is not None and restored is not None and saved.abs().min() > 2 and torch.equal(restored, saved)
 
 
 def test_another_grouping_is_another_net(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -43,14 +43,20 @@ def into(folder: Path) -> Config:
     return compose_config([f"run_dir={folder}"])
 
 
+class Holder(subprocess.Popen[str]):
+    child = 0
+    """A process that it has forked."""
+
+
 @pytest.fixture
 def hold() -> Iterator:
     started = []
 
-    def begin(folder: Path, what: str = "alone") -> subprocess.Popen[str]:
+    def begin(folder: Path, what: str = "alone") -> Holder:
         command = [sys.executable, "-c", HOLDER, str(folder), what]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment())
+        process = Holder(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment())
         started.append(process)
+        assert process.stdout is not None
         for line in process.stdout:
             if line == "held\n":
                 return process
@@ -59,9 +65,8 @@ def hold() -> Iterator:
 
     yield begin
     for process in started:
-        process.kill()
-        process.wait()
-        process.stdout.close()
+        with process:
+            process.kill()
 
 
 def refused(folder: Path, pid: int) -> None:

@@ -32,7 +32,7 @@ MAINS = {
 """Module of each command's `main`."""
 
 
-@pytest.fixture(params=MAINS.values(), ids=MAINS.keys())
+@pytest.fixture(params=MAINS.values(), ids=list(MAINS))
 def main(request: pytest.FixtureRequest) -> Callable[[list[str]], int]:
     return import_module(request.param).main
 
@@ -210,7 +210,12 @@ def test_closed_streams(closed: tuple[int, ...], tmp_path: Path, begin) -> None:
         "    with open('file', 'w') as file: numbers = file.fileno() > 2\n"
         "    print('a'); print('b', file=sys.stderr)\n    return 4 if numbers else 5"
     )
-    process = begin("opening", preexec_fn=lambda: [os.close(descriptor) for descriptor in closed])
+
+    def close() -> None:
+        for descriptor in closed:
+            os.close(descriptor)
+
+    process = begin("opening", preexec_fn=close)
     out, err = process.communicate(timeout=20)
     assert process.returncode == 4 and (tmp_path / "file").read_text() == ""
     assert (out, err) == ("" if 1 in closed else "a\n", "" if 2 in closed else "b\n")
@@ -317,6 +322,7 @@ def test_every_command_starts_alike() -> None:
         _, begun, rest = path.read_text().partition('if __name__ == "__main__":\n')
         if begun:
             block = rest.partition("\n\n\n")[0].replace("    from fgpipe.command import start\n\n", "").strip()
-            assert re.fullmatch(r"start\(\"[\w.]+\"\)(\n\n(import|from) .*)?", block, re.DOTALL), path
-            found.append(re.match(r"start\(\"([\w.]+)", block)[1])
+            start = re.fullmatch(r"start\(\"([\w.]+)\"\)(\n\n(import|from) .*)?", block, re.DOTALL)
+            assert start, path
+            found.append(start[1])
     assert sorted(found) == sorted([*MAINS.values(), "fgpipe.study.common.series"])

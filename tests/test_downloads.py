@@ -56,7 +56,7 @@ def test_missing_data_without_network(tmp_path: Path, name: str, file: str) -> N
 
 def test_interrupted_download_is_not_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The connection breaks in the second of four files."""
-    finished = []
+    finished: list[str] = []
 
     def break_off(url: str, folder: Path, name: str, md5: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)

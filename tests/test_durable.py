@@ -6,6 +6,7 @@ import stat
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 
@@ -15,8 +16,8 @@ REFUSALS = [errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.ENOSYS]
 NO_LINKS = [errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK]
 
 
-def failing(code: int) -> Callable[..., None]:
-    def fail(*arguments: object, **options: object) -> None:
+def failing(code: int) -> Callable[..., NoReturn]:
+    def fail(*arguments: object, **options: object) -> NoReturn:
         raise OSError(code, os.strerror(code))
 
     return fail
@@ -54,7 +55,7 @@ def test_folder_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
     """One may write into it all the same."""
     opening = os.open
 
-    def refuse(path: str | Path, *rest: int, **options: int | None) -> int:
+    def refuse(path: str | Path, *rest: int, **options: Any) -> int:
         return failing(errno.EACCES)() if Path(path) == tmp_path else opening(path, *rest, **options)
 
     monkeypatch.setattr(os, "open", refuse)

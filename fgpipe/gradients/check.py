@@ -1,7 +1,8 @@
 """Conditions on a net of a user's own, tried before training on copies and a few random images.
 
 Blocks and heads must have tensors of their own and the shapes that `models.net.Net` says; give the same output when
-they are run again, since a layer without a tangent rule is run twice; and have a forward mode, where tangents pass, that
+they are run again, since a layer without a tangent rule is run twice (blocks may draw from PyTorch's generator, heads may
+not); and have a forward mode, where tangents pass, that
 agrees with their reverse mode: <u, J dx> = <J^T u, dx> for a random dx and u = J dx + noise.
 """
 
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-from fgpipe.config.rng import generator
+from fgpipe.config.rng import drawing, generator
 from fgpipe.errors import UserError, typed_line
 from fgpipe.gradients.dual import Direction, Tangent, linearize, linearize_losses
 from fgpipe.gradients.method import Method
@@ -114,7 +115,7 @@ def _check_runs(
     for j, (block, head) in enumerate(zip(blocks, heads, strict=True)):
         with _naming(f"block {j}"):
             block = _copy(block, x.dtype)
-            y = _repeated(block, lambda block=block, x=x: block(input_for(block, x)))
+            y = _repeated(block, lambda block=block, x=x: _numbered(block, input_for(block, x)))
             if not isinstance(y, Tensor) or y.shape[:1] != x.shape[:1]:
                 found = list(y.shape) if isinstance(y, Tensor) else type(y).__name__
                 raise UserError(
@@ -152,7 +153,8 @@ def _check_head(head: Any, x: Tensor, labels: Tensor, classes: int, *, pushed: b
 def _check_block_tangents(block: nn.Module, x: Tensor, guessed: dict[str, nn.Parameter]) -> None:
     dx, directions = _random(x), {name: _random(parameter) for name, parameter in guessed.items()}
     x = x.requires_grad_()
-    y, push = linearize(block, x)
+    with drawing(0, "check"):
+        y, push = linearize(block, x)
     dy = push(Tangent((0,), dx.clone()), {name: Direction(each, {0: 1.0}) for name, each in directions.items()})
     assert dy is not None
     _compare(dy.value, y, [x, *guessed.values()], [dx, *directions.values()])
@@ -184,10 +186,10 @@ def _repeated(module: nn.Module, run: Any) -> Any:
     Raises:
         UserError: a layer draws random numbers, or the output differs.
     """
-    state, before, entered, drawing = copy.deepcopy(module.state_dict()), _states(), [], []
+    state, before, entered, drew = copy.deepcopy(module.state_dict()), _states(), [], []
     handles = [
         register_module_forward_pre_hook(lambda *_: entered.append(_states())),
-        register_module_forward_hook(lambda layer, *_: drawing.append(layer) if entered.pop() != _states() else None),
+        register_module_forward_hook(lambda layer, *_: drew.append(layer) if entered.pop() != _states() else None),
     ]
     try:
         first = run()
@@ -195,7 +197,7 @@ def _repeated(module: nn.Module, run: Any) -> Any:
         for handle in handles:
             handle.remove()
     if _states() != before:
-        layer = next(iter(drawing), module)  # the innermost, as it returns first
+        layer = next(iter(drew), module)  # the innermost, as it returns first
         name = next((name for name, each in module.named_modules() if each is layer and name), "it")
         what = f"{name} ({type(layer).__name__}) draws random numbers"
         raise UserError(f"{what}: allowed: layers that give the same output when they are run again")
@@ -205,6 +207,12 @@ def _repeated(module: nn.Module, run: Any) -> Any:
         if (one - other).norm() > TOLERANCES[one.dtype] * one.norm():
             raise UserError("gives another output when it is run again: allowed: the same for the same input and state")
     return first
+
+
+def _numbered(block: nn.Module, x: Tensor) -> Any:
+    """The block's output with the same numbers from PyTorch's generator each time, as a run gives it."""
+    with drawing(0, "check"):
+        return block(x)
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:

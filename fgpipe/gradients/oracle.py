@@ -6,6 +6,7 @@ passes, and running statistics are updated once. Nothing here uses tangents: it 
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
@@ -14,13 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fgpipe.config.rng import drawing
 from fgpipe.gradients.estimator import StepRule
 from fgpipe.gradients.guesses import View
 from fgpipe.gradients.method import Method
 from fgpipe.gradients.optim import trainable
 from fgpipe.gradients.readings import Reading
 from fgpipe.gradients.reverse import gradients as gradients_of
-from fgpipe.models.net import input_for
+from fgpipe.models.net import input_for, may_draw
 
 
 @dataclass
@@ -74,15 +76,16 @@ def estimate(
         heads: the trained head of each block or None, the classifier last.
         guess_heads: the untrained head of each block or None; with weights drawn for this batch.
         x: images `[B, C, H, W]`.
-        seed, batch: the key of random guesses.
+        seed, batch: the key of random guesses, and of what layers draw.
         transmit: from the scalars `[P, S]` of the blocks that ask to what arrives of them.
         step: the size of each block's steps along its guesses.
         memory: what the guess of each block remembers.
         cosine: measure how well the guesses align with the gradient of the last loss; the estimates are the same.
     """
     outputs: list[Tensor] = []
-    for block in blocks:
-        x = block(input_for(block, x))
+    for j, block in enumerate(blocks):
+        with drawing(seed, "layers", j, batch) if may_draw(block) else nullcontext():
+            x = block(input_for(block, x))
         outputs.append(x)
     evaluated = [
         head.losses(input_for(head, y), labels) if head is not None else (None, None)

@@ -15,6 +15,8 @@ from fgpipe.models.resnet import resnet18
 
 VIEWS = (nn.Identity, nn.Flatten, nn.Unflatten, nn.modules.dropout._DropoutNd)
 """Layers that may return their input itself, or a view of it."""
+DRAWING = (nn.modules.dropout._DropoutNd, nn.RReLU, nn.RNNBase, nn.MultiheadAttention, nn.TransformerEncoderLayer)
+"""Layers of PyTorch that draw random numbers in training, or may."""
 
 
 @dataclass
@@ -26,8 +28,8 @@ class Net:
     process must build the same net. `fgpipe.models.check` says what a block and a head must be like.
     """
 
-    blocks: list[nn.Module]
-    heads: list[nn.Module]
+    blocks: Sequence[nn.Module]
+    heads: Sequence[nn.Module]
 
     def __post_init__(self) -> None:
         if not self.blocks or len(self.blocks) != len(self.heads):
@@ -91,6 +93,15 @@ def _may_write(module: Any) -> bool:
         if not isinstance(layer, VIEWS):
             break
     return False
+
+
+def may_draw(module: nn.Module) -> bool:
+    """Tell whether a module may draw random numbers in training: unless all its layers are known not to."""
+    return any(
+        isinstance(layer, DRAWING)
+        or not type(layer).forward.__module__.startswith(("torch.nn.modules.", "fgpipe.models."))
+        for layer in module.modules()
+    )
 
 
 def _in_order(module: nn.Module) -> Iterator[nn.Module]:

@@ -75,7 +75,7 @@ def _chain(model: nn.Module, image: Sequence[int]) -> list[nn.Module]:
             found.append(child)
             try:
                 y = copy(y.clone())
-            except Exception as error:  # noqa: BLE001 - of a module that gets another one's output
+            except Exception as error:
                 raise ValueError(f"{type(model).__name__} is no chain of its children: {error}") from error
         if y.shape != (wanted := tried(x.clone())).shape or not torch.allclose(y, wanted, rtol=1e-3, atol=1e-5):
             raise ValueError(f"{type(model).__name__} is no chain of its children: they compute something else")

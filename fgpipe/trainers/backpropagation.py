@@ -4,7 +4,8 @@ Every process is one stage of the pipeline. Activations go up and gradients come
 norm sees one microbatch. Shapes are given in advance, so PyTorch never infers them by sending pickled objects.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -13,9 +14,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe, ScheduleInterleavedZeroBubble
 
+from fgpipe.config.rng import drawing
 from fgpipe.gradients.optim import Optimizer, Trained
 from fgpipe.gradients.reverse import gradients
-from fgpipe.models.net import input_for
+from fgpipe.models.net import input_for, may_draw
 from fgpipe.observe.events import Learnt, Scored
 from fgpipe.observe.ledger import Ledger
 from fgpipe.observe.observers import Observers
@@ -64,13 +66,15 @@ class Part(nn.Module):
         self._precision = precision
         self._phases, self.at = phases, (0, 0)
         """`at`: the batch and microbatch that come next."""
+        self.drawing: Callable[[int], AbstractContextManager[None]] = lambda j: nullcontext()
+        """Goes around a training pass of the j-th block here, whose layers draw numbers of their own, or none."""
         self.outputs: list[list[Tensor]] = []
         """Outputs of each block, by microbatch, detached, if they are to be kept."""
 
     def forward(self, x: Tensor) -> Tensor:
         x, outputs = unwire(x.to(self._device)), []
         for j, phase in enumerate(self._phases):
-            with phase("forward", *self.at):
+            with phase("forward", *self.at), self.drawing(j):
                 y, x = self.block(j, x)
             outputs.append(y.detach())
         if self._keep:
@@ -187,6 +191,13 @@ class PipelinedStep:
         stages = [stage] if zero_bubble else stage  # it may take several
         self._schedule = SCHEDULES[config.schedule](stages, n_microbatches=config.microbatches, loss_fn=loss)
         self._judged: list[tuple[Tensor, Tensor]] = []
+        seed, draw = config.seed, [may_draw(each.block) for each in self._learners]
+
+        def numbered(j: int) -> AbstractContextManager[None]:
+            names = self._learners[j].index, *self._part.at
+            return drawing(seed, "layers", *names) if draw[j] else nullcontext()
+
+        self._part.drawing = numbered
 
     @staticmethod
     def placeholder(samples: int) -> tuple[int, int]:

@@ -6,12 +6,14 @@ The formulas are elsewhere: guesses (section 3.1) in `gradients.guesses`, the es
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
 
+from fgpipe.config.rng import drawing
 from fgpipe.gradients import Direction, Push, Tangent, linearize
 from fgpipe.gradients.dual import frozen_logits
 from fgpipe.gradients.estimator import StepRule
@@ -20,7 +22,7 @@ from fgpipe.gradients.optim import Trained, trainable
 from fgpipe.gradients.probes import Decoder, restrict, widen
 from fgpipe.gradients.readings import Read, arrange, linearize_head
 from fgpipe.gradients.reverse import gradients
-from fgpipe.models.net import deep_copy, input_for
+from fgpipe.models.net import deep_copy, input_for, may_draw
 from fgpipe.observe.events import Learnt, Scored, Skipped, Worked
 from fgpipe.plan.plan import Plan
 from fgpipe.plan.precision import Precision
@@ -62,7 +64,7 @@ class Stage:
         self._replica, self._replicas = plan.topology.replica, plan.topology.replicas
         self._reading = method.guess.reading
         self._plain, self._projects, self._last = method.is_plain(index), method.projects(index), index == method.last
-        self._precision = Precision.of(plan.config)
+        self._precision, self._draws = Precision.of(plan.config), may_draw(self.block)
         like = torch.empty(0, dtype=self._precision.dtype, device=device)
         self.decoder = Decoder.of(lanes, index, like)
         self.step_rule = StepRule.of(method.decode, method.step, lanes.counts[index], like)
@@ -164,10 +166,15 @@ class Stage:
 
     def _primal(self, weights: nn.Module, batch: Batch) -> tuple[Tensor, Push | None]:
         guessing = self._projects and (self._method.space == "activity" or self._method.guess.head is not None)
-        with torch.set_grad_enabled(self._plain or guessing):
+        with torch.set_grad_enabled(self._plain or guessing), self._drawing(batch):
             if batch.tangent is None and not self._projects:
                 return weights(input_for(weights, batch.x)), None
             return linearize(weights, batch.x)
+
+    def _drawing(self, batch: Batch) -> AbstractContextManager[None]:
+        """Around a run of the block: its layers draw numbers of the batch's own, or none."""
+        number = batch.draw * self._replicas + self._replica
+        return drawing(self._seed, "layers", self.index, number) if self._draws else nullcontext()
 
     def _own_loss(self, y: Tensor, batch: Batch) -> Part[tuple[Tensor | None, Read | None]]:
         """The trained head's losses `[B]`, and how they are read; they reach into the block where its gradient or guess

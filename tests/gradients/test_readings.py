@@ -6,7 +6,7 @@ the logits, of both to what becomes of rows between the target and the block.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -67,10 +67,12 @@ def test_an_error_through_the_own_head(head: str) -> None:
     pipeline = Pipeline(configuration("error", head, "activity", "sample", "local", 8))
     _, before = pipeline.step(0)
     x = before.images
+    blocks: list[Any] = before.blocks
+    heads: list[Any] = before.heads
     for j in range(7):
-        y = before.blocks[j](x.detach())
-        loss = before.heads[j].losses(y, before.labels)[0].mean()
-        wanted = torch.autograd.grad(loss, list(before.blocks[j].parameters()))
+        y = blocks[j](x.detach())
+        loss = heads[j].losses(y, before.labels)[0].mean()
+        wanted = torch.autograd.grad(loss, list(blocks[j].parameters()))
         for got, want in zip(pipeline.learnt(j), wanted, strict=True):
             assert_close(got, want, f"block {j}")
         x = y

@@ -6,6 +6,7 @@ probability one, so both references are exact up to rounding and to the differen
 
 import copy
 import itertools
+from typing import TypeVar
 
 import pytest
 import torch
@@ -15,13 +16,14 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fgpipe.gradients import Direction, Tangent, linearize, linearize_losses
-from fgpipe.gradients.dual import add, insert
+from fgpipe.gradients.dual import add, insert, there
 from fgpipe.models.convolution import PaddedConv2d
 from fgpipe.models.heads import Head, PredSim, auxiliary_head, classifier
 from fgpipe.models.resnet import Residual, resnet18
 from fgpipe.study.bench.measure import peak_bytes
 
 IMAGES = (4, 3, 8, 8)
+Module = TypeVar("Module", bound=nn.Module)
 
 
 class Gated(nn.Module):
@@ -122,7 +124,7 @@ def _hooked() -> nn.Module:
     return layer
 
 
-def randomized(module: nn.Module) -> nn.Module:
+def randomized(module: Module) -> Module:
     module = module.double()
     for parameter in module.parameters():
         nn.init.normal_(parameter, mean=0.2)
@@ -151,7 +153,7 @@ def test_rule(build, fresh: bool) -> None:
         dx.flatten(0, 1).clone(),
         {name: Direction(d.clone(), {5: -0.5, 9: 2.0}) for name, d in dp.items()},
     )
-    got = push(Tangent((3, 5), given, fresh), directions)
+    got = there(push(Tangent((3, 5), given, fresh), directions))
     assert fresh or torch.equal(given, dx.flatten(0, 1))
     assert all(torch.equal(directions[name].value, d) for name, d in dp.items())
     assert all(isinstance(p, nn.Parameter) for p in module.parameters()), "the module has its own ones again"
@@ -182,12 +184,12 @@ def test_own_lanes(build, below: tuple[int, ...]) -> None:
     directions = {name: Direction(d.clone(), {lane: 1.0}) for lane, (name, d) in enumerate(dp.items())}
     got = push(Tangent(below, torch.cat(list(dx.values()))) if below else None, directions)
     assert all(torch.equal(directions[name].value, d) for name, d in dp.items())
-    lanes = {*below, *range(len(dp))}
-    assert (set(got.lanes) if got else set()) == lanes
-    for lane in lanes:
+    found = dict(zip(got.lanes, got.per_lane(), strict=True)) if got else {}
+    assert set(found) == {*below, *range(len(dp))}
+    for lane, have in found.items():
         weights = {name: d * (lane == own) for own, (name, d) in enumerate(dp.items())}
         want = _jvp(reference, x, dx.get(lane, torch.zeros_like(x)), weights)[1]
-        torch.testing.assert_close(got.per_lane()[got.lanes.index(lane)], want, rtol=1e-9, atol=1e-10)
+        torch.testing.assert_close(have, want, rtol=1e-9, atol=1e-10)
 
 
 def test_parameters_with_two_names() -> None:
@@ -204,7 +206,7 @@ def test_parameters_with_two_names() -> None:
             moved.one.weight.add_(t * d)
         return moved(x + t * dx)
 
-    got = linearize(module, x)[1](Tangent((0,), dx), {name: Direction(d, {0: 1.0})})
+    got = there(linearize(module, x)[1](Tangent((0,), dx), {name: Direction(d, {0: 1.0})}))
     torch.testing.assert_close(got.value, (at(1e-6) - at(-1e-6)) / 2e-6, rtol=1e-5, atol=1e-6)
     assert module.one.weight is parameter and module.two.weight is parameter
 
@@ -217,21 +219,21 @@ def test_only_fresh_is_written() -> None:
             first, second = Tangent((1, 2), one.clone(), fresh[0]), Tangent((2, 3), two.clone(), fresh[1])
             same = Tangent((1, 2), two.clone(), fresh[1])
             kept = [(each, each.value.clone()) for each in (first, second, same) if not each.fresh]
-            total = add(first, same)
+            total = there(add(first, same))
             assert total.value.dtype == torch.float64
             torch.testing.assert_close(total.value, one + two.double(), check_dtype=False)
             first = first if not fresh[0] else Tangent((1, 2), one.clone(), True)
-            total = add(first, second)
+            total = there(add(first, second))
             assert total.lanes == (1, 2, 3) and total.value.dtype == torch.float64
             want = torch.cat([one[:2].double(), one[2:] + two[:2].double(), two[2:].double()])
             torch.testing.assert_close(total.value, want)
             assert all(torch.equal(each.value, value) for each, value in kept)
-    direction = torch.randn(2, 3)
-    for tangent in (None, Tangent((1,), torch.randn(2, 3, dtype=torch.bfloat16))):
-        kept, before = direction.clone(), tangent and tangent.value.clone()
-        got = insert(insert(tangent, direction, {1: 1.0}), direction, {1: 1.0, 4: -2.0})
-        assert got.lanes == (1, 4) and torch.equal(direction, kept)
-        assert tangent is None or torch.equal(tangent.value, before) and got.value.dtype == torch.bfloat16
+    direction, given = torch.randn(2, 3), torch.randn(2, 3, dtype=torch.bfloat16)
+    for tangent in (None, Tangent((1,), given.clone())):
+        before = direction.clone()
+        got = there(insert(insert(tangent, direction, {1: 1.0}), direction, {1: 1.0, 4: -2.0}))
+        assert got.lanes == (1, 4) and torch.equal(direction, before)
+        assert tangent is None or torch.equal(tangent.value, given) and got.value.dtype == torch.bfloat16
         torch.testing.assert_close(got.value[2:], (-2 * direction).to(got.value.dtype))
 
 
@@ -242,7 +244,7 @@ def test_one_lane(build) -> None:
     x, dx = torch.randn(2, *IMAGES, dtype=torch.float64)
     reference, given = copy.deepcopy(module), dx.clone()
     _, push = linearize(module, x)
-    got = push(Tangent((3,), given), {})
+    got = there(push(Tangent((3,), given), {}))
     assert got.lanes == (3,)
     still = {name: torch.zeros_like(p) for name, p in reference.named_parameters()}
     torch.testing.assert_close(got.value, _jvp(reference, x, dx, still)[1], rtol=1e-9, atol=1e-10)
@@ -256,7 +258,8 @@ def _call(module: nn.Module, moved: dict[str, Tensor], x: Tensor) -> Tensor:
 
 def _jvp(module: nn.Module, x: Tensor, dx: Tensor, dp: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     parameters = {name: p.detach() for name, p in module.named_parameters()}
-    return jvp(lambda p, x: _call(module, p, x), (parameters, x), (dp, dx))
+    pair = jvp(lambda p, x: _call(module, p, x), (parameters, x), (dp, dx))
+    return pair[0], pair[1]
 
 
 @torch.no_grad()
@@ -334,7 +337,7 @@ def test_peak_memory(lanes: int) -> None:
     block = resnet18(8, width=0.25)[0][1]
     x, dx = torch.randn(8, 16, 32, 32), torch.randn(lanes * 8, 16, 32, 32)
 
-    def ours() -> tuple[Tensor, Tangent]:
+    def ours() -> tuple[Tensor, Tangent | None]:
         y, push = linearize(block, x)
         return y, push(Tangent(tuple(range(lanes)), dx), {})
 
@@ -382,7 +385,7 @@ def test_lanes_stay_channels_last(index: int, below: tuple[int, ...]) -> None:
     }
     with Layouts() as layouts:
         y, push = linearize(block, x)
-        dy = push(Tangent(below, dx) if below else None, directions)
+        dy = there(push(Tangent(below, dx) if below else None, directions))
     assert layouts.others == []
     assert y.is_contiguous(memory_format=torch.channels_last)
     assert dy.value.is_contiguous(memory_format=torch.channels_last)

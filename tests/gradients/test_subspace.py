@@ -6,6 +6,7 @@ forward mode to the oracle. Both to 1e-9 in float64, for the reasons in `tests/t
 
 import copy
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -62,21 +63,24 @@ def pipeline(target: str, head: str, *more: str) -> Pipeline:
 def gradients(before: Snapshot, j: int, target: int) -> tuple[np.ndarray, np.ndarray]:
     """Of the mean losses of `target` and of block j with respect to the output of block j: `[B, D]` each."""
     found = []
+    heads: list[Any] = before.heads
     for loss_at in (target, j):
+        blocks: list[Any] = copy.deepcopy(before.blocks[: loss_at + 1])
         y = before.images
-        for k, block in enumerate(copy.deepcopy(before.blocks[: loss_at + 1])):
+        for k, block in enumerate(blocks):
             y = block(y)
             if k == j:
                 place = y
-        (gradient,) = torch.autograd.grad(before.heads[loss_at].losses(y, before.labels)[0].mean(), place)
+        (gradient,) = torch.autograd.grad(heads[loss_at].losses(y, before.labels)[0].mean(), place)
         found.append(gradient.flatten(1).numpy())
     return found[0], found[1]
 
 
 def backpropagated(before: Snapshot, j: int, signal: np.ndarray) -> dict[str, Tensor]:
     """What a gradient `[B, D]` at the output of block j gives the block's parameters."""
+    blocks: list[Any] = copy.deepcopy(before.blocks[: j + 1])
     y = before.images
-    for block in (blocks := copy.deepcopy(before.blocks[: j + 1])):
+    for block in blocks:
         y = block(y)
     names, parameters = zip(*blocks[j].named_parameters(), strict=True)
     return dict(zip(names, torch.autograd.grad(y, parameters, torch.tensor(signal).view_as(y)), strict=True))
@@ -102,8 +106,9 @@ def test_the_oracle_projects_on_the_span(target: str, head: str, monkeypatch: py
     found, before = pipeline(target, head).step(0)
     assert_projects(found, before, on_the_span, target)
     for j in range(3):
-        assert found.scalars[j].shape == (BATCH, BATCH)
-        assert bool((found.scalars[j][4:] == 0).all()) == (head == "linear"), "past the rank"
+        scalars = found.scalars[j]
+        assert scalars is not None and scalars.shape == (BATCH, BATCH)
+        assert bool((scalars[4:] == 0).all()) == (head == "linear"), "past the rank"
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -112,7 +117,7 @@ def test_few_directions_are_the_first_principal_ones(count: int, monkeypatch: py
         """By the eigenvectors of the matrix of inner products; one direction is a rank-one projection."""
         sizes, vectors = np.linalg.eigh(guesses @ guesses.T)  # in ascending order
         axes = [guesses.T @ vectors[:, -r - 1] / np.sqrt(sizes[-r - 1]) for r in range(count)]
-        return sum(np.outer(wanted @ axis, axis) for axis in axes)
+        return np.sum([np.outer(wanted @ axis, axis) for axis in axes], axis=0)
 
     found, before = pipeline("global", "deep", f"guess.directions={count}").step(0)
     assert_projects(found, before, on_the_first, "global")
@@ -144,6 +149,7 @@ def test_sums_over_samples_with_batch_norm(target: str, monkeypatch: pytest.Monk
         assert sorted(replies) == list(range(7))
         for block, scalars in replies.items():
             got, exact = torch.tensor(scalars, dtype=torch.float64).view(3, BATCH), wanted.scalars[block]
+            assert exact is not None
             error = (got.sum(dim=1).abs() - exact.sum(dim=1).abs()).abs()
             assert (error <= TOLERANCE * exact.abs().sum(dim=1)).all(), f"block {block} at batch {batch}"
 

@@ -33,6 +33,8 @@ class Bare(nn.Module):
 
 
 class Flags(nn.Module):
+    mask: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("mask", torch.ones(3, dtype=torch.bool))
@@ -72,8 +74,8 @@ def test_drawn_as_pytorch_draws(name: str) -> None:
 
 def test_layers_alike_are_drawn_apart_and_the_global_generator_is_left() -> None:
     before = torch.get_rng_state()
-    first, second = materialized(lambda: nn.Sequential(nn.Embedding(3, 4), nn.Embedding(3, 4)))
-    assert not torch.equal(first.weight, second.weight)
+    drawn = tensors(materialized(lambda: nn.Sequential(nn.Embedding(3, 4), nn.Embedding(3, 4))))
+    assert not torch.equal(drawn["0.weight"], drawn["1.weight"])
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -97,6 +99,7 @@ def test_real_tensors_are_kept() -> None:
 
 def test_tied_weights_stay_tied() -> None:
     module = materialized(Twice)
+    assert isinstance(module, Twice)
     assert module.one.weight is module.two.weight
 
 

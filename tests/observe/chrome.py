@@ -11,7 +11,7 @@ from itertools import pairwise
 from typing import Any
 
 NUMBER = (int, float)
-FIELDS = {
+FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
     "X": {"name": str, "cat": str, "pid": int, "tid": int, "ts": NUMBER, "dur": NUMBER, "args": dict},
     "M": {"name": str, "pid": int, "tid": int, "args": dict},
     **{key: {"name": str, "cat": str, "pid": int, "tid": int, "ts": NUMBER, "id": int} for key in "stf"},

@@ -51,11 +51,12 @@ def one_input(data: bytes) -> None:
 def seeds(folder: Path) -> None:
     """One message of each kind, for the fuzzer to start from."""
     numbers = tuple(0.5 * i for i in range(PROBES * SAMPLES))
-    for batch, message in enumerate([
+    kinds: list[messages.Message] = [
         messages.Feedback(RUN, 0, 7, 2, tuple(range(PROBES)), numbers),
         messages.Request(RUN, 1, 2, 7),
         messages.Lost(RUN, 2, 7, 2),
-    ]):  # fmt: skip
+    ]
+    for batch, message in enumerate(kinds):
         (folder / str(batch)).write_bytes(messages.encode(message))
 
 

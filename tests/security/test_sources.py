@@ -58,7 +58,7 @@ def forbidden(tree: ast.AST) -> Iterator[str]:
                 yield name
         elif isinstance(node, ast.keyword) and isinstance(node.value, ast.Constant):
             if (node.arg, node.value.value) in (("allow_pickle", True), ("shell", True), ("weights_only", False)):
-                yield f"{node.arg}={node.value.value}"
+                yield f"{node.arg}={node.value.value!r}"
         elif isinstance(node, ast.Constant) and node.value == "_target_":
             yield "_target_"
 
