@@ -23,6 +23,7 @@ from fgpipe.saving import durable
 from fgpipe.study.bench import command as bench
 from fgpipe.study.bench.table import BenchRow
 from fgpipe.study.card import report
+from fgpipe.study.common.arguments import claim
 from fgpipe.study.paper import grid
 from fgpipe.study.simulator import command as simulate
 from fgpipe.study.simulator.calibration import METHODS, Calibration
@@ -386,4 +387,4 @@ def test_note_that_was_cut_off(tmp_path: Path) -> None:
     """A study's folder on a file system without hard links, left by a call that was killed as it claimed it."""
     (tmp_path / "arguments.json").touch()
     with pytest.raises(UserError, match=r"arguments\.json: no list of arguments: allowed: none, if no study is in"):
-        fgpipe.study.common.arguments.claim(tmp_path, [])
+        claim(tmp_path, [])

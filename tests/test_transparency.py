@@ -120,11 +120,10 @@ class Snapshot:
     def __init__(self, pipeline: Pipeline, batch: int, images: Tensor, labels: Tensor) -> None:
         self.method, self.seed, self.batch = pipeline.plan.method, pipeline.config.seed, batch
         self.images, self.labels = images, labels
-        modules = [(stage.block, stage.head, stage.guess_head) for stage in pipeline.stages]
         self.memory = [{name: each.clone() for name, each in stage.memory.tensors.items()} for stage in pipeline.stages]
-        self.blocks, self.heads, self.guess_heads = (
-            [None if part is None else deep_copy(part) for part in column] for column in zip(*modules, strict=True)
-        )
+        self.blocks = [deep_copy(stage.block) for stage in pipeline.stages]
+        self.heads = [stage.head and deep_copy(stage.head) for stage in pipeline.stages]
+        self.guess_heads = [stage.guess_head and deep_copy(stage.guess_head) for stage in pipeline.stages]
         for j, head in enumerate(self.guess_heads):
             if head is not None:
                 redraw(head, self.method.guess, self.seed, j, batch)
@@ -176,14 +175,16 @@ def test_16_blocks(case: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def check(case: tuple[str, ...], blocks: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    pipeline = Pipeline(configuration(*case, blocks))
-    approximate = case[3] == "sample" and make(case[0]).reading is Reading.DERIVATIVE  # samples share a tangent
+    guess, head, space, scope, target = case
+    pipeline = Pipeline(configuration(guess, head, space, scope, target, blocks))
+    approximate = scope == "sample" and make(guess).reading is Reading.DERIVATIVE  # samples share a tangent
     for batch in range(STEPS):
         replies = record_replies(monkeypatch) if approximate else {}
         wanted, before = pipeline.step(batch)
         assert_agrees(pipeline, wanted, before, skip_samples=approximate)
         for block, numbers in replies.items():
             exact = wanted.scalars[block]
+            assert exact is not None
             scale = exact.abs().sum()
             assert abs(sum(numbers) - exact.sum()) <= TOLERANCE * scale, f"sum of the scalars of block {block}"
 

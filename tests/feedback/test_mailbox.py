@@ -41,7 +41,10 @@ def take_all(box: Mailbox) -> list[Feedback | Lost]:
 def test_any_order_within_the_window(data, window: int, lost: str) -> None:
     """Swapped and doubled messages change nothing, as long as none stays away until all others in flight are there."""
     box, metrics = mailbox(window, lost)
-    forwarded, pending, old, doubled, taken = 0, [], [], 0, []
+    forwarded, doubled = 0, 0
+    pending: list[int] = []
+    old: list[int] = []
+    taken: list[Feedback | Lost] = []
     while len(taken) < 12:
         while forwarded < min(12, len(taken) + window):
             pending.append(forwarded)

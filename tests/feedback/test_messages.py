@@ -30,13 +30,13 @@ FLOATS = st.floats(allow_nan=False)
 
 @st.composite
 def messages(draw) -> Feedback | Request | Lost:
-    ids = [draw(IDS) for _ in range(4)]
+    run, batch, sender, receiver = (draw(IDS) for _ in range(4))
     kind = draw(st.sampled_from([Feedback, Request, Lost]))
     if kind is not Feedback:
-        return kind(*ids)
+        return (Request if kind is Request else Lost)(run, batch, sender, receiver)
     probes, samples = draw(st.integers(1, 6)), draw(st.integers(1, 6))
     numbers = draw(st.lists(FLOATS, min_size=probes * samples, max_size=probes * samples))
-    return Feedback(*ids, tuple(range(probes)), tuple(numbers))
+    return Feedback(run, batch, sender, receiver, tuple(range(probes)), tuple(numbers))
 
 
 ANYTHING = st.recursive(
@@ -98,7 +98,7 @@ def test_damaged(message: Feedback | Request | Lost, changes: list[tuple[int, in
 
 
 def feedback(**changes) -> list:
-    fields = {"version": VERSION, "kind": 0, "run": 9, "batch": 4, "sender": 7, "receiver": 2}
+    fields: dict[str, object] = {"version": VERSION, "kind": 0, "run": 9, "batch": 4, "sender": 7, "receiver": 2}
     fields |= {"probes": [0, 1], "numbers": [0.5, -1.0]}
     assert isinstance(decode(msgpack.packb(list(fields.values()))), Feedback), "what is changed was good"
     return list((fields | changes).values())

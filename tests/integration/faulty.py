@@ -81,8 +81,12 @@ if __name__ == "__main__":
     faults = json.loads((folder / "faults.json").read_text())
     Lossy.lost = {(block, batch) for block, batch in faults.pop("lost", [])}
     Faulty.probabilities = faults
-    fgpipe.trainers.build.Post, fgpipe.trainers.build.ZmqFeedback = Lossy, Faulty
-    fgpipe.trainers.session.Metrics = Recorded
+    for module, name, kind in (
+        ("build", "Post", Lossy),
+        ("build", "ZmqFeedback", Faulty),
+        ("session", "Metrics", Recorded),
+    ):
+        setattr(getattr(fgpipe.trainers, module), name, kind)
     for name, overrides in json.loads((folder / "runs.json").read_text()).items():
         record(folder, name, overrides)
     (folder / f"faults-{RANK}.json").write_text(json.dumps({**Faulty.counts, "dropped": Faulty.dropped}))

@@ -8,9 +8,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from multiprocessing import connection, forkserver
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from unittest import mock
 
@@ -66,7 +67,7 @@ def fork(processes: int, *arguments: str, timeout: float = 900, cwd: Path = ROOT
         return subprocess.CompletedProcess(arguments, code, out.read_text(), err.read_text())
 
 
-def _become(arguments: tuple[str, ...], place: Mapping[str, str], cwd: Path, out: Path, err: Path) -> None:
+def _become(arguments: tuple[str, ...], place: dict[str, str], cwd: Path, out: Path, err: Path) -> None:
     """In a fork: `python ARGUMENTS`."""
     for path, descriptor in ((out, 1), (err, 2)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
@@ -80,7 +81,7 @@ def _become(arguments: tuple[str, ...], place: Mapping[str, str], cwd: Path, out
         runpy.run_path(arguments[0], run_name="__main__")
 
 
-def _wait(workers: list[multiprocessing.Process], timeout: float) -> int:
+def _wait(workers: Sequence[BaseProcess], timeout: float) -> int:
     """Until all have ended; the exit code of one that failed by itself, 0 if none has."""
     code = 0
     give_up = time.monotonic() + timeout

@@ -88,7 +88,7 @@ def record(folder: Path, name: str, overrides: list[str]) -> None:
         trainer.close = count  # type: ignore[method-assign] # seen by this run alone
         return trainer
 
-    fgpipe.trainers.session.build_trainer = remember
+    setattr(fgpipe.trainers.session, "build_trainer", remember)  # noqa: B010 - of this run alone
     torch.manual_seed(0)
     own = [KINDS[each.removeprefix("net=")]() for each in overrides if each.startswith("net=")]
     overrides = [each for each in overrides if not each.startswith("net=")]
@@ -101,11 +101,11 @@ def record(folder: Path, name: str, overrides: list[str]) -> None:
         for kind in ("block", "head"):
             for key, tensor in (parts[kind].module.state_dict() if kind in parts else {}).items():
                 arrays[f"{kind}/{j}/{key}"] = tensor.to(torch.float64).numpy()
-    np.savez(folder / f"{name}-{RANK}.npz", **arrays)
+    np.savez(folder / f"{name}-{RANK}.npz", allow_pickle=False, **arrays)
 
 
 if __name__ == "__main__":
     gc.freeze()  # as the command does
-    fgpipe.trainers.session.Metrics = Recorded
+    setattr(fgpipe.trainers.session, "Metrics", Recorded)  # noqa: B010 - of this process alone
     for name, overrides in json.loads((Path(sys.argv[1]) / "runs.json").read_text()).items():
         record(Path(sys.argv[1]), name, overrides)

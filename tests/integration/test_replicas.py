@@ -159,7 +159,10 @@ class Reference:
 def error(got: Arrays, want: Arrays) -> float:
     """The largest relative error of any tensor."""
     assert {key for key in got if not key.startswith("loss")} == want.keys()
-    return max(np.linalg.norm(got[key] - value) / max(np.linalg.norm(value), 1e-12) for key, value in want.items())
+    sizes = {
+        key: (float(np.linalg.norm(got[key] - value)), float(np.linalg.norm(value))) for key, value in want.items()
+    }
+    return max(off / max(size, 1e-12) for off, size in sizes.values())
 
 
 @pytest.mark.parametrize("name", EXACT)

@@ -83,7 +83,7 @@ def test_link(rate: str | None, rtt: str | None, rights, tmp_path: Path) -> None
     )
     assert done.returncode == 0, done.stderr
     measured = json.loads((tmp_path / "measured").read_text())
-    if rate is None:
+    if rate is None or rtt is None:
         assert measured["rate"] > 250e6 and measured["round_trip"] < 0.02, measured
         return
     bits, seconds = 1e6 * float(rate.removesuffix("mbit")), 1e-3 * float(rtt.removesuffix("ms"))

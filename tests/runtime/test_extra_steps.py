@@ -79,7 +79,7 @@ class Process:
         self.stages = {stage.index: stage for stage in local_stages(plan) if stage.index in (LOWER, UPPER)}
         self.batches = [noise(plan, LOWER, batch) for batch in range(BATCHES)]
         config = compose_config(["target=local", "replay.size=2", "replay.reuse=3"]).replay
-        replay = Replay(LOWER, config, SEED, self.metrics, int)
+        replay = Replay(LOWER, config, SEED, self.metrics, lambda: None)
         inbox = Starved({LOWER: replay, UPPER: Arrivals()}, {}, self.timeline)
         inbox.source, self.wire = list(self.batches), Wire(inbox)
 
@@ -114,7 +114,8 @@ def test_what_they_leave(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [(batch.id, batch.extra) for batch in process.wire.sent] == [(id, 0) for id in range(BATCHES)]
     assert process.metrics.take()[1, :, 2].tolist() == [BATCHES * SAMPLES * (j in (LOWER, UPPER)) for j in range(8)]
     assert process.metrics.last_batch == BATCHES - 1
-    other, through = Process("optim=constant"), []
+    other = Process("optim=constant")
+    through: list[Batch] = []
     for each in [0, 0, 0, 1, 1, 1, 2, 2, 2, 3]:
         for block, batch in ((LOWER, other.batches[each]), (UPPER, None)):
             given = batch or through.pop()

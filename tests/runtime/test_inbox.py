@@ -20,7 +20,8 @@ def test_order() -> None:
     for wrong, line in ((batch(42), "batch 42"), (batch(44), "batch 44"), (batch(2, False), "test batch 2")):
         with pytest.raises(RuntimeError, match=f"^block 1 got {line} where number (43|1) was due$"):
             inbox.deliver_batch(1, wrong)
-    inbox.deliver_batch(1, batch(43, extra=1)), inbox.deliver_batch(1, batch(43))
+    for good in (batch(43, extra=1), batch(43)):
+        inbox.deliver_batch(1, good)
 
 
 def test_taken() -> None:
@@ -28,6 +29,7 @@ def test_taken() -> None:
     taken: list[int] = []
     inbox = Inbox({1: Arrivals(lambda: taken.append(1))}, {}, Timeline())
     assert inbox.holds(1) and not inbox.holds(0) and not inbox.has_batch(1)
-    inbox.deliver_batch(1, batch(0)), inbox.deliver_batch(1, batch(1))
+    for each in (batch(0), batch(1)):
+        inbox.deliver_batch(1, each)
     assert inbox.has_batch(1) and not taken
     assert inbox.take_batch(1).id == 0 and taken == [1]

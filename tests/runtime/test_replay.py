@@ -15,7 +15,8 @@ class Buffer:
     """Of block 1; batches hold their own id, so that it is seen what a step is made on."""
 
     def __init__(self, size: int, reuse: int = 4, take: str = "newest", seed: int = 0) -> None:
-        self.metrics, self.room, self.extras = Metrics(2), 0, []
+        self.metrics, self.room = Metrics(2), 0
+        self.extras: list[int] = []
         self.replay = Replay(1, ReplayConfig(size, reuse, take), seed, self.metrics, self._make_room)
 
     def _make_room(self) -> None:
@@ -41,7 +42,9 @@ class Buffer:
         return found
 
     def begin(self, start: int, stop: int) -> None:
-        self.start, self.steps, self.on = start, [], []
+        self.start = start
+        self.steps: list[int] = []
+        self.on: list[int] = []
         self.replay.begin(range(start, stop))
 
     @property

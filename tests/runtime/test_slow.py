@@ -91,7 +91,7 @@ def test_an_error_is_told_and_nobody_waits_for_room() -> None:
 
 
 def slow(joined: SlowLinks, rank: int, other: int) -> bool:
-    delay = joined.delay(rank, other, pytest.fail)
+    delay = joined.delay(rank, other, lambda error: pytest.fail(str(error)))
     if delay is not None:
         delay.close()
     return delay is not None

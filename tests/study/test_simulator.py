@@ -149,8 +149,8 @@ def test_order_is_the_workers(depth: int | None, window: int | str, monkeypatch:
     order, run = [], Stage.run
 
     def recording(self: Stage, given: Batch | Feedback | Lost) -> Iterator[object]:
-        is_batch = isinstance(given, Batch)
-        order.append(("forward" if is_batch else "apply", given.id if is_batch else given.batch, self.index))
+        what = ("forward", given.id) if isinstance(given, Batch) else ("apply", given.batch)
+        order.append((*what, self.index))
         return run(self, given)
 
     monkeypatch.setattr(Stage, "run", recording)
