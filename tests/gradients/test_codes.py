@@ -131,13 +131,12 @@ def parts(snapshot: Snapshot) -> Iterator[tuple[int, int, Tensor]]:
     """For each block that asks: itself, its target, and `[P, B, B]`: what sample i' of each guess adds to the
     derivative of sample i's part of the mean loss. Weight space and scope batch: `[P, 1, 1]`, the derivative."""
     method, x, outputs = snapshot.method, snapshot.images, []
-    blocks: list[Any] = snapshot.blocks
     heads: list[Any] = snapshot.heads
-    for block in blocks:
+    for block in snapshot.blocks:
         outputs.append(x := block(x))
     losses = [head.losses(y, snapshot.labels)[0] for head, y in zip(heads, outputs, strict=True)]
     for j in range(method.last):
-        places = list(blocks[j].parameters()) if method.space == "weight" else [outputs[j]]
+        places = list(snapshot.blocks[j].parameters()) if method.space == "weight" else [outputs[j]]
         guess = torch.autograd.grad(losses[j].mean(), places, retain_graph=True)
         target = losses[method.target(j)]
         if method.scope == "sample":

@@ -67,12 +67,11 @@ def test_an_error_through_the_own_head(head: str) -> None:
     pipeline = Pipeline(configuration("error", head, "activity", "sample", "local", 8))
     _, before = pipeline.step(0)
     x = before.images
-    blocks: list[Any] = before.blocks
     heads: list[Any] = before.heads
     for j in range(7):
-        y = blocks[j](x.detach())
+        y = before.blocks[j](x.detach())
         loss = heads[j].losses(y, before.labels)[0].mean()
-        wanted = torch.autograd.grad(loss, list(blocks[j].parameters()))
+        wanted = torch.autograd.grad(loss, list(before.blocks[j].parameters()))
         for got, want in zip(pipeline.learnt(j), wanted, strict=True):
             assert_close(got, want, f"block {j}")
         x = y

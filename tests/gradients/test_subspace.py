@@ -65,9 +65,8 @@ def gradients(before: Snapshot, j: int, target: int) -> tuple[np.ndarray, np.nda
     found = []
     heads: list[Any] = before.heads
     for loss_at in (target, j):
-        blocks: list[Any] = copy.deepcopy(before.blocks[: loss_at + 1])
         y = before.images
-        for k, block in enumerate(blocks):
+        for k, block in enumerate(copy.deepcopy(before.blocks[: loss_at + 1])):
             y = block(y)
             if k == j:
                 place = y
@@ -78,9 +77,8 @@ def gradients(before: Snapshot, j: int, target: int) -> tuple[np.ndarray, np.nda
 
 def backpropagated(before: Snapshot, j: int, signal: np.ndarray) -> dict[str, Tensor]:
     """What a gradient `[B, D]` at the output of block j gives the block's parameters."""
-    blocks: list[Any] = copy.deepcopy(before.blocks[: j + 1])
     y = before.images
-    for block in blocks:
+    for block in (blocks := copy.deepcopy(before.blocks[: j + 1])):
         y = block(y)
     names, parameters = zip(*blocks[j].named_parameters(), strict=True)
     return dict(zip(names, torch.autograd.grad(y, parameters, torch.tensor(signal).view_as(y)), strict=True))

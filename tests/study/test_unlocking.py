@@ -18,7 +18,16 @@ from fgpipe.study.__main__ import main
 from fgpipe.study.contests.kept import Storages, kept_by_blocks, kept_together
 from fgpipe.study.probes import unlocking
 from fgpipe.study.probes.orders import Spans, backward_locked, backward_unlocked, spans, update_unlocked
-from fgpipe.study.probes.unlocking import BATCHES, LAST, UnlockingRow, _bytes, cells, extra_compute, table, verdict
+from fgpipe.study.probes.unlocking import (
+    BATCHES,
+    LAST,
+    UnlockingRow,
+    bytes_per_batch,
+    cells,
+    extra_compute,
+    table,
+    verdict,
+)
 from fgpipe.study.simulator.calibration import slices
 from tests.integration.launching import fork
 from tests.observe.chrome import faults
@@ -141,7 +150,7 @@ def test_bytes_and_table() -> None:
         "7->0": {"feedback": {"bytes": 3 * BATCHES}},
         "1->0": {"gradients": {"bytes": 50 * BATCHES}},
     }
-    assert _bytes(links) == pytest.approx((121, 53))
+    assert bytes_per_batch(links) == pytest.approx((121, 53))
     text = table([UnlockingRow(cells()[1], "backward", 52, 2.345, 121.0, 53.0, 4096)])
     assert (
         "| local | global | weight | backward | backward | 52 | vJp (local) + Jvp | 2.35 | 121 | 53 | 4,096 |" in text

@@ -181,7 +181,7 @@ class Study:
         unlocking, found = verdict(
             {block: spans(trace.events(path / "trace.json")) for block, path in self._slow(cell).items()}
         )
-        up, down = _bytes((read_summary(self._slow(cell)[LAST]) or {})["bytes"])
+        up, down = bytes_per_batch((read_summary(self._slow(cell)[LAST]) or {})["bytes"])
         kept = kept_by_blocks(Plan.make(self.configs[cell], facts))[:LAST]
         own = plain if cell.is_backpropagation else calibration.slices(trace.events(self._alone(cell) / "trace.json"))
         extra = extra_compute(own[:LAST], plain[:LAST])
@@ -230,7 +230,7 @@ def extra_compute(costs: Costs, plain: Costs) -> float:
     return (sum(sum(block.values()) for block in costs) - fetch - steps) / forward - 1
 
 
-def _bytes(links: dict[str, dict[str, dict[str, int]]]) -> tuple[float, float]:
+def bytes_per_batch(links: dict[str, dict[str, dict[str, int]]]) -> tuple[float, float]:
     """Bytes upwards and downwards per training batch; the one test batch is as large, and carries activations only."""
     totals = [0.0, 0.0]
     for link, kinds in links.items():
