@@ -61,7 +61,7 @@ class MultiHead(nn.Module):
 
 
 class WithWeights(MultiHead):
-    """As before, by the layer's own products instead of the fused kernel."""
+    """`MultiHead` by the layer's own products instead of the fused kernel."""
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = x.flatten(2).mT
@@ -142,7 +142,7 @@ def half_frozen(module: nn.Sequential) -> nn.Module:
 
 
 def hooked_weight_norm() -> nn.Module:
-    """As it was before parametrizations: a hook that computes the weight."""
+    """Weight norm from before parametrizations: a hook that computes the weight."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         return weight_norm(conv())
@@ -212,4 +212,4 @@ KINDS: dict[str, Callable[[], Net]] = {
     "weight norm": lambda: net(parametrizations.weight_norm(conv()), nn.Sequential(conv(), hooked_weight_norm())),
     "buffers that a forward pass changes": lambda: net(RunningScale(), conv()),
 }
-"""By what is special about them."""
+"""Nets by what is special about them."""

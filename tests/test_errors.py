@@ -90,8 +90,8 @@ def test_keys_of_studies(message: str, line: str, monkeypatch: pytest.MonkeyPatc
         patch.setattr(OmegaConf, "from_dotlist", fail)
         for parse in (lambda each: own_keys(each, StudyOptions()), parse_options):
             with pytest.raises(UserError) as error:
-                parse(["out=x"])
-            assert str(error.value) == f"out=x: {line}"
+                parse(["out=[x]"])
+            assert str(error.value) == f"out=[x]: {line}"
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,7 @@ def test_processes_know_no_mathematics() -> None:
 
 
 def test_steps_know_no_processes() -> None:
-    """What a worker drives imports no socket, link, thread or store."""
+    """Modules that a worker drives import no socket, link, thread or store."""
     for name in ("stage", "oracle", "step"):
         path = PACKAGE / f"trainers/{name}.py"
         assert not any(other.startswith(("wire.links", "wire.post", "wire.inbox")) for other in imports(path)), path

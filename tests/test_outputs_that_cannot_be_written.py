@@ -55,7 +55,7 @@ def full_for(what: Callable[[Path], bool], patch: pytest.MonkeyPatch) -> None:
 
 
 def in_one_line(main: Main, arguments: list[str], code: int, expected: str, capsys: pytest.CaptureFixture[str]) -> str:
-    """What is printed on stdout."""
+    """Text printed on stdout."""
     assert main(arguments) == code
     captured = capsys.readouterr()
     lines = [line for line in captured.err.splitlines() if "warning" not in line]
@@ -113,7 +113,7 @@ def test_folder_in_place_of_a_file(name: str, tmp_path: Path, capsys: pytest.Cap
 
 @pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl"])
 def test_full_before_training(name: str, tmp_path: Path, monkeypatch, capsys) -> None:
-    """What an unfinished run has written is still there."""
+    """Files that an unfinished run has written are still there."""
     (tmp_path / "config.yaml").write_text("old")
     (tmp_path / "metrics.jsonl").write_text("old")
     full_for(lambda path: path.name == name, monkeypatch)
@@ -192,7 +192,7 @@ def test_full_while_training(pattern: str, tmp_path: Path, capsys: pytest.Captur
 
 
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """As TensorBoard reads them."""
+    """Scalars as TensorBoard reads them."""
     events = EventAccumulator(str(folder)).Reload()
     return {name: [(each.step, each.value) for each in events.Scalars(name)] for name in events.Tags()["scalars"]}
 
@@ -362,7 +362,7 @@ def progress_apart(show: Callable[..., None]) -> Callable[..., None]:
 
 
 def test_simulate_after_all(tmp_path: Path, monkeypatch, capsys) -> None:
-    """What was measured for minutes is lost, what was simulated is not."""
+    """Measurements of minutes are lost, simulations are not."""
     costs, file = [{"forward": 0.01} for _ in range(8)], tmp_path / "calibration.json"
     pieces = [(4, costs), (2, costs)]
     made = Calibration([], "a machine", "abc", 2, dict.fromkeys(METHODS, costs), pieces, 1.0, 0.0, 0.0, 0.0)

@@ -13,7 +13,7 @@ from fgpipe.errors import FeedbackError
 from fgpipe.observe.ledger import report
 from fgpipe.wire.feedback.keys import Keys
 from fgpipe.wire.feedback.messages import Lost, Request, encode
-from tests.feedback.sockets import RUN, feedback, ranks, wait_for
+from tests.feedback.sockets import RUN, Rank, feedback, ranks, wait_for
 
 
 def test_delivered_in_order() -> None:
@@ -32,17 +32,20 @@ def test_a_slow_link() -> None:
     size = len(encode(feedback(0)))
     rate = 8 * size / 0.02  # 20 ms for each message
     with ranks(2, link=LinkConfig(rate=f"{rate / 1000:.3f}kbit", rtt="400ms")) as ((below, above), _):
-        for sender, receiver in ((above, below), (below, above)):
-            began = time.monotonic()
-            block = 0 if receiver is below else 1
-            for batch in range(5):
-                sender.plane.send(feedback(batch, receiver=block, sender=1 - block))
-            assert time.monotonic() - began < 0.2
-            arrived = receiver.arrived
-            assert wait_for(lambda arrived=arrived: len(arrived) == 5)  # type: ignore[misc]  # a default has no type
-            assert time.monotonic() - began >= 0.2 + 5 * 0.0199
-            assert [each.batch for each in receiver.arrived] == list(range(5))
+        for sender, receiver, block in ((above, below, 0), (below, above, 1)):
+            cross(sender, receiver, block)
         assert not below.errors and not above.errors
+
+
+def cross(sender: Rank, receiver: Rank, block: int) -> None:
+    """Send five messages to `block` over the link of `test_a_slow_link`, and check their times and order."""
+    began = time.monotonic()
+    for batch in range(5):
+        sender.plane.send(feedback(batch, receiver=block, sender=1 - block))
+    assert time.monotonic() - began < 0.2
+    assert wait_for(lambda: len(receiver.arrived) == 5)
+    assert time.monotonic() - began >= 0.2 + 5 * 0.0199
+    assert [each.batch for each in receiver.arrived] == list(range(5))
 
 
 def test_asked_again() -> None:
@@ -61,7 +64,7 @@ def test_asked_again() -> None:
 
 
 def test_a_gap_is_asked_for_at_once() -> None:
-    """What `deliver` returns goes back as a request, from the receiving thread."""
+    """Result of `deliver` goes back as a request, from the receiving thread."""
     with ranks(2) as ((below, above), _):
         below.consequence = lambda message: Request(RUN, 0, 0, 1) if message == feedback(1) else None
         above.plane.send(feedback(0))

@@ -1,4 +1,4 @@
-"""How the tests start real processes, and how they look for what is left of them."""
+"""Start real processes in tests, and look for what is left of them."""
 
 import multiprocessing
 import os
@@ -21,7 +21,7 @@ from typing_extensions import Self
 
 ROOT = Path(__file__).resolve().parents[2]
 IMPORTED = ["torch.distributed", "torch._meta_registrations", "fgpipe.trainers.session"]
-"""By the process that `fork` forks; it computes nothing, as threads would be lost."""
+"""Imports of the process that `fork` forks, which computes nothing, as threads would be lost."""
 
 
 def command(processes: int, *arguments: str) -> list[str]:
@@ -44,9 +44,9 @@ def launch(processes: int, *arguments: str, timeout: float = 900, **options) -> 
 
 
 def fork(processes: int, *arguments: str, timeout: float = 900, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    """As `launch`, in a quarter of the time to start: for tests of what the processes compute, and not of who starts them.
+    """Do as `launch`, in a quarter of the time to start: for tests of what processes compute, not of who starts them.
 
-    They are forked from a process that has imported PyTorch, in the environment that torchrun gives to its workers. As
+    Each process is forked from one that has imported PyTorch, in the environment that torchrun gives to its workers. As
     under torchrun, the others end when one has failed; the exit code is the failed one's, not torchrun's.
     """
     places: list[dict[str, str]] = [{}]
@@ -109,7 +109,7 @@ class Job:
 
     @property
     def text(self) -> str:
-        """What it has printed."""
+        """Text that the process has printed."""
         return self._log.read_text()
 
     def workers(self) -> dict[int, int]:

@@ -57,7 +57,7 @@ PLACED = {
 
 @pytest.mark.parametrize("case", PLACED.values(), ids=PLACED.keys())
 def test_placed_processes(case: tuple[str, list[str], str], tmp_path: Path) -> None:
-    """What the process of block 0 alone can see, it reports, whatever its rank."""
+    """Process of block 0 reports what it alone can see, whatever its rank."""
     ranks, overrides, expected = case
     (tmp_path / "placement.yaml").write_text(f"ranks: {ranks}")
     done = fork(

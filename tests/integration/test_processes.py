@@ -49,7 +49,7 @@ def recorded(folder: Path, processes: int, runs: dict[str, list[str]]) -> dict[s
 
 
 def results(folder: Path, runs: Iterable[str]) -> dict[str, dict[str, np.ndarray]]:
-    """What all processes of each run recorded."""
+    """Arrays that all processes of each run recorded."""
     found: dict[str, dict[str, np.ndarray]] = {name: {} for name in runs}
     for name, arrays in found.items():
         for file in folder.glob(f"{name}-*.npz"):

@@ -49,7 +49,7 @@ def events_of(folder: Path, name: str, kind: str, block: int, epoch: int) -> lis
 
 
 def updates(folder: Path, name: str, block: int, epoch: int) -> list[Event]:
-    """Of extra steps too."""
+    """Updates in order, of extra steps too."""
     return events_of(folder, name, "update", block, epoch)
 
 

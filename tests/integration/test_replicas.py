@@ -52,7 +52,7 @@ Arrays = dict[str, np.ndarray]
 
 
 def recorded(folder: Path, processes: int, runs: dict[str, list[str]]) -> dict[str, list[Arrays]]:
-    """Of each run, what each replica recorded; runs may go on in their folders."""
+    """Arrays that each replica of each run recorded; runs may go on in their folders."""
     folder.mkdir(exist_ok=True)
     (folder / "runs.json").write_text(json.dumps({name: [*COMMON, *more] for name, more in runs.items()}))
     done = fork(processes, str(ROOT / "tests/integration/recording.py"), str(folder), timeout=500)
@@ -93,7 +93,7 @@ class Reference:
         self.sgd = torch.optim.SGD(trained, optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay)
 
     def modules(self, share: int) -> list[torch.nn.Module]:
-        """What is trained."""
+        """Modules that are trained."""
         blocks, heads, _ = self.copies[share]
         return [*blocks, *(head for head in heads if head is not None)]
 

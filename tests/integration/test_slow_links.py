@@ -64,7 +64,7 @@ def test_nobody_waits_for_a_batch_to_arrive(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_rate(folder: Path) -> None:
-    """By the ledger's bytes. The last batch's labels and header leave last, so all but the last must have left."""
+    """Rate by the ledger's bytes. The last batch's labels and header leave last, so all but the last must have left."""
     sent = sum(kind["bytes"] for kind in summary(folder, "local narrow")["bytes"]["3->4"].values())
     least = 8 * sent / 1e6 * BATCHES / (BATCHES + 2)  # two test batches come after the clock has stopped
     assert least > 0.5 and least <= summary(folder, "local narrow")["train_seconds"] < 10 * least

@@ -18,7 +18,7 @@ SMALL = [
 
 
 def accuracy(run: Path, processes: int) -> float:
-    """Of a run that has left what it should."""
+    """Test accuracy of a run that has left what it should."""
     summary = json.loads((run / "summary.json").read_text())
     assert summary["world_size"] == processes
     assert (run / "config.yaml").exists() and len((run / "metrics.jsonl").read_text().splitlines()) == 1
@@ -37,7 +37,7 @@ def usual(tmp_path_factory: pytest.TempPathFactory) -> float:
 
 @pytest.mark.slow
 def test_odd_names_in_locale_c(tmp_path: Path) -> None:
-    """Of the run folder, in the oldest locale there is."""
+    """Odd names of the run folder, in the oldest locale there is."""
     run = tmp_path / "ü 日本" / "100% it's $HOME a=b"
     where = {**environment(), "LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     quoted = str(run).replace("'", r"\'")

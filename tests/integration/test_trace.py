@@ -60,7 +60,8 @@ def test_trace_is_whole(folder: Path, name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["global traced", "local traced"])
 def test_everything_is_there_once(folder: Path, name: str) -> None:
-    """Of all 8 training batches and 8 blocks; what crosses a process is received, and each asker gets its scalars."""
+    """Events of all 8 training batches and 8 blocks; what crosses a process is received, and each asker gets its
+    scalars."""
     found = Counter((event.kind, event.block, event.batch) for event in events_in(folder, name))
     batches = range(EPOCHS * BATCHES)
     asks = range(7) if name.startswith("global") else ()

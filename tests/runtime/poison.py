@@ -24,7 +24,7 @@ KINDS = [
     ("reading", 7, "reading of batch 2"),
     ("test activation", 4, "activation of test batch 0"),
 ]
-"""What is poisoned, a block, and how the error names what shows first there."""
+"""Poisoned thing, its block, and the error's name of what shows first there."""
 
 
 def poison(kind: str, block: int, batch: int, value: float, replace: Callable[..., None] = setattr) -> None:

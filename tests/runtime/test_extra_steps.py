@@ -89,7 +89,7 @@ class Process:
         Worker(self.plan, list(self.stages.values()), self.wire, observers, clocks).train(0, BATCHES, None)
 
     def ids(self, kind: str, block: int) -> list[int]:
-        """Of the batches of a block's events."""
+        """Ids of the batches of a block's events."""
         return [event.batch for event in events_of(self.timeline.as_tensor()) if event[:2] == (kind, block)]
 
 
@@ -156,7 +156,7 @@ def test_noise(space: str, scope: str) -> None:
 
 
 def test_untrained_heads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As noise: an NTK head is another one in every step, and in the epoch's that of its number."""
+    """NTK heads are like noise: another one in every step, and in the epoch's that of its number."""
     drawn: list[int] = []
 
     def recording(head, source: torch.Generator) -> None:

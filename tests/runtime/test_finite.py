@@ -61,7 +61,7 @@ def test_without_poison_the_run_ends_well(tangents: str, tmp_path: Path) -> None
 
 
 def test_the_oracle_stops_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """By a learning rate that no net survives."""
+    """Oracle stops by a learning rate that no net survives."""
     with pytest.raises(NotFiniteError):
         run(compose_config([*RUN, "optim.lr=1e30", "tangents=oracle", "window=1", f"run_dir={tmp_path / 'run'}"]))
     assert "] error: loss of batch " in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""What a block is given and what it sends up is nobody else's to write to."""
+"""Tensors that a block is given or sends up are nobody else's to write to."""
 
 import pytest
 import torch

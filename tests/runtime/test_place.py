@@ -1,4 +1,4 @@
-"""What is left over in the environment is named in one line; torchrun's own variables are all there, or none."""
+"""Leftovers in the environment are named in one line; torchrun's own variables are all there, or none."""
 
 import socket
 import subprocess

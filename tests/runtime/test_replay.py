@@ -12,7 +12,7 @@ from fgpipe.wire.replay import Replay, copied
 
 
 class Buffer:
-    """Of block 1; batches hold their own id, so that it is seen what a step is made on."""
+    """Buffer of block 1; batches hold their own id, so that it is seen what a step is made on."""
 
     def __init__(self, size: int, reuse: int = 4, take: str = "newest", seed: int = 0) -> None:
         self.metrics, self.room = Metrics(2), 0
@@ -27,7 +27,7 @@ class Buffer:
             self.replay.append(Batch(number, 0, training, torch.tensor([[float(number)]]), torch.zeros(1)))
 
     def take(self, count: int) -> list[int]:
-        """What the next steps are made on, extra ones included; ids of the epoch's are counted up, and numbers of others."""
+        """Batches of the next steps, extra ones included; ids of the epoch's are counted up, and numbers of others."""
         found = []
         for _ in range(count):
             assert len(self.replay)
@@ -85,7 +85,7 @@ def test_a_new_batch_is_a_step() -> None:
 
 
 def test_draws_have_names_of_their_own() -> None:
-    """Of every step and every extra one; those of the epoch's steps have their ids'."""
+    """Draws of every step and every extra one; those of the epoch's steps have their ids'."""
     buffer = Buffer(2, reuse=3)
     buffer.begin(0, 4)
     batches = []
@@ -131,8 +131,9 @@ def test_random() -> None:
 @pytest.mark.parametrize("size, reuse, take", [*itertools.product((1, 3), (1, 4), ("newest", "oldest", "random"))])
 @pytest.mark.parametrize("order", ["fast below", "slow below", "in turn"])
 def test_every_step_of_every_epoch(size: int, reuse: int, take: str, order: str) -> None:
-    """As many steps as batches whatever comes when. At a slow block batches are unseen, and as many steps are made on used
-    ones; above one, each step is made on another batch, and there are as many extra ones as the limit allows."""
+    """Steps are as many as batches whatever comes when. At a slow block batches are unseen, and as many steps are made
+    on used ones; above one, each step is made on another batch, and there are as many extra ones as the limit
+    allows."""
     buffer, batches = Buffer(size, reuse, take), 10
     for epoch in range(3):
         start, stop = epoch * batches, (epoch + 1) * batches

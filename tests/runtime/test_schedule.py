@@ -17,7 +17,7 @@ def method(guess: str = "local", depth: int | None = None, blocks: int = 4) -> M
 
 
 def text(batches: int, window: int, waits: bool = True) -> str:
-    """As `a0 f4`: apply the scalars of batch 0, forward batch 4."""
+    """Actions as `a0 f4`: apply the scalars of batch 0, forward batch 4."""
     return " ".join(f"{'a' if isinstance(a, Apply) else 'f'}{a.batch}" for a in actions(range(batches), window, waits))
 
 

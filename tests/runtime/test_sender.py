@@ -34,7 +34,7 @@ def test_refused_at_once(training: bool, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_the_oldest_does_not_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As many batches as may be in flight leave; the next one, and closing, wait for the first."""
+    """Batches leave, as many as may be in flight; the next one, and closing, wait for the first."""
     monkeypatch.setattr(dist, "isend", lambda *_, **__: SimpleNamespace(wait=refuse))
     for end in ("send", "close"):
         link = Sender(3, 2, 2, Ledger(8), torch.device("cpu"))

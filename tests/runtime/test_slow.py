@@ -58,7 +58,7 @@ def test_rate_adds_up() -> None:
 
 
 def test_room_counts_what_has_not_left() -> None:
-    """Of messages of 100 ms, the third waits until the first has left; a latency of seconds takes no room."""
+    """Messages of 100 ms: the third waits until the first has left; a latency of seconds takes no room."""
     far = Far(8e6, 0.5)
     for number in range(4):
         far.put(number, 100_000, room=2)

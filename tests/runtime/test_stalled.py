@@ -1,4 +1,4 @@
-"""What a process says that has waited for too long: block, batch, peer, plane, and when it last heard from there."""
+"""Report of a process that has waited for too long: block, batch, peer, plane, and when it last heard from there."""
 
 import re
 

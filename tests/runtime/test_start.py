@@ -43,7 +43,7 @@ def test_all_come(server: dist.TCPStore) -> None:
 
 
 def test_who_does_not_come_is_named(server: dist.TCPStore) -> None:
-    """Of four, ranks 0 and 2 are late; 1 and 3 both know, and 1 says it."""
+    """Ranks 0 and 2 of four are late; 1 and 3 both know, and 1 says it."""
     errors: list[Late] = []
 
     def meet(rank: int) -> None:

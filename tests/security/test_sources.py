@@ -39,7 +39,7 @@ def dotted(node: ast.AST) -> str:
 
 
 def forbidden(tree: ast.AST) -> Iterator[str]:
-    """What in a module could run code from a file or a socket."""
+    """Parts of a module that could run code from a file or a socket."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
             module = [node.module or ""] if isinstance(node, ast.ImportFrom) else []

@@ -77,7 +77,7 @@ def test_rounds_are_interleaved() -> None:
 
 
 def test_peak_memory() -> None:
-    """What is alive at once, and no more: a temporary of 3 MB is gone before 2 MB come on top of 1 MB."""
+    """Bytes alive at once, and no more: a temporary of 3 MB is gone before 2 MB come on top of 1 MB."""
 
     def call() -> torch.Tensor:
         kept = torch.empty(1_000_000, dtype=torch.uint8)

@@ -1,4 +1,4 @@
-"""What is compiled computes the same, and the study's table."""
+"""Compiled code computes the same, and the study's table."""
 
 from pathlib import Path
 

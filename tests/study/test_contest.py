@@ -34,7 +34,7 @@ A, B, ALONE = Contestant("a (1)", ("target=local",)), Contestant("b", ("lanes=1"
 
 
 def summary(*seconds: float, samples: int = 100) -> dict:
-    """Of a run whose epochs took so long; block 3 has seen fewer samples than the last, as its head would not."""
+    """Summary of a run whose epochs took so long; block 3 has fewer samples than the last, as its head would not."""
     scores = {"3": {"samples": samples - 1}, "7": {"samples": samples}}
     epochs = [{"train_seconds": each, "train": scores} for each in seconds]
     config = {"model": {"width": 0.5}, "batch_size": 128}
@@ -53,7 +53,7 @@ def test_speed() -> None:
 
 
 def test_ratios_are_paired() -> None:
-    """Of each round, not of the medians: 2, 3 and 1 over 1, 6 and 2, where the medians would give 1."""
+    """Ratios of each round, not of the medians: 2, 3 and 1 over 1, 6 and 2, where the medians would give 1."""
     assert ratios([2.0, 3.0, 1.0], [1.0, 6.0, 2.0]) == Spread(0.5, 0.5, 2.0)
     with pytest.raises(ValueError, match="zip"):
         ratios([1.0], [1.0, 2.0])

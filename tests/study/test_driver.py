@@ -103,7 +103,7 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 EPOCHS, BATCHES, BATCH, EVERY = 4, 8, 8, 3
-"""Of the trainings below: 32 steps of 8 images, and a checkpoint after every third."""
+"""Sizes of the trainings below: 32 steps of 8 images, and a checkpoint after every third."""
 
 
 @pytest.fixture(scope="module")

@@ -198,7 +198,7 @@ def test_a_run_is_of_its_cell() -> None:
 
 
 def done(run: Run, out: Path, **changes: object) -> None:
-    """As if it had been run, with another configuration."""
+    """Write what a run with another configuration leaves."""
     run.folder(out).mkdir(parents=True, exist_ok=True)
     config = asdict(run.compose()) | changes
     (run.folder(out) / "summary.json").write_text(json.dumps({"test_accuracy": 0.5, "config": config}))
@@ -223,7 +223,7 @@ def test_done_is_done_with_the_settings_of_now(tmp_path: Path, capsys: pytest.Ca
 
 
 def test_the_committed_runs_are_done() -> None:
-    """By the commands of docs/grid.md; these runs lack keys that `configs/train.yaml` got later."""
+    """Committed runs are done by the commands of docs/grid.md; they lack keys that `configs/train.yaml` got later."""
     out = ROOT / "docs" / "results" / "scaled"
     cells = ("table=all", "unpublished=true", "profile=scaled", "seeds=[0,1,2]")
     runs = plan(*cells).runs

@@ -1,4 +1,4 @@
-"""What is kept, by PyTorch's allocator and by hand; what is in flight; the tables; and one real study."""
+"""Memory that is kept, by PyTorch's allocator and by hand; what is in flight; the tables; and one real study."""
 
 import json
 from collections import Counter
@@ -37,7 +37,7 @@ SAMPLES = 16
 
 
 def plan(*overrides: str) -> Plan:
-    """Of ResNet-18 in 8 narrow blocks on images of 3 x 16 x 16, in one process."""
+    """Plan of ResNet-18 in 8 narrow blocks on images of 3 x 16 x 16, in one process."""
     config = compose_config(["model.width=0.07", f"batch_size={SAMPLES}", "window=auto", "device=cpu", *overrides])
     return Plan.make(config, DataFacts(4, 1, 10, 3, 16, 16))
 
@@ -61,7 +61,7 @@ def copied(batch: Batch, id: int) -> Batch:
 
 
 def bytes_of(kept: Sequence[Storages]) -> list[int]:
-    """By block."""
+    """Bytes by block."""
     return [kept_together([storages]) for storages in kept]
 
 
@@ -129,8 +129,9 @@ def test_what_the_allocator_says(overrides: list[str], keeps: bool, tmp_path: Pa
 def test_what_the_allocator_says_of_processes(
     overrides: list[str], shares: bool, split: list[int], tmp_path: Path
 ) -> None:
-    """As above, of all blocks of a process in a row: each more batch takes what they keep together. Graphs of neighbours
-    share what one sends to the other, so that in activity space it is less than what each block keeps by itself."""
+    """Same as above, of all blocks of a process in a row: each more batch takes what they keep together. Graphs of
+    neighbours share what one sends to the other, so that in activity space it is less than what each block keeps by
+    itself."""
     made, batch = plan(*overrides), images()
     kept = kept_by_blocks(made)
     for process, of_blocks in zip(by_process(stages(made), split), by_process(kept, split), strict=True):

@@ -43,7 +43,7 @@ def test_pieces(file: Path) -> None:
 
 
 def test_which_blocks(file: Path) -> None:
-    """As many stages as were measured are the measured blocks, unless equal ones are asked for."""
+    """Stages as many as were measured are the measured blocks, unless equal ones are asked for."""
     made = Calibration.load(file, ARGUMENTS)
     costs = [{"forward": 0.001 * (1 + j)} for j in range(8)]
     made.costs.update(dict.fromkeys(METHODS, costs))

@@ -122,7 +122,7 @@ def test_bubble(schedule: str, stages: int, count: int) -> None:
 
 
 def test_orders_of_backpropagation() -> None:
-    """By hand, of 2 stages and 3 microbatches: 1F1B holds two at stage 0 and one at the last."""
+    """Orders by hand, of 2 stages and 3 microbatches: 1F1B holds two at stage 0 and one at the last."""
 
     def text(schedule: str, process: int) -> str:
         order = Backpropagation(schedule, 3, equal(2), [0]).order(process, 2)

@@ -82,7 +82,7 @@ def test_backward_locked() -> None:
 
 
 def test_extra_compute() -> None:
-    """Of two blocks with forward passes of 10 and 30. Backpropagation: 80 of backward passes. Ours, where loading a batch
+    """Two blocks with forward passes of 10 and 30. Backpropagation: 80 of backward passes. Ours, where loading a batch
     (2) is in the first forward pass and the optimizer's steps (1 and 3) in the updates: 20 of guesses, and 40 in updates."""
     plain = [{"forward": 10, "backward": 20, "update": 1, "fetch": 2}, {"forward": 30, "backward": 60, "update": 3}]
     assert extra_compute(plain, plain) == 80 / 40
@@ -114,7 +114,7 @@ def test_the_papers_table() -> None:
 
 
 def by_hand(events: Sequence[Event], slow: int) -> list[Event]:
-    """Of blocks 0 and 1 above: the first as all blocks below the slow one, the second as the slow one and those above."""
+    """Blocks 0 and 1 above: the first as all blocks below the slow one, the second as the slow one and those above."""
     return [
         each._replace(block=block) for each in events for block in (range(slow) if each.block == 0 else range(slow, 8))
     ]
@@ -261,8 +261,8 @@ GRAPHS = [SAMPLES * (64 + 20), SAMPLES * (20 + 12)]
     ],
 )  # fmt: skip
 def test_kept(overrides: list[str], numbers: list[int]) -> None:
-    """By hand: a random weight guess a seed only, a local one the guess, activity the graph, the guess and, with a window
-    above 1, the weights of the batch; backpropagation the graph; a local target nothing."""
+    """Sums by hand: a random weight guess a seed only, a local one the guess, activity the graph, the guess and, with a
+    window above 1, the weights of the batch; backpropagation the graph; a local target nothing."""
     assert [kept_together([storages]) for storages in kept(*overrides)] == [FLOAT * number for number in numbers]
 
 
@@ -277,8 +277,8 @@ def test_kept(overrides: list[str], numbers: list[int]) -> None:
     ],
 )  # fmt: skip
 def test_kept_in_one_process(overrides: list[str], in_flight: list[int], numbers: list[int]) -> None:
-    """By hand, of blocks 0 and 1 together: the weights of each, the input and the output of block 0, which is the input of
-    block 1 and there once, and the output of block 1."""
+    """Sums by hand, of blocks 0 and 1 together: the weights of each, the input and the output of block 0, which is the
+    input of block 1 and there once, and the output of block 1."""
     sizes = [*PARAMETERS, SAMPLES * (64 + 20), SAMPLES * 12]
     expected = FLOAT * sum(number * size for number, size in zip(numbers, sizes, strict=True))
     assert kept_together(kept(*overrides)[:2], in_flight) == expected
@@ -286,7 +286,7 @@ def test_kept_in_one_process(overrides: list[str], in_flight: list[int], numbers
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of runs in 8 processes, each with a block that is slow: every one above block 0 with either target."""
+    """Folder of runs in 8 processes, each with a block that is slow: every one above block 0 with either target."""
     folder = tmp_path_factory.mktemp("unlocking")
     common = [
         "epochs=1", f"data.train_samples={RUN_BATCHES * 8}", "batch_size=8", "data.test_samples=8", "model.width=0.07",
@@ -309,7 +309,7 @@ def spans_of(folder: Path, name: str) -> Spans:
 
 
 RUN_BATCHES = 4
-"""Of each of these runs."""
+"""Batches of each of these runs."""
 
 
 @pytest.mark.slow
