@@ -10,19 +10,18 @@ which is linear in its input treats lanes as more samples.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parametrize
-from torch.overrides import TorchFunctionMode
 
+from fgpipe.gradients.second_run import ForwardMode, Masks, again, attributes_kept, generators
 from fgpipe.models.net import may_draw
 
 
@@ -151,11 +150,11 @@ def by_torch_func(module: nn.Module, x: Tensor, prefix: str) -> tuple[Tensor, Pu
     Raises:
         NotRepeatable: by the push, when the second run gives another output.
     """
-    buffers, drawn = _copied(module.named_buffers()), _generators(x)
-    masks = _Masks()
+    buffers, drawn = _copied(module.named_buffers()), generators(x)
+    masks = Masks()
     with masks if may_draw(module) else nullcontext():
         y = module(x.clone())
-    draws = any(not torch.equal(before, now) for before, now in zip(drawn, _generators(x), strict=True))
+    draws = any(not torch.equal(before, now) for before, now in zip(drawn, generators(x), strict=True))
     parameters = {name: parameter.detach() for name, parameter in module.named_parameters()}
     x, found = x.detach(), y.detach()
 
@@ -183,15 +182,15 @@ def by_torch_func(module: nn.Module, x: Tensor, prefix: str) -> tuple[Tensor, Pu
             return pair[0], pair[1]
 
         with (
-            _again(drawn if draws else [], x),
+            again(drawn if draws else [], x),
             masks if masks.made else nullcontext(),
             sdpa_kernel(SDPBackend.MATH),
-            _ForwardMode(),
-            _attributes_kept(module),
+            ForwardMode(),
+            attributes_kept(module),
         ):
             lifted = vmap(derivative, out_dims=(None, 0), randomness="same")  # type: ignore[arg-type]  # torch's type has no None
-            again, dy = lifted(dxs, moved)
-        if (again - found).norm() > torch.finfo(found.dtype).eps ** 0.5 * found.norm():
+            repeated, dy = lifted(dxs, moved)
+        if (repeated - found).norm() > torch.finfo(found.dtype).eps ** 0.5 * found.norm():
             raise NotRepeatable(module)
         return Tangent(lanes, dy.flatten(0, 1))  # perhaps an expanded view, not to be written
 
@@ -234,78 +233,6 @@ class NotRepeatable(RuntimeError):
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__(f"{module._get_name()} gives another output when it is run again on the same input")
-
-
-def _generators(x: Tensor) -> list[Tensor]:
-    """States of the global generators that a module may draw from."""
-    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(x.device)] if x.is_cuda else [])]
-
-
-@contextmanager
-def _again(drawn: list[Tensor], x: Tensor) -> Iterator[None]:
-    """Around a second run: it draws the numbers of the first, which began with these states; none if it drew none."""
-    if not drawn:
-        yield
-        return
-    with torch.random.fork_rng([x.device] if x.is_cuda else []):
-        torch.set_rng_state(drawn[0])
-        if x.is_cuda:
-            torch.cuda.set_rng_state(drawn[1], x.device)
-        yield
-
-
-@contextmanager
-def _attributes_kept(module: nn.Module) -> Iterator[None]:
-    """Undo what a run assigns to its layers, such as a tensor of `torch.func` that is dead when it ends."""
-    before = [(vars(layer), dict(vars(layer))) for layer in module.modules()]
-    try:
-        yield
-    finally:
-        for attributes, kept in before:
-            attributes.clear()
-            attributes.update(kept)
-
-
-class _Masks(TorchFunctionMode):
-    """Dropout with masks that a second run finds again, in the order in which the first made them.
-
-    PyTorch fills a mask in the order of memory, which `vmap` may change.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.made: list[Tensor] = []
-        self._left: list[Tensor] | None = None
-
-    def __exit__(self, *error: object) -> None:
-        super().__exit__(*error)
-        self._left = list(self.made)
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        told = dict(zip(("input", "p", "training", "inplace"), args)) | (kwargs or {})
-        if function not in DROPOUTS or not told.get("training", True):
-            return function(*args, **(kwargs or {}))
-        x = told["input"]
-        if self._left is None:
-            self.made.append(function(torch.ones_like(x.detach()), told.get("p", 0.5), True))
-        mask = self.made[-1] if self._left is None else self._left.pop(0)
-        return x.mul_(mask) if told.get("inplace") else x * mask
-
-
-DROPOUTS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d)
-"""Functions that multiply by a mask."""
-
-
-class _ForwardMode(TorchFunctionMode):
-    """Equivalents of what PyTorch fuses into a kernel without forward mode."""
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return (_weight_norm if function is torch._weight_norm else function)(*args, **(kwargs or {}))
-
-
-def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
-    """`g v / |v|`, the norm over all dimensions but `dim`."""
-    return v * (g / torch.norm_except_dim(v, 2, dim))
 
 
 def _call(module: nn.Module, tensors: dict[str, Tensor], x: Tensor) -> Tensor:

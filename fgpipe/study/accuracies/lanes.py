@@ -24,10 +24,10 @@ from pathlib import Path
 
 from fgpipe.config.arguments import split
 from fgpipe.errors import bad_value, one_line
-from fgpipe.saving.outputs import written
 from fgpipe.study.accuracies import scaled
 from fgpipe.study.accuracies.scaled import ScaledOptions, Trainings, accuracies, accuracy_cells, mean_accuracy
 from fgpipe.study.common.arguments import read
+from fgpipe.study.common.figure import drawn
 from fgpipe.study.contests.contest import Contest, Contestant, ContestOptions, Spread
 
 FAMILIES = (("weight", "tensor"), ("weight", "block"), ("activity", "sample"))
@@ -161,42 +161,39 @@ def frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
 
 def plot(rows: Sequence[LanesRow], path: Path) -> None:
     """Accuracy against time per image: a colour for each space and guess, a marker for each decoding, R beside it."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(9, 6), layout="constrained")
-    families = (f"{row.cell.space} {row.cell.scope} {row.cell.guess}" for row in rows if not row.cell.ends)
-    groups = list(dict.fromkeys(families))
-    markers = {"plain": "o", "predicted": "s", "smoothed": "^"}
-    means = ((row, mean_accuracy(row.accuracies)) for row in rows)
-    points = [(row.cell, row.milliseconds.median, 100 * mean) for row, mean in means if mean is not None]
-    for cell, milliseconds, accuracy in points:
-        if cell.ends:
-            axes.plot(milliseconds, accuracy, "k*", markersize=12)
-        else:
-            colour = f"C{groups.index(f'{cell.space} {cell.scope} {cell.guess}')}"
-            face = colour if cell.step == "normalised" else "none"
-            axes.plot(milliseconds, accuracy, markers[cell.decode], color=colour, markerfacecolor=face)
-        at, name = (milliseconds, accuracy), cell.ends or str(cell.lanes)
-        axes.annotate(name, at, xytext=(4, 3), textcoords="offset points", fontsize=7)
-    best = frontier([(milliseconds, accuracy) for cell, milliseconds, accuracy in points if not cell.ends])
-    axes.plot(
-        *zip(*best, strict=True), color="grey", linestyle="--", linewidth=1, zorder=0, label="frontier with feedback"
-    )
-    for index, group in enumerate(groups):
-        axes.plot([], [], color=f"C{index}", label=group)
-    for decode, marker in markers.items():
-        axes.plot([], [], f"k{marker}", label=decode, linestyle="none")
-    axes.plot([], [], "ko", markerfacecolor="none", linestyle="none", label="hollow: step=projection")
-    axes.set(xlabel="milliseconds per image, one process", ylabel="test accuracy, %", xscale="log")
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter("{x:g}")
-    axes.legend(fontsize=8)
-    with written(path):
-        figure.savefig(path, dpi=150)
-    pyplot.close(figure)
+    with drawn(path, (9, 6)) as axes:
+        families = (f"{row.cell.space} {row.cell.scope} {row.cell.guess}" for row in rows if not row.cell.ends)
+        groups = list(dict.fromkeys(families))
+        markers = {"plain": "o", "predicted": "s", "smoothed": "^"}
+        means = ((row, mean_accuracy(row.accuracies)) for row in rows)
+        points = [(row.cell, row.milliseconds.median, 100 * mean) for row, mean in means if mean is not None]
+        for cell, milliseconds, accuracy in points:
+            if cell.ends:
+                axes.plot(milliseconds, accuracy, "k*", markersize=12)
+            else:
+                colour = f"C{groups.index(f'{cell.space} {cell.scope} {cell.guess}')}"
+                face = colour if cell.step == "normalised" else "none"
+                axes.plot(milliseconds, accuracy, markers[cell.decode], color=colour, markerfacecolor=face)
+            at, name = (milliseconds, accuracy), cell.ends or str(cell.lanes)
+            axes.annotate(name, at, xytext=(4, 3), textcoords="offset points", fontsize=7)
+        best = frontier([(milliseconds, accuracy) for cell, milliseconds, accuracy in points if not cell.ends])
+        axes.plot(
+            *zip(*best, strict=True),
+            color="grey",
+            linestyle="--",
+            linewidth=1,
+            zorder=0,
+            label="frontier with feedback",
+        )
+        for index, group in enumerate(groups):
+            axes.plot([], [], color=f"C{index}", label=group)
+        for decode, marker in markers.items():
+            axes.plot([], [], f"k{marker}", label=decode, linestyle="none")
+        axes.plot([], [], "ko", markerfacecolor="none", linestyle="none", label="hollow: step=projection")
+        axes.set(xlabel="milliseconds per image, one process", ylabel="test accuracy, %", xscale="log")
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("{x:g}")
+        axes.legend(fontsize=8)
 
 
 def main(arguments: list[str]) -> int:

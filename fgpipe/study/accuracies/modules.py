@@ -18,7 +18,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from fgpipe.errors import bad_value
-from fgpipe.saving.outputs import written
 from fgpipe.study.accuracies.scaled import (
     ScaledOptions,
     Trainings,
@@ -28,6 +27,7 @@ from fgpipe.study.accuracies.scaled import (
     mean_accuracy,
 )
 from fgpipe.study.common.arguments import read
+from fgpipe.study.common.figure import drawn
 
 SETTING = ["data.train_samples=12800", "epochs=6", "optim=one_cycle", "optim.lr=0.05"]
 COUNTS = (1, 2, 4, 8, 16)
@@ -100,32 +100,28 @@ def table(found: Mapping[ModulesWay, Sequence[float | None]]) -> str:
 
 def plot(found: Mapping[ModulesWay, Sequence[float | None]], path: Path) -> None:
     """Draw mean accuracy against modules, a line for each method, with the range over seeds."""
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
-    reference = mean_accuracy(found[ModulesWay(8, 1, "end to end")])
-    if reference is not None:
-        axes.axhline(100 * reference, color="0.4", linestyle="--")
-        axes.annotate("end to end", (8, 100 * reference), ha="right", va="bottom", color="0.3")
-    for method, color in zip(METHODS, ("tab:blue", "tab:orange"), strict=True):
-        points = {way.modules: values for way, values in found.items() if way.net == 8 and way.method == method}
-        means = {n: 100 * mean for n, values in points.items() if (mean := mean_accuracy(values)) is not None}
-        if not means:
-            continue
-        spans = [[100 * (at or 0.0) for at in points[n]] for n in means]
-        below, above = (
-            [abs(edge(span) - mean) for span, mean in zip(spans, means.values(), strict=True)] for edge in (min, max)
-        )
-        axes.errorbar(list(means), list(means.values()), yerr=[below, above], color=color, marker="o", capsize=3)
-        last = max(means)
-        axes.annotate(f"  {method}", (last, means[last]), va="center", color=color)
-    axes.set_xscale("log", base=2)
-    axes.set_xticks([2, 4, 8], ["2", "4", "8"])
-    axes.set_xlim(1.8, 16)
-    axes.set(xlabel="isolated modules", ylabel="test accuracy, %")
-    with written(path):
-        figure.savefig(path, dpi=150)
-    pyplot.close(figure)
+    with drawn(path) as axes:
+        reference = mean_accuracy(found[ModulesWay(8, 1, "end to end")])
+        if reference is not None:
+            axes.axhline(100 * reference, color="0.4", linestyle="--")
+            axes.annotate("end to end", (8, 100 * reference), ha="right", va="bottom", color="0.3")
+        for method, color in zip(METHODS, ("tab:blue", "tab:orange"), strict=True):
+            points = {way.modules: values for way, values in found.items() if way.net == 8 and way.method == method}
+            means = {n: 100 * mean for n, values in points.items() if (mean := mean_accuracy(values)) is not None}
+            if not means:
+                continue
+            spans = [[100 * (at or 0.0) for at in points[n]] for n in means]
+            below, above = (
+                [abs(edge(span) - mean) for span, mean in zip(spans, means.values(), strict=True)]
+                for edge in (min, max)
+            )
+            axes.errorbar(list(means), list(means.values()), yerr=[below, above], color=color, marker="o", capsize=3)
+            last = max(means)
+            axes.annotate(f"  {method}", (last, means[last]), va="center", color=color)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks([2, 4, 8], ["2", "4", "8"])
+        axes.set_xlim(1.8, 16)
+        axes.set(xlabel="isolated modules", ylabel="test accuracy, %")
 
 
 def main(arguments: list[str]) -> int:

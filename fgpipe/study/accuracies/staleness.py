@@ -23,9 +23,9 @@ from fgpipe.gradients.method import Method
 from fgpipe.observe import trace
 from fgpipe.observe.timeline import Event
 from fgpipe.plan.schedule import windows
-from fgpipe.saving.outputs import written
 from fgpipe.study.accuracies.scaled import ScaledOptions, Trainings, accuracies, accuracy_cells, mean_accuracy
 from fgpipe.study.common.arguments import read
+from fgpipe.study.common.figure import drawn
 
 WINDOWS = ("1", "2", "auto", "2 x auto", "4 x auto")
 POLICIES = ("in_order", "eager")
@@ -113,23 +113,15 @@ def tables(rows: Sequence[StalenessRow]) -> str:
 
 def plot(rows: Sequence[StalenessRow], path: Path) -> None:
     """Accuracy against the window, a line for each policy."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
-    for policy, marker in zip(POLICIES, "os", strict=True):
-        known = {row.cell.window: mean_accuracy(row.accuracies) for row in rows if row.cell.policy == policy}
-        points = {window: accuracy for window, accuracy in known.items() if accuracy is not None}
-        at = [WINDOWS.index(window) for window in points]
-        axes.plot(at, [100 * accuracy for accuracy in points.values()], f"{marker}-", label=f"feedback={policy}")
-    axes.set_xticks(range(len(WINDOWS)), WINDOWS)
-    axes.set(xlabel="window", ylabel="test accuracy, %")
-    axes.legend()
-    with written(path):
-        figure.savefig(path, dpi=150)
-    pyplot.close(figure)
+    with drawn(path) as axes:
+        for policy, marker in zip(POLICIES, "os", strict=True):
+            known = {row.cell.window: mean_accuracy(row.accuracies) for row in rows if row.cell.policy == policy}
+            points = {window: accuracy for window, accuracy in known.items() if accuracy is not None}
+            at = [WINDOWS.index(window) for window in points]
+            axes.plot(at, [100 * accuracy for accuracy in points.values()], f"{marker}-", label=f"feedback={policy}")
+        axes.set_xticks(range(len(WINDOWS)), WINDOWS)
+        axes.set(xlabel="window", ylabel="test accuracy, %")
+        axes.legend()
 
 
 def main(arguments: list[str]) -> int:
