@@ -44,7 +44,15 @@ def plan(depth: int | None, window: int | str = "auto") -> Plan:
     """Local guesses in one lane, for any target, of a narrow ResNet."""
     target = "global" if depth is None else "local" if depth == 0 else "intermediate"
     lanes = "exact" if depth == 0 else 1
-    keys = [f"target={target}", f"window={window}", f"lanes={lanes}", "scope=block", "model.width=0.07", "batch_size=2"]
+    keys = [
+        f"target={target}",
+        f"window={window}",
+        f"lanes={lanes}",
+        "scope=block",
+        "model.width=0.07",
+        "batch_size=2",
+        "optim.lr=0.001",
+    ]
     keys += [f"target.depth={depth}"] if target == "intermediate" else []
     return Plan.make(compose_config(keys), DataFacts(7, 1, 10, 3, 16, 16))
 
