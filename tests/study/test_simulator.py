@@ -164,7 +164,8 @@ def test_order_is_the_workers(depth: int | None, window: int | str, monkeypatch:
     monkeypatch.setattr(Stage, "run", recording)
     of = plan(depth, window)
     trainer = build_trainer(of, Cluster(Place(0, 1, 0, 1)), torch.device("cpu"), Observers.of(8))
-    trainer.train(0, 7, lambda *_: (torch.randn(2, 3, 16, 16), torch.zeros(2, dtype=torch.int64)))
+    source = torch.Generator().manual_seed(0)
+    trainer.train(0, 7, lambda *_: (torch.randn(2, 3, 16, 16, generator=source), torch.zeros(2, dtype=torch.int64)))
     done = simulated.run().done
     assert [(each.job.kind, each.job.batch, each.job.block) for each in done] == order
 
