@@ -99,6 +99,16 @@ def test_any_optimizer(name: str, keys: list[str], options: dict, decay_norms: b
         torch.testing.assert_close(list(ours.parameters()), list(theirs.parameters()), rtol=1e-9, atol=1e-12)
 
 
+def test_nothing_to_train() -> None:
+    """A block without parameters has an optimizer that does nothing, and one that wants closures is refused."""
+    config = compose_config(["optim.name=adamw"])
+    optimizer = Optimizer([nn.MaxPool2d(2)], config.optim, learning_rate(config.optim, batches=1, epochs=1))
+    optimizer.step([], 0)
+    assert optimizer.parameters == [] and not any(optimizer.state().values())
+    with pytest.raises(UserError, match="optim.name=lbfgs: allowed: "):
+        compose_config(["optim.name=lbfgs"])
+
+
 def test_options_that_it_does_not_take() -> None:
     config = compose_config(["optim.name=adamw", "optim.options.speed=1"])
     with pytest.raises(UserError, match="optim.options=.*: allowed: what torch.optim.AdamW takes .*speed"):

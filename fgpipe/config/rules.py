@@ -64,10 +64,10 @@ def _is_optimizer(value: str) -> bool:
 
 
 def optimizers() -> dict[str, type]:
-    """Classes of `torch.optim` by their names in lower case."""
+    """Classes of `torch.optim` by their names in lower case; LBFGS wants the loss again and again, and is none of them."""
     optim = import_module("torch.optim")  # which checks of other keys need not wait for
     found = {name.lower(): kind for name, kind in vars(optim).items() if isinstance(kind, type)}
-    del found["optimizer"]
+    del found["optimizer"], found["lbfgs"]
     return found
 
 

@@ -58,7 +58,8 @@ class Optimizer:
         """
         self.parameters = [parameter for module in modules for parameter in trainable(module).values()]
         self._config, self._rate, self._average = config, rate, average
-        self._rule: _Rule = _SGD(self.parameters, config) if config.name == "sgd" else _OfClass(self.parameters, config)
+        kind = _SGD if config.name == "sgd" or not self.parameters else _OfClass  # torch's classes refuse to have none
+        self._rule: _Rule = kind(self.parameters, config)
 
     @torch.no_grad()
     def step(self, estimates: Iterable[Tensor], batch: int) -> None:

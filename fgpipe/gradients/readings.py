@@ -53,8 +53,9 @@ def linearize_head(head: Any, x: Tensor, labels: Tensor, reading: Reading, scope
         losses = F.cross_entropy(logits, labels, reduction="none")
         return losses, logits, lambda dx: there(push_head(dx, {})).per_lane()
     losses, logits, push = linearize_losses(head, x, labels)
-    if reading is Reading.ERROR:
-        return losses, logits, lambda dx: gradients(losses.sum(), [logits], retain_graph=True)[0].unsqueeze(0)
+    if reading is Reading.ERROR:  # at once, as a guess may free the graph
+        error = gradients(losses.sum(), [logits], retain_graph=True)[0].unsqueeze(0)
+        return losses, logits, lambda dx: error
     return losses, logits, lambda dx: read(push(there(dx)), scope)
 
 

@@ -217,7 +217,6 @@ class PipelinedStep:
         assert isinstance(given, Batch), "nobody sends readings here"
         for each in self._learners:
             each.mode(given.training)
-        self._part.train(given.training)
         return self._train(given) if given.training else self._evaluate(given)
 
     def _train(self, batch: Batch) -> Iterator[Message]:

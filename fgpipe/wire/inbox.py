@@ -80,7 +80,7 @@ class Inbox:
             self._arrived.notify()
 
     def deliver_feedback(self, feedback: Feedback | Lost) -> Request | None:
-        """Scalars have arrived, or the news that they are lost; returns what to ask for in consequence.
+        """Take readings that have arrived, or the news that they are lost; returns what to ask for in consequence.
 
         Raises:
             FeedbackError: they are not what a block here waits for.
@@ -127,11 +127,11 @@ class Inbox:
             return self._inputs[block].popleft()
 
     def has_feedback(self, block: int) -> bool:
-        """Scalars wait for a block."""
+        """Readings wait for a block."""
         return block in self._mailboxes and self._mailboxes[block].first() is not None
 
     def take_feedback(self, block: int) -> Feedback | Lost:
-        """The oldest scalars that wait for a block, or the news that they are lost."""
+        """The oldest readings that wait for a block, or the news that they are lost."""
         with self._arrived:
             return self._mailboxes[block].take()
 

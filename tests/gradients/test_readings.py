@@ -77,6 +77,31 @@ def test_an_error_through_the_own_head(head: str) -> None:
         x = y
 
 
+@guess("error_and_gradient")
+@dataclass(frozen=True)
+class ErrorAndGradient(Guess):
+    """The local gradient, which frees its graph, times a sum of the target's error."""
+
+    head: ClassVar[GuessHead | None] = GuessHead.TRAINED
+    reading: ClassVar[Reading] = Reading.ERROR
+
+    def propose(self, view: View) -> Sequence[Tensor]:
+        return view.gradient()
+
+    def estimate(
+        self, directions: Sequence[Tensor], readings: Tensor, scope: str, step: StepRule, places: Sequence[Tensor]
+    ) -> Sequence[Tensor]:
+        return [readings.square().sum() * each for each in directions]
+
+
+@pytest.mark.parametrize("target", ["global", "local", "intermediate"])
+def test_an_error_beside_the_gradient(target: str) -> None:
+    """A block that is others' target gives them its error though its own guess has freed the graph."""
+    pipeline = Pipeline(configuration("error_and_gradient", "mlp", "weight", "block", target, 8))
+    for batch in range(STEPS):
+        assert_agrees(pipeline, *pipeline.step(batch), skip_samples=False)
+
+
 def test_the_error_is_softmax_minus_onehot() -> None:
     torch.manual_seed(0)
     x, labels = torch.randn(6, 3, dtype=torch.float64), torch.tensor([0, 1, 2, 3, 4, 0])
