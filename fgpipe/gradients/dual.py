@@ -1,8 +1,8 @@
 """Forward-mode differentiation of modules: run the primal once, then push tangents through its linearisation.
 
 `linearize(module, x)` returns the output and a function that carries tangents along. The primal pass is an
-ordinary one (autograd may record it), so a block's backward pass and its tangents share it. The layers that
-ResNets are made of have rules in `rules.py`; any other module goes through `torch.func.jvp` and `vmap`.
+ordinary one (autograd may record it), so a block's backward pass and its tangents share it. `rules` has rules for
+layers, and one for modules that `torch.fx` can trace; any other goes through `torch.func.jvp` and `vmap`.
 
 Shapes: B samples, R lanes. A tangent holds its lanes stacked along the batch, `[R * B, ...]`, so that a layer
 which is linear in its input treats lanes as more samples.
@@ -131,9 +131,14 @@ def linearize(module: nn.Module, x: Tensor) -> tuple[Tensor, Push]:
 
 
 def rule_of(module: nn.Module) -> Rule:
-    """The module's own rule, or `by_torch_func` where there is none or it would not see all that a call does."""
+    """The module's own rule, `by_graph` without one, or `by_torch_func` where neither would see all that a call does."""
     plain = not parametrize.is_parametrized(module) and not module._forward_hooks and not module._forward_pre_hooks
-    return _rules.get(type(module).forward, by_torch_func) if plain else by_torch_func
+    return _rules.get(type(module).forward, _rules[nn.Module.forward]) if plain else by_torch_func
+
+
+def has_rule(module: nn.Module) -> bool:
+    """Tell whether the module's class has a rule of its own."""
+    return type(module).forward in _rules
 
 
 def linearize_losses(head: Any, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, PushLosses]:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -21,6 +22,7 @@ from fgpipe.models.convolution import PaddedConv2d
 from fgpipe.models.heads import Head, PredSim, auxiliary_head, classifier
 from fgpipe.models.resnet import Residual, resnet18
 from fgpipe.study.bench.measure import peak_bytes
+from tests.gradients.authored import TRACED, UNTRACED
 
 IMAGES = (4, 3, 8, 8)
 Module = TypeVar("Module", bound=nn.Module)
@@ -104,6 +106,17 @@ LAYERS = {
     "average pool": lambda: nn.AvgPool2d(2),
     "adaptive pool": lambda: nn.AdaptiveAvgPool2d(2),
     "flatten everything": lambda: nn.Sequential(nn.Flatten(0), nn.Unflatten(0, (4, 192))),
+    "layer norm": lambda: nn.LayerNorm(8),
+    "layer norm over two axes": lambda: nn.LayerNorm((8, 8)),
+    "layer norm without affine": lambda: nn.LayerNorm(8, elementwise_affine=False),
+    "group norm": lambda: nn.Sequential(nn.Conv2d(3, 6, 1), nn.GroupNorm(3, 6)),
+    "group norm without affine": lambda: nn.GroupNorm(1, 3, affine=False),
+    "group norm of tokens": lambda: nn.Sequential(nn.Flatten(2), nn.GroupNorm(3, 3)),
+    "gelu": lambda: nn.GELU(),
+    "gelu, tanh": lambda: nn.GELU("tanh"),
+    "silu": lambda: nn.SiLU(),
+    "silu in place": lambda: nn.Sequential(nn.Conv2d(3, 3, 1), nn.SiLU(inplace=True)),
+    "dropout, evaluating": lambda: nn.Dropout().eval(),
     "residual": lambda: residual(2),
     "resnet block with stem": lambda: resnet18(8, width=0.0625)[0][0],
     "imagenet stem": lambda: resnet18(8, width=0.0625, stem="imagenet")[0][0],
@@ -114,6 +127,8 @@ LAYERS = {
     "a layer twice": lambda: twice(nn.ReLU()),
     "a layer with weights twice": lambda: twice(nn.Conv2d(3, 3, 3, padding=1)),
     "a view in a residual": lambda: Residual(nn.Sequential(nn.BatchNorm2d(3), Broadcast()), nn.Identity()),
+    **TRACED,
+    **{f"untraced: {name}": build for name, build in UNTRACED.items()},
     "batch norm of a view": lambda: nn.Sequential(Broadcast(), nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)),
 }
 
@@ -258,7 +273,8 @@ def _call(module: nn.Module, moved: dict[str, Tensor], x: Tensor) -> Tensor:
 
 def _jvp(module: nn.Module, x: Tensor, dx: Tensor, dp: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     parameters = {name: p.detach() for name, p in module.named_parameters()}
-    pair = jvp(lambda p, x: _call(module, p, x), (parameters, x), (dp, dx))
+    with sdpa_kernel(SDPBackend.MATH):
+        pair = jvp(lambda p, x: _call(module, p, x), (parameters, x), (dp, dx))
     return pair[0], pair[1]
 
 

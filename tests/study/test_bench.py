@@ -17,7 +17,7 @@ from tests.integration.launching import launch
 
 @pytest.mark.parametrize(
     "arguments, expected", [
-        (["only=psychic"], "fgpipe: only=psychic: allowed: tangents | pipeline | recording | cells | start | profile, or some"),
+        (["only=psychic"], "fgpipe: only=psychic: allowed: tangents | layers | pipeline | recording | cells | start | profile, or some"),
         (["quick=maybe"], "fgpipe: quick=maybe: allowed: true | false"),
         (["fast=true"], "fgpipe: fast=true: no such key; allowed: out | only | quick"),
         (["quick"], "fgpipe: quick: allowed: key=value"),

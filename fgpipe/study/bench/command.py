@@ -2,7 +2,7 @@
 
     out=FILE        also write the table there, with the machine, the versions and the command; what FILE has before its
                     heading `## Results` stays, what follows is replaced
-    only=NAMES      some of the sections tangents, pipeline, recording, cells, start, profile, as in
+    only=NAMES      some of the sections tangents, layers, pipeline, recording, cells, start, profile, as in
                     only=tangents,start
     quick=true      every section once at a tiny size: shows that it works, the figures mean nothing
 
@@ -28,11 +28,12 @@ from fgpipe.config.arguments import parse
 from fgpipe.errors import bad_value
 from fgpipe.saving import durable
 from fgpipe.saving.outputs import check_file, written
-from fgpipe.study.bench import cells, overhead, pipeline, recording, start, tangents
+from fgpipe.study.bench import cells, layers, overhead, pipeline, recording, start, tangents
 from fgpipe.study.bench.table import FULL, QUICK, BenchRow, Sizes, table
 
 SECTIONS: dict[str, Callable[[Sizes], Iterator[BenchRow]]] = {
     "tangents": tangents.rows,
+    "layers": layers.rows,
     "pipeline": pipeline.rows,
     "recording": recording.rows,
     "cells": cells.rows,
