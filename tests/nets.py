@@ -101,6 +101,36 @@ class Spectral(nn.Module):
         return torch.fft.irfft2(torch.fft.rfft2(x) * self.gain, s=x.shape[2:])
 
 
+class Splitting(nn.Module):
+    """Hands its input on beside what it makes of it, for a sum further up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.tokens = nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1), nn.Linear(CHANNELS, 2)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return torch.tanh(self.conv(x)), x, self.tokens(x.mean(dim=(2, 3)))
+
+
+class Joining(nn.Module):
+    """Reads three tensors, the sum of which is one; a block or, with pooling, the beginning of a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1)
+
+    def forward(self, x: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        y, skip, scale = x
+        return self.conv(y) * scale.mean(dim=1)[:, None, None, None] + skip
+
+
+class Middle(Joining):
+    """Several tensors in, several out."""
+
+    def forward(self, x: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+        return torch.tanh(super().forward(x)), x[1], x[2]
+
+
 class RunningScale(nn.Module):
     """Divides by a running mean, which it updates first."""
 
@@ -210,6 +240,9 @@ KINDS: dict[str, Callable[[], Net]] = {
     "dropout": lambda: net(nn.Sequential(conv(), nn.Dropout(0.3), conv(), nn.Dropout2d(0.2)), Dropping()),
     "stochastic depth": lambda: net(CNBlock(CHANNELS, layer_scale=0.1, stochastic_depth_prob=0.5)),
     "weight norm": lambda: net(parametrizations.weight_norm(conv()), nn.Sequential(conv(), hooked_weight_norm())),
+    "several tensors between blocks": lambda: net(
+        Splitting(), Middle(), Joining(), heads={1: head(Joining()), 2: head(Joining())}
+    ),
     "buffers that a forward pass changes": lambda: net(RunningScale(), conv()),
 }
 """Nets by what is special about them."""

@@ -23,9 +23,10 @@ DRAWING = (nn.modules.dropout._DropoutNd, nn.RReLU, nn.RNNBase, nn.MultiheadAtte
 class Net:
     """`blocks[j]` maps `[B, ...]` to the next block's input; `heads[j]` judges its output, the last is the classifier.
 
-    A head has `losses(x, labels)`, as `fgpipe.models.heads.Head` has; `Head(*layers)` makes one from any layers.
-    Tensors on the meta device get the paper's initialisation where they are used; others keep their numbers. Every
-    process must build the same net. `fgpipe.models.check` says what a block and a head must be like.
+    A block may hand on a tuple of tensors, which the next block and the head get as `x`. A head has `losses(x, labels)`,
+    as `fgpipe.models.heads.Head` has; `Head(*layers)` makes one from any layers. Tensors on the meta device get the
+    paper's initialisation where they are used; others keep their numbers. Every process must build the same net.
+    `fgpipe.gradients.check` says what a block and a head must be like.
     """
 
     blocks: Sequence[nn.Module]

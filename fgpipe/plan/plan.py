@@ -13,6 +13,7 @@ from fgpipe.models.net import Net, resnet
 from fgpipe.plan.costs import ForwardPass, block_costs
 from fgpipe.plan.precision import DTYPES, Precision
 from fgpipe.plan.schedule import windows
+from fgpipe.plan.several import as_one
 from fgpipe.plan.topology import Topology, balanced
 
 
@@ -71,18 +72,22 @@ class Plan:
             net is not None,
             net or resnet(config.model, config.head, in_channels=facts.channels, classes=facts.classes),
         )
+        image = (facts.channels, facts.height, facts.width)
+        if theirs:
+            net = as_one(net, image)
         tensors = [len(trainable(block)) for block in net.blocks]
         method = Method.of(config, facts.classes, idle=frozenset(j for j, count in enumerate(tensors) if not count))
         lanes = plan_lanes(method, tensors, config.lanes, config.code, config.seed)
         if theirs:
             used = [head if uses_head(config, method, j) else None for j, head in enumerate(net.heads)]
-            check_net(net.blocks, used, method, lanes, (facts.channels, facts.height, facts.width), facts.classes)
-        forward = ForwardPass.of(net, (2, facts.channels, facts.height, facts.width))
+            check_net(net.blocks, used, method, lanes, image, facts.classes)
+        forward = ForwardPass.of(net, (2, *image))
+        failure = None
         if config.guess_name == "end_to_end" and config.tangents == "forward" and config.microbatches == config.share:
-            image = (facts.channels, facts.height, facts.width)
-            if failure := fails_alone(net.blocks, net.heads[-1], image, DTYPES[config.dtype]):
-                allowed = f"at most {config.share // 2} here, as of one sample {failure}"
-                raise bad_value("microbatches", config.microbatches, allowed)
+            failure = fails_alone(net.blocks, net.heads[-1], image, DTYPES[config.dtype])
+        if failure:
+            allowed = f"at most {config.share // 2} here, as of one sample {failure}"
+            raise bad_value("microbatches", config.microbatches, allowed)
         if config.partition == "counted":
             sizes = balanced(block_costs(forward.flops, method, lanes), world_size // config.replicas)
         else:
