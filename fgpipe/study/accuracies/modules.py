@@ -1,16 +1,19 @@
 """Accuracy against the number of isolated modules, beside end to end.
 
     python -m fgpipe.study modules FOLDER data.root=DIR [counts=[1,2,4,8,16]] [seeds=3] [jobs=1] [processes=1] [out=DIR]
-                                   [key=value ...]
+                                   [methods=[local target,global target]] [rounds=3] [key=value ...]
 
 ResNet-18 of width 0.25 on 12,800 CIFAR-10 images in 6 epochs, learning rate 0.05 in one cycle, MLP heads. Its 8 residual
 blocks are 1, 2, 4 or 8 modules; 16 are those of the plain net of 16 layers, whose end to end is a row of its own. Modules
 learn from their local target, or by local guesses for the global one (weight space, `scope=block`, exact lanes, windows
-as they are with a process for each module). Differences to end to end are paired by seed. Runs that FOLDER has are not
-run again. The table is printed and written to DIR/modules.md, in FOLDER without `out`, with a plot if matplotlib is
-installed.
+as they are with a process for each module). Differences to end to end are paired by seed.
+
+Then `rounds` rounds of short runs on noise, in as many processes as there are modules, beside 1F1B in as many: images per
+second, ratios within a round, and bytes that come back. Runs that FOLDER has are not run again. The tables are printed
+and written to DIR/modules.md, in FOLDER without `out`, with a plot if matplotlib is installed.
 """
 
+import os
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +31,7 @@ from fgpipe.study.accuracies.scaled import (
 )
 from fgpipe.study.common.arguments import read
 from fgpipe.study.common.figure import drawn
+from fgpipe.study.contests.contest import Contest, Contestant, ContestOptions, Spread, microbatches, ratios
 
 SETTING = ["data.train_samples=12800", "epochs=6", "optim=one_cycle", "optim.lr=0.05"]
 COUNTS = (1, 2, 4, 8, 16)
@@ -44,9 +48,16 @@ class ModulesOptions(ScaledOptions):
     processes: int = 1
     seeds: int = 3
     counts: list[int] = field(default_factory=lambda: list(COUNTS))
+    methods: list[str] = field(default_factory=lambda: list(METHODS))
+    rounds: int = 3
+    """Rounds of timed runs; 0: none."""
 
     def check(self) -> None:
         super().check()
+        if not set(self.methods) <= set(METHODS):
+            raise bad_value("methods", self.methods, f"a list of {', '.join(METHODS)}")
+        if self.rounds < 0:
+            raise bad_value("rounds", self.rounds, "a whole number of at least 0")
         if not self.counts or not set(self.counts) <= set(COUNTS):
             raise bad_value("counts", self.counts, f"a list of {', '.join(map(str, COUNTS))}")
 
@@ -73,13 +84,13 @@ class ModulesWay:
         return f"model.blocks={self.net}", f"model.modules=[{','.join(map(str, sizes))}]", *keys
 
 
-def ways(counts: Sequence[int]) -> list[ModulesWay]:
+def ways(counts: Sequence[int], methods: Sequence[str] = tuple(METHODS)) -> list[ModulesWay]:
     """Ways of the study, those of the same net together, end to end first."""
     found = []
     for net, of_net in ((8, [n for n in counts if n <= 8]), (16, [n for n in counts if n == 16])):
         if of_net:
             found.append(ModulesWay(net, 1, "end to end"))
-            found += [ModulesWay(net, n, method) for method in METHODS for n in of_net if n > 1]
+            found += [ModulesWay(net, n, method) for method in methods for n in of_net if n > 1]
     return found
 
 
@@ -124,6 +135,30 @@ def plot(found: Mapping[ModulesWay, Sequence[float | None]], path: Path) -> None
         axes.set(xlabel="isolated modules", ylabel="test accuracy, %")
 
 
+def contestants(wanted: Sequence[ModulesWay]) -> dict[int, list[Contestant]]:
+    """Ways of the net of residual blocks in a process for each module, by their number; 1F1B is the first of each."""
+    found: dict[int, list[Contestant]] = {}
+    for way in wanted:
+        if way.net == 8 and way.modules > 1:
+            piped = ("guess=end_to_end", f"microbatches={microbatches(way.modules)}", "schedule=1f1b")
+            of_count = found.setdefault(way.modules, [Contestant(f"1F1B {way.modules}", piped, way.modules)])
+            of_count.append(Contestant(f"{way.method} {way.modules}", way.overrides, way.modules))
+    return found
+
+
+def speed_tables(contest: Contest, wanted: Mapping[int, Sequence[Contestant]]) -> str:
+    """Markdown: images per second, their ratio to 1F1B's in as many processes, and bytes back of a batch."""
+    head = "| processes | | images/s, median | range | over 1F1B, median | range | bytes back per batch |"
+    lines = [head, "|" + "---|" * 7]
+    for count, (reference, *others) in wanted.items():
+        beside = contest.speeds(reference)
+        for each in (reference, *others):
+            speeds, back = contest.speeds(each), sum(contest.summaries(each)[0]["bytes_back_per_batch"])
+            cells = f"{Spread.of(speeds).cells('.1f')} | {ratios(speeds, beside).cells('.2f')} | {back:,.0f}"
+            lines.append(f"| {count} | {each.name.removesuffix(f' {count}')} | {cells} |")
+    return "\n".join(lines) + "\n"
+
+
 def main(arguments: list[str]) -> int:
     """Run what is missing, and report; returns the exit code.
 
@@ -132,10 +167,18 @@ def main(arguments: list[str]) -> int:
         CalledProcessError: a run has failed.
     """
     folder, options, overrides = read(arguments, ModulesOptions())
-    trainings, wanted = Trainings(folder, options, [*SETTING, *overrides]), ways(options.counts)
+    trainings, wanted = Trainings(folder, options, [*SETTING, *overrides]), ways(options.counts, options.methods)
     trainings.run_missing({way.name: way.overrides for way in wanted})
     found = {way: accuracies(trainings.summaries(way.name)) for way in wanted}
     text = table(found)
+    if options.rounds and (timed := contestants(wanted)):
+        model, size = trainings.config.model, trainings.config.batch_size
+        common = [f"model.width={model.width}", f"batch_size={size}", f"head={trainings.config.head.name}"]
+        every = [each for of_count in timed.values() for each in of_count]
+        contest = Contest(folder / "speed", ContestOptions(split=[4, 4], repeats=options.rounds), common, every)
+        contest.run()
+        cores = f"{os.cpu_count()} processor cores, which more processes share."
+        text += f"\nSpeed, in a process with one thread for each module; {cores}\n\n{speed_tables(contest, timed)}"
     print(text, end="")
     out = trainings.write("modules", "Isolated modules", arguments[1:], [way.name for way in wanted], text)
     if find_spec("matplotlib") is not None and ModulesWay(8, 1, "end to end") in found:

@@ -73,7 +73,7 @@ class Contestant:
     name: str
     overrides: tuple[str, ...]
     processes: int | None = None
-    """Number of processes; None: that of the study."""
+    """Number of processes, with as many FLOPs each; None: that of the study, and its split."""
 
     @property
     def folder(self) -> str:
@@ -192,9 +192,8 @@ class Contest:
                 start(runs, processes, self._folder / "runs.json")
 
     def _overrides(self, contestant: Contestant, path: Path) -> list[str]:
-        split = self.split if contestant.processes is None else [sum(self.split)]
-        partition = f"partition=[{','.join(map(str, split))}]"
-        return [*self._common, *contestant.overrides, partition, f"run_dir={quoted(str(path))}"]
+        split = "counted" if contestant.processes else f"[{','.join(map(str, self.split))}]"
+        return [*self._common, *contestant.overrides, f"partition={split}", f"run_dir={quoted(str(path))}"]
 
     def path(self, contestant: Contestant, round: int) -> Path:
         """Folder of a run."""
@@ -206,7 +205,11 @@ class Contest:
 
     def speeds(self, contestant: Contestant) -> list[float]:
         """Images per second of each round."""
-        return [speed(_summary(path)) for path in self.paths(contestant)]
+        return [speed(summary) for summary in self.summaries(contestant)]
+
+    def summaries(self, contestant: Contestant) -> list[Mapping[str, Any]]:
+        """Summaries of a contestant's runs, one for each round."""
+        return [_summary(path) for path in self.paths(contestant)]
 
     def write(self, name: str, title: str, command: Sequence[str], table: str) -> Path:
         """Write the table to NAME.md, under what it was made with; returns the file.
@@ -215,7 +218,7 @@ class Contest:
         """
         study, _, *arguments = command
         line = " ".join(["python -m fgpipe.study", study, "FOLDER", *arguments])
-        summaries = [_summary(path) for each in self._contestants for path in self.paths(each)]
+        summaries = [summary for each in self._contestants for summary in self.summaries(each)]
         setting = described(summaries[0]["config"], self.split, self._options)
         text = page(title, line, setting, summaries, table)
         file = Path(self._options.out or self._folder) / f"{name}.md"
