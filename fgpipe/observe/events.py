@@ -14,17 +14,16 @@ class Worked:
     """One of `timeline.COMPUTE`."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Scored:
-    """The losses of a block's head on one batch."""
+    """The score of a block's head on one batch."""
 
     block: int
     training: bool
-    losses: Tensor
-    """`[B]`."""
-    logits: Tensor
-    """`[B, classes]`."""
-    labels: Tensor
+    loss: float
+    """Summed over the samples."""
+    correct: float
+    samples: int
 
 
 @dataclass(frozen=True, eq=False)

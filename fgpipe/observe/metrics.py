@@ -62,7 +62,7 @@ class Metrics:
     def observe(self, event: StepEvent) -> None:
         """Take in what happened in a step."""
         if isinstance(event, Scored):
-            self.record(event.block, event.training, event.losses, event.logits, event.labels)
+            self._record(event)
         elif isinstance(event, Learnt) and event.staleness is not None:
             self.record_staleness(event.block, event.staleness)
         elif isinstance(event, Skipped):
@@ -70,14 +70,11 @@ class Metrics:
         elif isinstance(event, Aligned) and self._on_cosines is not None:
             self._on_cosines(event.batch, event.cosines)
 
-    def record(self, block: int, training: bool, losses: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Add one batch of a block's head: losses `[B]`, logits `[B, classes]`."""
-        loss = losses.detach().sum(dtype=torch.float64)
-        correct = (logits.argmax(dim=1) == labels).sum()
-        found = [*torch.stack([loss, correct]).tolist(), len(labels)]  # one transfer
-        sums = [total + each for total, each in zip(self._sums[training][block], found, strict=True)]
-        self._sums[training][block] = sums
-        if training and block == self.blocks - 1 and self._on_batch is not None:
+    def _record(self, score: Scored) -> None:
+        found = score.loss, score.correct, score.samples
+        sums = [total + each for total, each in zip(self._sums[score.training][score.block], found, strict=True)]
+        self._sums[score.training][score.block] = sums
+        if score.training and score.block == self.blocks - 1 and self._on_batch is not None:
             self._on_batch(_score(*sums))
 
     def record_staleness(self, block: int, updates: int) -> None:

@@ -18,12 +18,13 @@ from fgpipe.config.rng import drawing
 from fgpipe.gradients.optim import Optimizer, Trained
 from fgpipe.gradients.reverse import gradients
 from fgpipe.models.net import input_for, may_draw
-from fgpipe.observe.events import Learnt, Scored
+from fgpipe.observe.events import Learnt
 from fgpipe.observe.ledger import Ledger
 from fgpipe.observe.observers import Observers
 from fgpipe.plan.plan import Plan
 from fgpipe.plan.precision import Precision
 from fgpipe.plan.topology import Topology
+from fgpipe.trainers.findings import Findings
 from fgpipe.trainers.learner import Learner
 from fgpipe.trainers.phases import Phases
 from fgpipe.trainers.step import Message
@@ -228,15 +229,17 @@ class PipelinedStep:
             target=batch.labels if self._is_last else None,
             return_outputs=False,
         )
-        labels = batch.labels.to(self._device)
+        labels, findings = batch.labels.to(self._device), Findings()
         for phase, each in zip(self._phases, self._learners, strict=True):
             yield from self._update(each.index, "block", each.optimizer, phase, batch.id)
         if self._is_last and each.head_optimizer is not None:
             yield from self._update(each.index, "head", each.head_optimizer, phase, batch.id)
             losses, logits = (torch.cat(parts) for parts in zip(*self._judged, strict=True))
             self._judged.clear()
-            yield Scored(each.index, True, losses, logits, labels)
-        yield from self._observe(labels, batch.id)
+            findings.finite(losses, each.index, f"loss of {batch.name}")
+            findings.score(each.index, True, losses, logits, labels)
+        yield from self._observe(labels, batch.id, findings)
+        yield findings
 
     def _update(self, block: int, part: str, optimizer: Optimizer, phase: Phases, batch: int) -> Iterator[Message]:
         with phase("update", batch):
@@ -247,7 +250,7 @@ class PipelinedStep:
             parameter.grad = None
         yield Learnt(block, part, found)
 
-    def _observe(self, labels: Tensor, batch: int) -> Iterator[Message]:
+    def _observe(self, labels: Tensor, batch: int, findings: Findings) -> Iterator[Message]:
         """Train the observing heads on the detached outputs of the whole batch."""
         if not self._part.outputs:
             return
@@ -259,16 +262,18 @@ class PipelinedStep:
                 found = gradients(losses.mean(), each.head_optimizer.parameters)
                 each.head_optimizer.step(found, batch)
                 yield Learnt(each.index, "head", found)
-                yield Scored(each.index, True, losses, logits, labels)
+                findings.score(each.index, True, losses, logits, labels)
 
     @torch.no_grad()
     def _evaluate(self, batch: Batch) -> Iterator[Message]:
         x, labels = batch.x.to(self._device), batch.labels.to(self._device)
+        findings = Findings()
         for position, each in enumerate(self._learners):
             y, x = self._part.block(position, x)
             if each.head is not None:
                 losses, logits = each.head.losses(input_for(each.head, y), labels)
-                yield Scored(each.index, False, losses, logits, labels)
+                findings.score(each.index, False, losses, logits, labels)
+        yield findings
         if not self._is_last:
             yield replace(batch, x=x)
 

@@ -17,9 +17,9 @@ from fgpipe.gradients.optim import Trained, in_order, trainable
 from fgpipe.gradients.oracle import estimate
 from fgpipe.gradients.probes import Decoder
 from fgpipe.models.net import input_for
-from fgpipe.observe.events import Aligned, Learnt, Scored
+from fgpipe.observe.events import Aligned, Learnt
 from fgpipe.plan.plan import Plan
-from fgpipe.trainers.finite import check_finite
+from fgpipe.trainers.findings import Findings
 from fgpipe.trainers.learner import Learner
 from fgpipe.trainers.step import Message
 from fgpipe.wire.batch import Batch
@@ -44,11 +44,7 @@ class OracleStep:
         ]
 
     def run(self, given: Batch | Feedback | Lost) -> Iterator[Message]:
-        """Train or test on a batch; yields events alone.
-
-        Raises:
-            NotFiniteError: a loss is not finite.
-        """
+        """Train or test on a batch; yields findings and events."""
         assert isinstance(given, Batch), "nobody sends readings here"
         for each in self.learners:
             each.mode(given.training)
@@ -73,11 +69,17 @@ class OracleStep:
             memory=lambda block: self.memories[block].tensors,
             cosine=self._cosine is not None and batch.id % self._cosine == 0,
         )
+        findings = Findings()
         if found.cosines is not None:
-            yield Aligned(batch.id, torch.stack(found.cosines).tolist())
-        for j, losses in enumerate(found.losses):
+            findings.tell(torch.stack(found.cosines), partial(Aligned, batch.id))
+        for j, each in enumerate(self.learners):
+            losses, logits = found.losses[j], found.logits[j]
             if losses is not None:
-                check_finite(losses, j, f"loss of {batch.name}")
+                findings.finite(losses, j, f"loss of {batch.name}")
+            if each.head_optimizer is not None:
+                assert losses is not None and logits is not None, "a head that learns has a loss"
+                findings.score(j, True, losses, logits, labels)
+        yield findings
         for j, each in enumerate(self.learners):
             if memory := self.memories[j].tensors:
                 self._method.guess.learn(memory, found.blocks[j])
@@ -88,9 +90,6 @@ class OracleStep:
                 estimates = in_order(each.head, found.heads[j])
                 each.head_optimizer.step(estimates, batch.id)
                 yield Learnt(j, "head", estimates)
-                losses, logits = found.losses[j], found.logits[j]
-                assert losses is not None and logits is not None, "a head that learns has a loss"
-                yield Scored(j, True, losses, logits, labels)
 
     def _transmit(self, batch: int, scalars: Mapping[int, Tensor]) -> dict[int, Tensor]:
         """The scalars as the decoders have them when lanes carry them."""
@@ -104,11 +103,13 @@ class OracleStep:
     @torch.no_grad()
     def _evaluate(self, batch: Batch) -> Iterator[Message]:
         x, labels = batch.x.to(self._device), batch.labels.to(self._device)
+        findings = Findings()
         for j, each in enumerate(self.learners):
             x = each.block(input_for(each.block, x))
             if each.head is not None:
                 losses, logits = each.head.losses(input_for(each.head, x), labels)
-                yield Scored(j, False, losses, logits, labels)
+                findings.score(j, False, losses, logits, labels)
+        yield findings
 
     def trained(self) -> dict[int, dict[str, Trained]]:
         """Everything that each block has learnt, by block and name."""

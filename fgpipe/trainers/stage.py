@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NoReturn
 
 import torch
@@ -23,10 +24,10 @@ from fgpipe.gradients.probes import Decoder, restrict, widen
 from fgpipe.gradients.readings import Read, arrange, linearize_head
 from fgpipe.gradients.reverse import gradients
 from fgpipe.models.net import deep_copy, input_for, may_draw
-from fgpipe.observe.events import Learnt, Scored, Skipped, Worked
+from fgpipe.observe.events import Learnt, Skipped, Worked
 from fgpipe.plan.plan import Plan
 from fgpipe.plan.precision import Precision
-from fgpipe.trainers.finite import check_finite
+from fgpipe.trainers.findings import Findings
 from fgpipe.trainers.learner import Learner
 from fgpipe.trainers.step import Message, Part
 from fgpipe.wire.batch import Batch
@@ -88,11 +89,9 @@ class Stage:
         """Run a batch, or update with the readings of the oldest one in flight; forget that one if they are lost.
 
         Yields:
-            As early as it is complete: of a training batch the output and lanes for the block above, and the readings
-            for each block whose target is the loss here; of a test batch the output; and the events of the work.
-
-        Raises:
-            NotFiniteError: something that leaves the block, or its loss, is not finite.
+            As early as it is complete: of a training batch the output and lanes for the block above, and findings, with
+            the readings for each block whose target is the loss here; of a test batch output and findings; and the events
+            of the work.
         """
         if isinstance(given, Batch):
             self._learner.mode(given.training)
@@ -109,23 +108,25 @@ class Stage:
         weights = self._weights_for(batch.id)
         y, push = self._primal(weights, batch)
         y = y.to(self._precision.dtype)
-        check_finite(y, self.index, f"activation of {batch.name}")
+        findings = Findings(batch)
+        findings.finite(y, self.index, f"activation of {batch.name}")
         yield Worked("forward")
         above = self._lanes.on_link(self.index)
         if not self._last and not above:
             yield self._outgoing(batch, y, None)
-        losses, read = yield from self._own_loss(y, batch)
+        losses, read = yield from self._own_loss(y, batch, findings)
         directions, head_gradients = None, None
         if self._projects:
             directions, head_gradients = self._guess(y, losses, weights, batch)
             yield Worked("guess")
         dy = None
         if push is not None:
-            dy = self._push(push, batch, y, directions)
+            dy = self._push(push, batch, y, directions, findings)
             yield Worked("push")
         if above:  # all lanes of the plan, in its order: the receiver counts on it
             yield self._outgoing(batch, y, widen(restrict(dy, above), above, y.detach()))
-        own = yield from self._evaluate_targets(dy, read, batch)
+        own = yield from self._evaluate_targets(dy, read, batch, findings)
+        yield findings
         if self._plain:
             assert losses is not None, "a block that learns by its loss has a head"
             yield from self._descend(losses, weights, batch)
@@ -176,7 +177,7 @@ class Stage:
         number = batch.draw * self._replicas + self._replica
         return drawing(self._seed, "layers", self.index, number) if self._draws else nullcontext()
 
-    def _own_loss(self, y: Tensor, batch: Batch) -> Part[tuple[Tensor | None, Read | None]]:
+    def _own_loss(self, y: Tensor, batch: Batch, findings: Findings) -> Part[tuple[Tensor | None, Read | None]]:
         """The trained head's losses `[B]`, and how they are read; they reach into the block where its gradient or guess
         comes from them."""
         if self.head is None:
@@ -185,10 +186,10 @@ class Stage:
         with torch.enable_grad():
             x = y if attached else y.detach()
             losses, logits, read = linearize_head(self.head, x, batch.labels, self._reading, self._method.scope)
-            check_finite(losses, self.index, f"loss of {batch.name}")
+            findings.finite(losses, self.index, f"loss of {batch.name}")
         yield Worked("loss")
         if not batch.extra:
-            yield Scored(self.index, True, losses, logits, batch.labels)
+            findings.score(self.index, True, losses, logits, batch.labels)
         return losses, read if self._lanes.asking(self.index) else None
 
     def _guess(
@@ -222,13 +223,15 @@ class Stage:
     ) -> View:
         return View(places, (self._seed, self.index, draw), gradient, logits, self.memory.tensors)
 
-    def _push(self, push: Push, batch: Batch, y: Tensor, directions: Sequence[Tensor] | None) -> Tangent | None:
+    def _push(
+        self, push: Push, batch: Batch, y: Tensor, directions: Sequence[Tensor] | None, findings: Findings
+    ) -> Tangent | None:
         """The lanes at the block's output: those from below, and the block's own probes."""
         dy = self._push_lanes(push, batch, y, directions)
         if dy is None:
             return None
         value = dy.value.to(self._precision.dtype)
-        check_finite(value, self.index, f"tangent of {batch.name}")
+        findings.finite(value, self.index, f"tangent of {batch.name}")
         return Tangent(dy.lanes, value)
 
     def _push_lanes(self, push: Push, batch: Batch, y: Tensor, directions: Sequence[Tensor] | None) -> Tangent | None:
@@ -242,22 +245,25 @@ class Stage:
         own = {name: Direction(each, {lane: float(lanes[lane]) for lane in lanes}) for name, each, lanes in named}
         return push(batch.tangent, own)
 
-    def _evaluate_targets(self, dy: Tangent | None, read: Read | None, batch: Batch) -> Part[Tensor | None]:
+    def _evaluate_targets(
+        self, dy: Tangent | None, read: Read | None, batch: Batch, findings: Findings
+    ) -> Part[Tensor | None]:
         """Send each block below the readings that it asked for; return those of the block's own probes, if it has any."""
         wanted = self._lanes.read_at(self.index)
         evaluated = restrict(dy, wanted)
         if read is None or (evaluated is None and self._reading.has_lane):
             return None
         readings = arrange(evaluated, wanted, read(evaluated))
-        check_finite(readings, self.index, f"reading of {batch.name}")
+        findings.finite(readings, self.index, f"reading of {batch.name}")
         decoded = self.decoder.decode(self._draw(batch), readings)
         yield Worked("read")
         own = decoded.pop(self.index, None)
         for block, found in decoded.items():
-            yield Feedback(
-                self._run, batch.id, self.index, block, tuple(range(len(found))), tuple(found.flatten().tolist())
-            )
+            findings.tell(found, partial(self._feedback, batch.id, block, tuple(range(len(found)))))
         return own
+
+    def _feedback(self, batch: int, block: int, probes: tuple[int, ...], numbers: Sequence[float]) -> Feedback:
+        return Feedback(self._run, batch, self.index, block, probes, tuple(numbers))
 
     def _descend(self, losses: Tensor, weights: nn.Module, batch: Batch) -> Iterator[Message]:
         """Plain gradient descent of block and head on their own loss."""
@@ -306,13 +312,15 @@ class Stage:
     @torch.no_grad()
     def _evaluate(self, batch: Batch) -> Iterator[Message]:
         y = self.block(input_for(self.block, batch.x)).to(self._precision.dtype)
-        check_finite(y, self.index, f"activation of {batch.name}")
+        findings = Findings(batch)
+        findings.finite(y, self.index, f"activation of {batch.name}")
         if not self._last:
             yield self._outgoing(batch, y, None)
         if self.head is not None:
             losses, logits = self.head.losses(input_for(self.head, y), batch.labels)
-            check_finite(losses, self.index, f"loss of {batch.name}")
-            yield Scored(self.index, False, losses, logits, batch.labels)
+            findings.finite(losses, self.index, f"loss of {batch.name}")
+            findings.score(self.index, False, losses, logits, batch.labels)
+        yield findings
 
 
 def _sharing_buffers(block: nn.Module) -> nn.Module:

@@ -5,11 +5,13 @@ from typing import Protocol, TypeVar
 
 from fgpipe.gradients.optim import Trained
 from fgpipe.observe.events import StepEvent
+from fgpipe.trainers.findings import Findings
 from fgpipe.wire.batch import Batch
 from fgpipe.wire.feedback.messages import Feedback, Lost
 
-Message = Batch | Feedback | StepEvent
-"""Yield of a step: a batch for the block above, readings for one below, or an event for observers."""
+Message = Batch | Findings | StepEvent
+"""Yield of a step: a batch for the block above, numbers for the host, readings for blocks below among them, or an event for
+observers."""
 Found = TypeVar("Found")
 Part = Generator[Message, None, Found]
 """A part of a step, and what it finds."""

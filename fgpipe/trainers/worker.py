@@ -5,6 +5,7 @@ thread sleeps on it when nothing can go on.
 """
 
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
@@ -16,6 +17,7 @@ from fgpipe.observe.observers import Observers
 from fgpipe.observe.timeline import WAITS, Timeline
 from fgpipe.plan.plan import Plan
 from fgpipe.plan.schedule import Action, Agenda, Apply, Forward
+from fgpipe.trainers.findings import Findings, Transfer
 from fgpipe.trainers.phases import Phases
 from fgpipe.trainers.step import Step
 from fgpipe.wire.batch import Batch
@@ -51,6 +53,8 @@ class Worker:
         self.steps = {step.index: step for step in steps}
         self._post, self._inbox, self._timeline = post, post.inbox, observers.timeline
         self._phases, self._untimed = phases, Phases(0, Timeline())
+        self._sent: deque[tuple[int, int, Transfer]] = deque()
+        """Findings on their way to the host, of a block and batch, oldest first."""
         waits = {j: self._inbox.waits_for(j) is not None for j in self.steps}
         self._agenda = Agenda({j: (plan.windows[j], waits[j]) for j in self.steps}, plan.topology.replicas > 1)
         self._eager = plan.config.feedback.policy == "eager"
@@ -112,6 +116,7 @@ class Worker:
     def _run(self, first: Callable[[int], Batch], timeline: Timeline) -> None:
         """Do everything on the agenda; `first` makes the batches of block 0, and `timeline` takes the waits."""
         while choices := self._agenda.first():
+            self._tell_arrived()
             began = time.monotonic_ns()
             block, action = self._next(choices)
             if timeline.on and time.monotonic_ns() - began > SHORT:
@@ -122,6 +127,7 @@ class Worker:
             else:
                 self._apply(block)
                 self._agenda.done(block)
+        self._tell_arrived(waiting=True)
 
     def _forward(self, block: int, expected: int, first: Callable[[int], Batch]) -> None:
         while self._eager and self._inbox.has_feedback(block):
@@ -152,17 +158,32 @@ class Worker:
                 if not message.extra or self._inbox.holds(block + 1):  # an extra step's output stays in the process
                     self._post.up(block, message)
                     phases.end("send", batch, block + 1)
-            elif isinstance(message, Feedback):
-                self._post.back(message)
-                phases.end("reply", batch, message.receiver)
+            elif isinstance(message, Findings):
+                self._sent.append((block, batch, message.send()))
+                self._tell_arrived()
             elif isinstance(message, Worked):
                 phases.end(message.kind, batch)
             else:
                 self.observers.observe(message)
             phases.begin()
 
+    def _tell_arrived(self, *, waiting: bool = False) -> None:
+        """Pass on what findings say that have arrived; wait for all, or for those of the batch before a block's newest."""
+        while self._sent and (waiting or len(self._sent) > len(self.steps) or self._sent[0][-1].arrived):
+            block, batch, transfer = self._sent.popleft()
+            phases = self._phases.get(block, self._untimed)
+            for message in transfer.read():
+                if isinstance(message, Feedback):
+                    phases.begin()
+                    self._post.back(message)
+                    phases.end("reply", batch, message.receiver)
+                else:
+                    self.observers.observe(message)
+
     def _next(self, choices: Sequence[tuple[int, Action]]) -> tuple[int, Action]:
         """The first of the choices that can go on, once there is one."""
+        if not any(map(self._can_go_on, choices)):
+            self._tell_arrived(waiting=True)  # nothing else to do, and others may wait for what they say
         deadline = self.plan.config.deadline
         for _ in range(PATIENCE):
             try:

@@ -23,6 +23,7 @@ from torch import Tensor
 import fgpipe.trainers.session
 from fgpipe.cluster.process import Cluster
 from fgpipe.config import compose_config
+from fgpipe.observe.events import Scored, StepEvent
 from fgpipe.observe.metrics import Metrics
 from fgpipe.plan.plan import Plan
 from fgpipe.trainers.worker import Worker
@@ -45,9 +46,10 @@ class Recorded(Metrics):
         self.listening: list[str] = []
         Recorded.last = self
 
-    def record(self, block, training, losses, logits, labels) -> None:
-        super().record(block, training, losses, logits, labels)
-        self.losses.setdefault(f"loss/{training}/{block}", []).append(losses.double().mean().item())
+    def observe(self, event: StepEvent) -> None:
+        super().observe(event)
+        if isinstance(event, Scored):
+            self.losses.setdefault(f"loss/{event.training}/{event.block}", []).append(event.loss / event.samples)
 
     def take(self) -> Tensor:
         self.listening = listening(os.getpid())

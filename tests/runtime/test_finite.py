@@ -6,34 +6,42 @@ import pytest
 import torch
 
 from fgpipe.config import compose_config
-from fgpipe.errors import NotFiniteError
-from fgpipe.trainers.finite import check_finite
+from fgpipe.errors import LinkError, NotFiniteError
+from fgpipe.trainers.findings import Findings
 from fgpipe.trainers.session import run
+from fgpipe.wire.batch import Batch
 from tests.integration.launching import ROOT, launch, processes_with
 from tests.runtime.poison import KINDS, poison
 
 VALUES = [float("nan"), float("inf"), float("-inf")]
 
 
+def check(tensor: torch.Tensor, block: int, what: str) -> None:
+    """What a step's findings say of a tensor, and nothing else."""
+    findings = Findings()
+    findings.finite(tensor, block, what)
+    assert not list(findings.send().read())
+
+
 @pytest.mark.parametrize("value", VALUES)
 @pytest.mark.parametrize("place", [0, 1234, 8 * 3 * 8 * 8 - 1])
 def test_one_is_enough(value: float, place: int) -> None:
     tensor = torch.randn(8, 3, 8, 8).contiguous(memory_format=torch.channels_last)
-    check_finite(tensor, 3, "activation of batch 17")
+    check(tensor, 3, "activation of batch 17")
     torch.as_strided(tensor, (tensor.numel(),), (1,))[place] = value
     with pytest.raises(NotFiniteError, match="^activation of batch 17 is not finite$") as caught:
-        check_finite(tensor, 3, "activation of batch 17")
+        check(tensor, 3, "activation of batch 17")
     assert caught.value.block == 3
 
 
 def test_opposite_infinities_do_not_cancel() -> None:
     with pytest.raises(NotFiniteError):
-        check_finite(torch.tensor([float("inf"), float("-inf"), 1.0]), 0, "x")
+        check(torch.tensor([float("inf"), float("-inf"), 1.0]), 0, "x")
 
 
 def test_large_is_not_infinite() -> None:
     """The sum overflows, no term does."""
-    check_finite(torch.full((10,), 3e38), 0, "x")
+    check(torch.full((10,), 3e38), 0, "x")
 
 
 RUN = [
@@ -75,3 +83,14 @@ def test_between_processes(tmp_path: Path) -> None:
     assert done.returncode != 0
     assert "[block 3] error: tangent of batch 2 is not finite" in done.stderr, done.stderr
     assert done.stderr.count("is not finite") == 1 and not processes_with(marker)
+
+
+def test_the_block_below_is_to_blame() -> None:
+    """A block that was given a NaN does not say that it made one."""
+    x = torch.randn(4, 3)
+    for given, error in ((x, NotFiniteError), (x / 0, LinkError)):
+        findings = Findings(Batch(2, 0, True, given, torch.zeros(4, dtype=torch.int64)))
+        findings.finite(torch.full((4, 3), float("nan")), 3, "activation of batch 2")
+        with pytest.raises(error) as caught:
+            list(findings.send().read())
+    assert str(caught.value) == "block 2 sent batch 2 with NaN or infinity" and caught.value.block is None

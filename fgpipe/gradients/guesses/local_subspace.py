@@ -66,12 +66,10 @@ def principal_directions(guesses: Tensor, count: int) -> Tensor:
     than samples. NaN if a guess is not finite.
     """
     rows = guesses.flatten(1)
-    directions = rows.new_zeros(count, rows.shape[1])
-    if rows.isfinite().all():
-        _, sizes, vectors = torch.linalg.svd(rows, full_matrices=False)
-        least = sizes[0] * torch.finfo(rows.dtype).eps * rows.numel() ** 0.5
-        rank = min(count, int((sizes > least).sum()))
-        directions[:rank] = vectors[:rank]
-    else:
-        directions.fill_(torch.nan)
+    directions, finite = rows.new_zeros(count, rows.shape[1]), rows.isfinite().all()
+    _, sizes, vectors = torch.linalg.svd(torch.where(finite, rows, 0.0), full_matrices=False)
+    found = min(count, len(sizes))
+    spanned = sizes[:found] > sizes[0] * torch.finfo(rows.dtype).eps * rows.numel() ** 0.5
+    directions[:found] = torch.where(spanned.unsqueeze(1), vectors[:found], 0.0)
+    directions = torch.where(finite, directions, torch.nan)
     return directions.unflatten(1, guesses.shape[1:])

@@ -14,6 +14,7 @@ from fgpipe.plan.schedule import Forward, actions
 from fgpipe.plan.topology import runs_of
 from fgpipe.study.simulator.engine import Job, Message
 from fgpipe.trainers.build import local_stages
+from fgpipe.trainers.findings import Findings
 from fgpipe.wire.batch import Batch, canonical
 from fgpipe.wire.feedback.messages import Feedback
 
@@ -48,8 +49,9 @@ class Orders:
             for message in stage.run(batch):
                 if isinstance(message, Batch):
                     order, above = [*order, "send"], message
-                elif isinstance(message, Feedback):
-                    order += ["reply"] * (order[-1] != "reply")
+                elif isinstance(message, Findings):
+                    replies = any(isinstance(each, Feedback) for each in message.send().read())
+                    order += ["reply"] * replies
                 elif isinstance(message, Worked):
                     order.append(message.kind)
             orders.append(tuple(order))
