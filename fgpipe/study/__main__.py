@@ -38,6 +38,7 @@ STUDIES = {
     ),
     "modules": ("accuracies", "accuracy against the number of isolated modules, beside end to end"),
     "staleness": ("accuracies", "accuracy against the window, with feedback in order and eager"),
+    "device": ("probes", "speed, waits, memory and how busy a GPU is, in one process"),
     "compiling": ("probes", "what torch.compile gains, on the CPU"),
     "precision": ("probes", "how far bfloat16 takes the estimates from the float64 oracle"),
     "per_sample": ("probes", "per-sample scalars from one tangent beside the exact projection of every sample"),

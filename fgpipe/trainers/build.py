@@ -54,8 +54,8 @@ def build_trainer(
     return Worker(plan, steps, _connect(plan, steps, cluster, device, observers), observers, phases)
 
 
-def local_trainer(config: Config, facts: DataFacts, net: Net | None = None) -> Worker:
-    """A trainer of all blocks in this process, on the CPU and without a run folder, for studies and tests.
+def local_trainer(config: Config, facts: DataFacts, net: Net | None = None, device: torch.device = CPU) -> Worker:
+    """A trainer of all blocks in this process, without a run folder, for studies and tests.
 
     Its `plan`, `observers` and `steps` are open to them.
 
@@ -63,7 +63,7 @@ def local_trainer(config: Config, facts: DataFacts, net: Net | None = None) -> W
         UserError: the configuration does not fit the net or the data.
     """
     plan = Plan.make(config, facts, net)
-    return build_trainer(plan, Cluster(Place(0, 1, 0, 1)), CPU, Observers.of(plan.method.blocks))
+    return build_trainer(plan, Cluster(Place(0, 1, 0, 1)), device, Observers.of(plan.method.blocks))
 
 
 def local_stages(plan: Plan) -> list[Stage]:
