@@ -42,7 +42,7 @@ BATCH, STEPS, TOLERANCE = 8, 2, 1e-9
 SPACES = [("weight", "tensor"), ("weight", "block"), ("activity", "batch"), ("activity", "sample")]
 TARGETS = {"global": [], "local": [], "intermediate": ["target.depth=1"], "depth 3": ["target.depth=3"]}
 GUESSES = [make(name) for name in OWN if name != "end_to_end"]
-HEADS = ("cnn", "mlp", "linear", "predsim")
+HEADS = ("cnn", "mlp", "linear", "predsim", "spatial")
 
 
 def combinations() -> list[tuple[str, str, str, str, str]]:

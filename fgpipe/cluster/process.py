@@ -19,6 +19,7 @@ from types import FrameType
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional  # imported later, its default arguments would keep the group, and its threads, to the end
 from torch import Tensor
 
 from fgpipe.cluster.start import Start

@@ -26,6 +26,7 @@ def check(config: Config) -> None:
         raise bad_value("model.modules", list(modules), f"numbers that add up to model.blocks={blocks}")
     _check_data(config.data)
     _check_target(config)
+    _check_feedback(config)
     _check_replicas(config)
     if config.scope is None:
         config.scope = SCOPES[config.space][0]
@@ -73,6 +74,20 @@ def _check_target(config: Config) -> None:
         raise bad_value("target.depth", depth, "a whole number of at least 1 with target=intermediate")
     if config.guess_name == "end_to_end" and name != "global":
         raise bad_value("target", name, "global with guess=end_to_end")
+
+
+def _check_feedback(config: Config) -> None:
+    """Sparse feedback needs a coefficient for the batches between, and the same batches everywhere."""
+    if (every := config.feedback.every) == 1:
+        return
+    if config.decode != "smoothed":
+        raise bad_value(
+            "feedback.every", every, f"1 with decode={config.decode}; decode=smoothed remembers a coefficient"
+        )
+    if config.replay.size is not None:
+        raise bad_value(
+            "feedback.every", every, f"1 with replay.size={config.replay.size}, whose extra steps have no readings"
+        )
 
 
 def _check_replicas(config: Config) -> None:

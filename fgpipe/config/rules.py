@@ -93,7 +93,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "model.modules": _optional((_is_modules, "nproc, or a list of blocks per module such as [4,4]")),
     "model.width": _above(0),
     "model.stem": _one_of("cifar", "imagenet"),
-    "head.name": _one_of("cnn", "mlp", "linear", "predsim"),
+    "head.name": _one_of("cnn", "mlp", "linear", "predsim", "spatial"),
     "head.hidden": _optional(_at_least(1)),
     "target.name": _one_of("global", "intermediate", "local"),
     "target.depth": (
@@ -101,6 +101,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         "0 (local), a whole number of at least 1 (intermediate), or null (global)",
     ),
     "feedback.policy": _one_of("in_order", "eager"),
+    "feedback.every": _at_least(1),
     "feedback.lost": _one_of("retry", "skip", "fail"),
     "link.rate": _optional(_reads(bits_per_second, RATE)),
     "link.rtt": _optional(_reads(seconds, TIME)),

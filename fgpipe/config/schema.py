@@ -56,6 +56,7 @@ class TargetConfig:
 @dataclass
 class FeedbackConfig:
     policy: str = MISSING
+    every: int = MISSING
     lost: str = MISSING
 
 

@@ -47,6 +47,11 @@ class StepRule:
         """Running means, by name."""
         return {"coefficient": self.mean, "magnitude": self.magnitude}
 
+    @property
+    def recall(self) -> "Recall":
+        """The same, for a batch without readings."""
+        return Recall(self.mean, self.magnitude)
+
     def factors(self, coefficients: Tensor) -> Tensor:
         """Factors of the guesses, `[P, S]`, given c `[P, S]`; the running means take it in first."""
         factors = coefficients
@@ -55,6 +60,16 @@ class StepRule:
         if self.magnitude is not None:
             factors = factors / (self.magnitude.update(factors.abs().mean(dim=1)).unsqueeze(1) + EPSILON)
         return factors
+
+
+class Recall(StepRule):
+    """The size of steps on a batch without readings: by the running means, which stay as they are."""
+
+    def factors(self, coefficients: Tensor) -> Tensor:
+        """Factors of the guesses, shaped as `coefficients` `[P, S]`, which say nothing."""
+        assert self.mean is not None, "decode=smoothed remembers a mean"
+        factors = self.mean.value if self.magnitude is None else self.mean.value / (self.magnitude.value + EPSILON)
+        return factors.unsqueeze(1).expand_as(coefficients)
 
 
 def squared_norms(directions: Sequence[Tensor], scope: str) -> Tensor:

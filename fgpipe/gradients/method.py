@@ -25,6 +25,8 @@ class Method:
     samples: int = 1
     """Samples of a batch, in each replica."""
     classes: int = 1
+    every: int = 1
+    """Lanes ride, and readings come back, with every so many-th batch."""
     idle: frozenset[int] = frozenset()
     """Blocks without trainable parameters: they pass activations and tangents on, and learn nothing."""
 
@@ -32,7 +34,7 @@ class Method:
     def of(cls, config: Config, classes: int = 1, idle: frozenset[int] = frozenset()) -> "Method":
         assert config.scope is not None
         shape = config.blocks, make(config.guess), config.space, config.scope, config.target.depth
-        return cls(*shape, config.decode, config.step, config.share, classes, idle)
+        return cls(*shape, config.decode, config.step, config.share, classes, config.feedback.every, idle)
 
     @property
     def last(self) -> int:
@@ -64,6 +66,10 @@ class Method:
     def waits(self, block: int) -> bool:
         """The block needs scalars from a higher one before it can update."""
         return self.projects(block) and self.target(block) != block
+
+    def asks(self, batch: int) -> bool:
+        """Lanes ride with a training batch; with others, blocks use their running coefficients."""
+        return batch % self.every == 0
 
     def readings(self, probes: int) -> tuple[int, ...]:
         """The shape of the readings of so many probes: `[P, S]`, or `[P, B, C]` where every sample has a row."""

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from fgpipe.models.convolution import PaddedConv2d
 
-HIDDEN = {"cnn": {8: 32, 16: 16}, "mlp": {8: 1024, 16: 512}}
-"""Hidden channels (cnn) and features (mlp) at width 1, by the number of blocks."""
+HIDDEN = {"cnn": {8: 32, 16: 16}, "mlp": {8: 1024, 16: 512}, "spatial": {8: 256, 16: 256}}
+"""Hidden channels (cnn, spatial) and features (mlp) at width 1, by the number of blocks; the paper has no spatial one."""
 SIMILARITY_WEIGHT = 0.99
 """Weight of predsim's similarity loss; its cross-entropy has the rest (Nokland and Eidnes, 2019)."""
 
@@ -88,6 +88,17 @@ def cnn_head(channels: int, classes: int, hidden: int) -> Head:
     return Head(*layers, *_pooled_linear(hidden, classes))
 
 
+def spatial_head(channels: int, classes: int, hidden: int) -> Head:
+    """Three 3x3 convolutions at the block's resolution, of its channels or `hidden`, global average pooling, linear.
+
+    Its gradient at the block's output differs from pixel to pixel, that of a head which pools first does not.
+    """
+    hidden, layers = min(channels, hidden), []
+    for size in (channels, hidden, hidden):
+        layers += [PaddedConv2d(size, hidden), nn.BatchNorm2d(hidden), nn.ReLU()]
+    return Head(*layers, *_pooled_linear(hidden, classes, pool=1))
+
+
 def mlp_head(channels: int, classes: int, hidden: int) -> Head:
     """Pooling to 2x2, three linear layers of `hidden` features with BatchNorm, linear."""
     layers: list[nn.Module] = [nn.AdaptiveAvgPool2d(2), nn.Flatten()]
@@ -101,7 +112,7 @@ def mlp_head(channels: int, classes: int, hidden: int) -> Head:
 def auxiliary_head(
     name: str, channels: int, classes: int, *, blocks: int, width: float = 1.0, hidden: int | None = None
 ) -> Head | PredSim:
-    """The paper's head `name` (cnn, mlp, linear or predsim) for a block's output of `channels` channels.
+    """The head `name` (the paper's cnn, mlp, linear or predsim; spatial) for a block's output of `channels` channels.
 
     Args:
         hidden: size at width 1; None takes the paper's for the number of blocks. It scales with `width`.
@@ -111,4 +122,4 @@ def auxiliary_head(
     if name == "predsim":
         return PredSim(channels, classes)
     size = max(1, round(width * (hidden or HIDDEN[name][blocks])))
-    return (cnn_head if name == "cnn" else mlp_head)(channels, classes, size)
+    return {"cnn": cnn_head, "mlp": mlp_head, "spatial": spatial_head}[name](channels, classes, size)

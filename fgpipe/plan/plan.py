@@ -107,7 +107,7 @@ class Plan:
 
     @property
     def link_bytes(self) -> list[int]:
-        """Bytes of a training batch in one replica, activation and tangents, upwards from each block but the last."""
+        """Most bytes of a training batch in one replica, activation and tangents, upwards from each block but the last."""
         size = self.config.share * Precision.of(self.config).wire.itemsize
         one = [size * shape.numel() for shape in self.forward.shapes[1:-1]]
         return [(1 + len(self.lanes.on_link(j))) * each for j, each in enumerate(one)]

@@ -48,19 +48,21 @@ def windows(method: Method, window: int | str | Sequence[int]) -> tuple[int, ...
     return tuple(w if method.waits(j) else 1 for j, w in enumerate(asked))
 
 
-def actions(batches: range, window: int, waits: bool) -> Iterator[Action]:
+def actions(batches: range, window: int, waits: bool, every: int = 1) -> Iterator[Action]:
     """Actions of a block on a run of batches, from an empty pipeline to a drained one.
 
     Args:
         waits: the block needs scalars from above; otherwise it learns within its forward pass.
+        every: scalars come back with every so many-th batch (`Method.every`).
     """
     for batch in batches:
-        if waits and batch - window in batches:
+        if waits and batch - window in batches and (batch - window) % every == 0:
             yield Apply(batch - window)
         yield Forward(batch)
     if waits:
         for batch in batches[-window:]:
-            yield Apply(batch)
+            if batch % every == 0:
+                yield Apply(batch)
 
 
 def drain(pending: Iterable[Action], last: int) -> deque[Action]:
@@ -87,16 +89,17 @@ class Agenda:
     Args:
         blocks: the window of each block, and whether it waits for readings; lowest first.
         fixed: take actions in an order that no timing changes (`turn`), as replicas must: they wait for each other.
+        every: readings come back with every so many-th batch.
     """
 
-    def __init__(self, blocks: Mapping[int, tuple[int, bool]], fixed: bool) -> None:
-        self._blocks, self._fixed = blocks, fixed
+    def __init__(self, blocks: Mapping[int, tuple[int, bool]], fixed: bool, every: int = 1) -> None:
+        self._blocks, self._fixed, self._every = blocks, fixed, every
         self._pending: dict[int, deque[Action]] = {block: deque() for block in blocks}
 
     def train(self, batches: range) -> None:
         """Train on these batches, from an empty pipeline to a drained one."""
         for block, (window, waits) in self._blocks.items():
-            self._pending[block].extend(actions(batches, window, waits))
+            self._pending[block].extend(actions(batches, window, waits, self._every))
 
     def test(self, batches: int) -> None:
         """Test on so many batches."""

@@ -108,7 +108,7 @@ def _mailboxes(plan: Plan, run: int, observers: Observers) -> Mapping[int, Mailb
     method, counts, lost = plan.method, plan.lanes.counts, plan.config.feedback.lost
     return {
         j: Mailbox(
-            Due(run, method.target(j), j, counts[j], method.numbers(counts[j])),
+            Due(run, method.target(j), j, counts[j], method.numbers(counts[j]), method.every),
             plan.step,
             window=plan.windows[j],
             lost=lost,
@@ -128,6 +128,7 @@ def _receiver(plan: Plan, device: torch.device, wire: torch.device, observers: O
         wire,
         pinned=device.type != wire.type,
         training_shape=(share, 0) if plan.pipelined else None,
+        every=plan.method.every,
     )
     return Receiver(
         first,

@@ -65,7 +65,7 @@ class OracleStep:
             seed=self._seed,
             batch=batch.id,
             transmit=partial(self._transmit, batch.id),
-            step=self.step_rules.__getitem__,
+            step=self.step_rules.__getitem__ if self._method.asks(batch.id) else self._recall,
             memory=lambda block: self.memories[block].tensors,
             cosine=self._cosine is not None and batch.id % self._cosine == 0,
         )
@@ -91,8 +91,13 @@ class OracleStep:
                 each.head_optimizer.step(estimates, batch.id)
                 yield Learnt(j, "head", estimates)
 
+    def _recall(self, block: int) -> StepRule:
+        return self.step_rules[block].recall
+
     def _transmit(self, batch: int, scalars: Mapping[int, Tensor]) -> dict[int, Tensor]:
         """The scalars as the decoders have them when lanes carry them."""
+        if not self._method.asks(batch):
+            return {j: torch.zeros_like(each) for j, each in scalars.items()}
         received: dict[int, Tensor] = {}
         for decoder in self.decoders:
             if asking := decoder.asking:

@@ -113,9 +113,10 @@ def _perform(
         wide := placement.wide_boundary(plan.topology, cluster.hosts, plan.link_bytes)
     ):
         print(f"fgpipe: warning: {wide}", file=sys.stderr, flush=True)
-    if place.rank == plan.topology.reporter and net is None and config.model.modules is not None:
+    counted = net is None and (config.model.modules is not None or config.head.name == "spatial")
+    if place.rank == plan.topology.reporter and counted:
         for j, share in modules.dear_heads(config, plan.forward.flops).items():
-            line = f"the head of module {j} has {share:.0%} of its FLOPs (head.hidden makes it smaller)"
+            line = f"the head of block {j} has {share:.0%} of its FLOPs (head.hidden makes it smaller)"
             print(f"fgpipe: note: {line}", file=sys.stderr, flush=True)
     return _Run(plan, cluster, replicas, device, batches, folder, resumed).execute()
 

@@ -105,13 +105,13 @@ class Stage:
             yield Skipped(self.index)
 
     def _train(self, batch: Batch) -> Iterator[Message]:
-        weights = self._weights_for(batch.id)
+        weights, asks = self._weights_for(batch.id), self._method.asks(batch.id)
         y, push = self._primal(weights, batch)
         y = y.to(self._precision.dtype)
         findings = Findings(batch)
         findings.finite(y, self.index, f"activation of {batch.name}")
         yield Worked("forward")
-        above = self._lanes.on_link(self.index)
+        above = self._lanes.on_link(self.index) if asks else ()
         if not self._last and not above:
             yield self._outgoing(batch, y, None)
         losses, read = yield from self._own_loss(y, batch, findings)
@@ -146,7 +146,9 @@ class Stage:
             output=y if self._method.space == "activity" else None,
             weights=weights,
         )
-        if own is None:
+        if not asks:
+            yield from self._update(entry, None)
+        elif own is None:
             self._in_flight.append(entry)
         else:
             yield from self._update(entry, own)
@@ -168,7 +170,7 @@ class Stage:
     def _primal(self, weights: nn.Module, batch: Batch) -> tuple[Tensor, Push | None]:
         guessing = self._projects and (self._method.space == "activity" or self._method.guess.head is not None)
         with torch.set_grad_enabled(self._plain or guessing), self._drawing(batch):
-            if batch.tangent is None and not self._projects:
+            if batch.tangent is None and not (self._projects and self._method.asks(batch.id)):
                 return weights(input_for(weights, batch.x)), None
             return linearize(weights, batch.x)
 
@@ -190,7 +192,7 @@ class Stage:
         yield Worked("loss")
         if not batch.extra:
             findings.score(self.index, True, losses, logits, batch.labels)
-        return losses, read if self._lanes.asking(self.index) else None
+        return losses, read if self._lanes.asking(self.index) and self._method.asks(batch.id) else None
 
     def _guess(
         self, y: Tensor, losses: Tensor | None, weights: nn.Module, batch: Batch
@@ -284,8 +286,11 @@ class Stage:
         shape = self._method.readings(len(feedback.probes))
         yield from self._update(entry, numbers.view(shape), self._version - entry.version)
 
-    def _update(self, entry: InFlight, readings: Tensor, staleness: int | None = None) -> Iterator[Message]:
-        """Apply c g (eq. 4), or what c g gives when it is back-propagated through the block alone (eq. 5)."""
+    def _update(self, entry: InFlight, readings: Tensor | None, staleness: int | None = None) -> Iterator[Message]:
+        """Apply c g (eq. 4), or what c g gives when it is back-propagated through the block alone (eq. 5).
+
+        Args: readings: None where no lane rode with the batch; then c is the running one.
+        """
         estimates = self._estimates(entry, readings)
         if self.memory.tensors:
             self._method.guess.learn(self.memory.tensors, dict(zip(trainable(self.block), estimates, strict=True)))
@@ -294,12 +299,15 @@ class Stage:
         yield Worked("update")
         yield Learnt(self.index, "block", estimates, staleness)
 
-    def _estimates(self, entry: InFlight, readings: Tensor) -> Sequence[Tensor]:
+    def _estimates(self, entry: InFlight, readings: Tensor | None) -> Sequence[Tensor]:
         method, directions, y = self._method, entry.directions, entry.output
         places: Sequence[Tensor] = self._optimizer.parameters if y is None else [y]
         if directions is None:
             directions = method.guess.propose(self._view(places, entry.draw, _not_kept, _not_kept))
-        estimate = method.guess.estimate(directions, readings, method.scope, self.step_rule, places)
+        step = self.step_rule
+        if readings is None:
+            readings, step = places[0].new_zeros(method.readings(self._lanes.counts[self.index])), self.step_rule.recall
+        estimate = method.guess.estimate(directions, readings, method.scope, step, places)
         if y is None:
             return estimate
         return gradients(y, list(trainable(entry.weights).values()), estimate[0])

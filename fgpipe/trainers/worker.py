@@ -56,7 +56,9 @@ class Worker:
         self._sent: deque[tuple[int, int, Transfer]] = deque()
         """Findings on their way to the host, of a block and batch, oldest first."""
         waits = {j: self._inbox.waits_for(j) is not None for j in self.steps}
-        self._agenda = Agenda({j: (plan.windows[j], waits[j]) for j in self.steps}, plan.topology.replicas > 1)
+        self._agenda = Agenda(
+            {j: (plan.windows[j], waits[j]) for j in self.steps}, plan.topology.replicas > 1, plan.method.every
+        )
         self._eager = plan.config.feedback.policy == "eager"
         self._end = 0
 

@@ -36,6 +36,19 @@ def take_all(box: Mailbox) -> list[Feedback | Lost]:
     return found
 
 
+def test_every_third_batch() -> None:
+    """From the middle of a run, in any order; other batches are refused, and what is missing is known by the others."""
+    metrics = Metrics(8)
+    box = Mailbox(Due(RUN, SENDER, BLOCK, 2, 2, every=3), 7, window=9, lost="retry", metrics=metrics)
+    with pytest.raises(FeedbackError, match="batch 10: batch is 10, expected a multiple of 3"):
+        box.put(message(10))
+    assert box.put(message(12)) is None
+    assert box.put(message(15)) == Request(RUN, 9, BLOCK, SENDER), "two of three in flight are here"
+    assert box.put(message(6)) is None and counted(metrics)["duplicates"] == 1
+    box.put(message(9))
+    assert [each.batch for each in take_all(box)] == [9, 12, 15]
+
+
 @given(st.data(), st.integers(1, 6), st.sampled_from(["retry", "skip", "fail"]))
 @settings(max_examples=500, deadline=None)
 def test_any_order_within_the_window(data, window: int, lost: str) -> None:

@@ -37,6 +37,24 @@ def test_tokens(name: str, processes: int, least: float, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_no_thread_is_left(optimizer: str, tmp_path: Path) -> None:
+    """The program ends by itself after its run; threads of gloo, if they outlive Python, end it with SIGABRT."""
+    keys = [
+        *QUIET,
+        f"run_dir={tmp_path / 'run'}",
+        "epochs=1",
+        "data.train_samples=64",
+        "data.test_samples=32",
+        "batch_size=32",
+    ]
+    done = launch(2, "-m", "tests.integration.ending", *keys, f"optim.name={optimizer}", "model.width=0.0625", cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert not [line for line in done.stdout.splitlines() if line.startswith("rank") and "gloo" in line]
+    assert done.stdout.count("rank ") == 2
+
+
+@pytest.mark.slow
 def test_tangents_pass_tokens(tmp_path: Path) -> None:
     """With a global target: what comes back is one number a probe, and the net learns."""
     run = tmp_path / "run"

@@ -107,6 +107,23 @@ def test_hidden_sizes(head: str, layers: int) -> None:
             assert weights[0].shape[0] == weights[-2].shape[0] == sizes[head]
 
 
+def test_a_spatial_head_sees_pixels() -> None:
+    """Its gradient at the block's output differs within a quadrant, where that of a head which pools first is constant;
+    it has as many channels as the block, and no more than 256 times the width, or as asked."""
+    for head, constant in (("spatial", False), ("mlp", True)):
+        made = configured(8, head, 0.25).heads[0].to_empty(device="cpu")
+        initialize(made, torch.Generator().manual_seed(0))
+        x = torch.randn(4, 16, 8, 8, requires_grad=True)
+        (gradient,) = torch.autograd.grad(made.losses(x, torch.arange(4))[0].sum(), x)
+        quadrant = gradient[..., :4, :4].flatten(2)
+        assert torch.allclose(quadrant, quadrant[..., :1].expand_as(quadrant), atol=1e-7) == constant
+    sizes = [made[0].out_channels for made in configured(8, "spatial", 0.25).heads[:-1]]
+    assert sizes == [16, 16, 32, 32, 64, 64, 64]
+    config = compose_config(["head=spatial", "head.hidden=64", "model.width=0.25"])
+    (first, *_) = resnet(config.model, config.head, in_channels=3, classes=10).heads[3].children()
+    assert isinstance(first, nn.Conv2d) and first.out_channels == 16
+
+
 def test_initialisation() -> None:
     """Kaiming uniform: within sqrt(6 / fan_in), of variance 2 / fan_in; biases 0.01."""
     layer = nn.Linear(400, 500)

@@ -49,7 +49,6 @@ CASES = [
     ("target=local",),
     ("target=intermediate", "head=predsim"),
     ("target=intermediate", "target.depth=3", "head=cnn", "decode=smoothed", "step=normalised"),
-    ("guess=gaussian", "lanes=2", "scope=sample", "space=activity"),
     ("optim.clip=1.0", "optim.name=adamw"),
     ("model.blocks=16", "head=linear"),
     ("target=local", "model.modules=[4,4]"),

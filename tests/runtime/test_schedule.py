@@ -16,9 +16,10 @@ def method(guess: str = "local", depth: int | None = None, blocks: int = 4) -> M
     return Method(blocks, make(guess), "weight", "tensor", depth)
 
 
-def text(batches: int, window: int, waits: bool = True) -> str:
+def text(batches: int, window: int, waits: bool = True, every: int = 1) -> str:
     """Actions as `a0 f4`: apply the scalars of batch 0, forward batch 4."""
-    return " ".join(f"{'a' if isinstance(a, Apply) else 'f'}{a.batch}" for a in actions(range(batches), window, waits))
+    found = actions(range(batches), window, waits, every)
+    return " ".join(f"{'a' if isinstance(each, Apply) else 'f'}{each.batch}" for each in found)
 
 
 def test_actions() -> None:
@@ -27,6 +28,10 @@ def test_actions() -> None:
     assert text(6, 4) == "f0 f1 f2 f3 a0 f4 a1 f5 a2 a3 a4 a5"
     assert text(2, 4) == "f0 f1 a0 a1", "fewer batches than the window: all in flight, then drained"
     assert text(3, 1, waits=False) == "f0 f1 f2"
+    assert text(6, 2, every=3) == "f0 f1 a0 f2 f3 f4 a3 f5"
+    assert text(5, 4, every=4) == "f0 f1 f2 f3 a0 f4 a4", (
+        "readings of a batch that asks are applied before the epoch ends"
+    )
 
 
 @pytest.mark.parametrize(

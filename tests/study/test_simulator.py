@@ -14,8 +14,9 @@ from fgpipe.config import compose_config
 from fgpipe.gradients.guesses import make
 from fgpipe.gradients.method import Method
 from fgpipe.gradients.probes import plan_lanes
+from fgpipe.observe.events import Worked
 from fgpipe.observe.observers import Observers
-from fgpipe.observe.timeline import Event
+from fgpipe.observe.timeline import COMPUTE, Event
 from fgpipe.plan.plan import DataFacts, Plan
 from fgpipe.plan.schedule import Forward, actions, windows
 from fgpipe.study.simulator.calibration import slices
@@ -24,7 +25,7 @@ from fgpipe.study.simulator.forecast import Forecast, epoch_seconds, forecast
 from fgpipe.study.simulator.machine import Machine
 from fgpipe.study.simulator.nets import equal_blocks, microbatches
 from fgpipe.study.simulator.programs import Backpropagation, Costs, ForwardGradients, Orders
-from fgpipe.trainers.build import build_trainer
+from fgpipe.trainers.build import build_trainer, local_stages
 from fgpipe.trainers.stage import Stage
 from fgpipe.wire.batch import Batch
 from fgpipe.wire.feedback.messages import Feedback, Lost
@@ -148,6 +149,23 @@ def test_order_is_the_schedules() -> None:
         found = [(each.job.kind, each.job.batch) for each in done if each.job.block == j]
         wanted = actions(range(7), of.windows[j], of.method.waits(j))
         assert found == [("forward" if isinstance(a, Forward) else "apply", a.batch) for a in wanted]
+
+
+def test_a_batch_without_lanes() -> None:
+    """Its steps are those of the real stages, for every block; only activations and labels go up with it."""
+    made = Plan.make(
+        compose_config(["model.width=0.0625", "lanes=1", "decode=smoothed", "feedback.every=2"]), plan(None).facts
+    )
+    orders, costs = Orders.of(made), [dict.fromkeys(COMPUTE, 1.0)] * 8
+    of = ForwardGradients(made.method, made.lanes, made.windows, costs, [100] * 7, batch_size=0, orders=orders)
+    stages, batch = local_stages(made), Batch(1, 0, True, torch.zeros(4, 3, 8, 8), torch.zeros(4, dtype=torch.int64))
+    for j, block in enumerate(of.programs([1] * 8, 2)):
+        jobs = [job for job in block[0] if (job.kind, job.batch) == ("forward", 1)]
+        seconds = sum(each for each, _ in jobs[0].steps)
+        kinds = list(stages[j].run(batch))
+        batch = next((each for each in kinds if isinstance(each, Batch)), batch)
+        assert seconds == sum(isinstance(each, Worked) for each in kinds)
+    assert [of.up(3, batch) for batch in range(3)] == [200, 100, 200]
 
 
 @pytest.mark.parametrize("depth, window", [(None, "auto"), (None, 1), (None, 3), (1, "auto"), (2, 2), (0, 1)])

@@ -78,9 +78,10 @@ class ForwardGradients:
     batch_size: int
     orders: Orders
 
-    def up(self, block: int) -> int:
-        """Bytes that leave a block upwards with every batch: activation, tangents, labels."""
-        return self.activations[block] * (1 + len(self.lanes.on_link(block))) + LABEL * self.batch_size
+    def up(self, block: int, batch: int = 0) -> int:
+        """Bytes that leave a block upwards with a batch: activation, tangents, labels."""
+        lanes = len(self.lanes.on_link(block)) if self.method.asks(batch) else 0
+        return self.activations[block] * (1 + lanes) + LABEL * self.batch_size
 
     def back(self, block: int) -> int:
         """Bytes of the readings of a block's probes on one batch."""
@@ -95,22 +96,23 @@ class ForwardGradients:
         method, costs, jobs = self.method, self.costs[j], []
         order = self.orders.step(j, method.blocks)
         asking = [k for k in range(j) if method.waits(k) and method.target(k) == j]
-        sends: dict[str, list[tuple[str, int, int, str]]] = {
-            "send": [("batch", j + 1, self.up(j), "batches")] if j < method.last else [],
-            "reply": [("scalars", k, self.back(k), "scalars") for k in asking],
-        }
-        """Kind of message -> what is sent for which block, its bytes, its plane."""
+        without = [kind for kind in order if kind not in ("push", "read", "reply")] + ["update"] * method.waits(j)
+        """Step on a batch that no lane rides with."""
 
         def steps(batch: int) -> Iterator[tuple[float, Message | None]]:
+            sends: dict[str, list[tuple[str, int, int, str]]] = {
+                "send": [("batch", j + 1, self.up(j, batch), "batches")] if j < method.last else [],
+                "reply": [("scalars", k, self.back(k), "scalars") for k in asking],
+            }  # kind of message -> what is sent for which block, its bytes, its plane
             seconds = 0.0
-            for kind in order:
+            for kind in order if method.asks(batch) else without:
                 seconds += costs.get(kind, 0.0)
                 for what, k, size, plane in sends.get(kind, ()):
                     yield seconds, Message((what, k, batch), homes[k], size, plane)
                     seconds = 0.0
             yield seconds, None
 
-        for action in actions(batches, self.windows[j], method.waits(j)):
+        for action in actions(batches, self.windows[j], method.waits(j), method.every):
             if isinstance(action, Forward):
                 needs = ("batch", j, action.batch) if j else None
                 jobs.append(Job("forward", j, action.batch, needs, tuple(steps(action.batch))))

@@ -20,6 +20,8 @@ class Due:
     probes: int
     numbers: int
     """Count for all probes together; the plan's, so that nothing larger is ever taken (`Method.numbers`)."""
+    every: int = 1
+    """Messages come with every so many-th batch (`Method.every`)."""
 
     def check(self, message: Feedback | Lost) -> None:
         """Raises: FeedbackError: it is not; the line names the batch and the field."""
@@ -27,6 +29,8 @@ class Due:
         for name in ("run", "sender", "receiver"):
             if (have := getattr(message, name)) != (want := getattr(self, name)):
                 raise FeedbackError(f"{what}: {name} is {have}, expected {want}")
+        if message.batch % self.every:
+            raise FeedbackError(f"{what}: batch is {message.batch}, expected a multiple of {self.every}")
         if isinstance(message, Lost):
             return
         if message.probes != tuple(range(self.probes)):
@@ -56,10 +60,10 @@ class Mailbox:
             metrics: counts what happens to the messages.
         """
         self.due, self._metrics, self._window, self._lost = due, metrics, window, lost
-        self._next = first
-        """The first batch that has not come, in order."""
-        self._to_take = first
-        """The batch that will be taken next."""
+        self._next = self._to_take = math.ceil(first / due.every) * due.every
+        """The first batch that has not come, in order; and the batch that will be taken next."""
+        self._most = math.ceil(window / due.every)
+        """Batches in flight at the block whose readings are waited for, at most."""
         self._ahead: dict[int, Feedback | Lost] = {}
         self._waiting: deque[Feedback | Lost] = deque()
 
@@ -86,12 +90,12 @@ class Mailbox:
             raise FeedbackError(f"feedback for batch {batch} came before block {self.due.receiver} can have sent it on")
         self._ahead[batch] = message
         self._put_in_order()
-        return self._handle_missing() if len(self._ahead) >= max(1, self._window - 1) else None
+        return self._handle_missing() if len(self._ahead) >= max(1, self._most - 1) else None
 
     def _put_in_order(self) -> None:
         while self._next in self._ahead:
             self._waiting.append(self._ahead.pop(self._next))
-            self._next += 1
+            self._next += self.due.every
 
     def _handle_missing(self) -> Request | None:
         if self._lost == "fail":
@@ -112,5 +116,5 @@ class Mailbox:
 
     def take(self) -> Feedback | Lost:
         """Remove the oldest message: the batch's readings, or the news that they are lost."""
-        self._to_take += 1
+        self._to_take += self.due.every
         return self._waiting.popleft()

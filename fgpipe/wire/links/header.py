@@ -54,18 +54,24 @@ class Layout:
     shape: tuple[int, ...]
     """`[B, ...]` of a whole batch's activation; test batches may have fewer samples."""
     lanes: tuple[int, ...]
-    """The lanes that training batches arrive with."""
+    """The lanes that training batches arrive with, every so many-th of them."""
     dtype: torch.dtype
     device: torch.device
     pinned: bool = False
     """Keep buffers in memory that a GPU copies from directly; for a wire on the host of a block on a GPU."""
     training_shape: tuple[int, ...] | None = None
     """Shape of a training batch's activation, where it is not `shape`."""
+    every: int = 1
+    """Lanes ride with every so many-th training batch (`Method.every`)."""
 
     @property
     def trains_on(self) -> tuple[int, ...]:
         """`[B, ...]` of a training batch's activation."""
         return self.training_shape or self.shape
+
+    def lanes_of(self, batch: int) -> tuple[int, ...]:
+        """The lanes that a training batch arrives with."""
+        return self.lanes if batch % self.every == 0 else ()
 
     def check(self, header: Sequence[int], sender: str, rank: int) -> tuple[int, int, int, int]:
         """Batch id, epoch, flags and number of samples; the rest of a header can only be what the plan says.
@@ -83,7 +89,7 @@ class Layout:
             ("batch id", batch >= 0),
             ("epoch", epoch >= 0),
             ("flags", flags in (0, TRAINING, TRAINING | DRAIN)),
-            ("lanes", lanes == (len(self.lanes) if training else 0)),
+            ("lanes", lanes == (len(self.lanes_of(batch)) if training else 0)),
             ("shape", fits and dimensions == 1 + len(shape) and sizes == shape + padding),
         ):
             if not is_right:

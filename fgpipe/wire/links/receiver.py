@@ -80,19 +80,19 @@ class Receiver:
             fail(error)
 
     def _next(self) -> Batch:
-        coming, self._coming = self._coming or self._post(early=False), None
+        coming, self._coming = self._coming or self._post(), None
         self._wait(coming.work)
         began = time.monotonic_ns()
         sender = f"block {self._block - 1} (rank {self._peer})"
         batch, epoch, flags, samples = self._layout.check(coming.header[:FIELDS].tolist(), sender, self._peer)
         training, drain = bool(flags & TRAINING), bool(flags & DRAIN)
-        lanes = self._layout.lanes if training else ()
+        lanes = self._layout.lanes_of(batch) if training else ()
         payload, work = coming.payload, coming.payload_work
         if payload is None:
             payload, work = self._post_payload((len(lanes) + 1) * samples, training)
         ends = drain or (batch + 1) % self._batches == 0
         if training and not ends and self._room.acquire(timeout=SOON):
-            self._coming = self._post(early=self._early)
+            self._coming = self._post(batch + 1 if self._early else None)
         if work is not None:
             self._wait(work, payload)
         stacked = unwire(payload)
@@ -104,13 +104,14 @@ class Receiver:
             self._timeline.add(RECEIVE, self._block, batch, began, self._block - 1)
         return received
 
-    def _post(self, early: bool) -> _Coming:
-        """Post the receives of the next batch, that of its payload only if it is sure to be a training batch."""
+    def _post(self, early: int | None = None) -> _Coming:
+        """Post the receives of the next batch, that of its payload only if it is sure to be the training batch `early`."""
         samples = self._layout.shape[0]
         header = torch.empty(FIELDS + samples, dtype=torch.int64)
         work = self._receive(header)
-        payload = self._post_payload((len(self._layout.lanes) + 1) * samples, True) if early else (None, None)
-        return _Coming(header, work, *payload)
+        if early is None:
+            return _Coming(header, work, None, None)
+        return _Coming(header, work, *self._post_payload((len(self._layout.lanes_of(early)) + 1) * samples, True))
 
     def _post_payload(self, samples: int, training: bool) -> tuple[Tensor, dist.Work | None]:
         """Its buffer, and what to wait for; nothing comes if it is empty."""
