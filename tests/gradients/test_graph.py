@@ -34,17 +34,22 @@ def test_untraced(name: str) -> None:
     assert torch.equal(torch.get_rng_state(), numbers)
 
 
-def test_traced_anew_in_another_mode() -> None:
+def test_traced_anew_when_attributes_change() -> None:
+    """The mode, and a number that a program changes between batches."""
+
     class Mode(nn.Module):
+        factor = 1.0
+
         def forward(self, x: Tensor) -> Tensor:
-            return x.exp() if self.training else 2 * x
+            return x.exp() if self.training else self.factor * x
 
     module, x = Mode().double(), torch.randn(4, 3, dtype=torch.float64)
-    for factor in (x.exp(), torch.full_like(x, 2.0)):
+    for factor in (x.exp(), torch.full_like(x, 2.0), torch.full_like(x, 3.0)):
         y, push = linearize(module, x)
         torch.testing.assert_close(y, module(x))
         torch.testing.assert_close(there(push(Tangent((0,), torch.ones_like(x)), {})).value, factor)
         module.eval()
+        module.factor = 1 + module.factor
 
 
 def test_nothing_is_run_twice() -> None:

@@ -62,9 +62,9 @@ OPTIONS = {"attn_mask", "is_causal", "scale"}
 """Keywords that attention may have; its dropout is random."""
 
 Values = Mapping[fx.Node, Any]
-Lanes = Any
+Stack = Any
 """Tangents of a value, `[R, *shape]`, or a tuple of them; None: all are zero."""
-NodePush = Callable[[Mapping[fx.Node, Lanes]], Lanes]
+NodePush = Callable[[Mapping[fx.Node, Stack]], Stack]
 """Maps lanes of what a node reads, where they are not None, to those of what it makes."""
 
 
@@ -86,12 +86,17 @@ _tried: WeakKeyDictionary[nn.Module, fx.Graph] = WeakKeyDictionary()
 
 
 def traced(module: nn.Module, x: Tensor | None = None) -> fx.Graph | None:
-    """The module's graph as it trains, or evaluates, now; None if there is none, or not all of it is known.
+    """The module's graph with the modes, numbers and words that its layers have now; None if not all of it is known.
 
     Args: x: an input `[B, ...]`, on which the graph must do what the module does, tried once: tracing does not see all of it,
     such as that `y += 1` writes over what `y` is a view of.
     """
-    mode = [layer.training for layer in module.modules()]
+    mode = [
+        each
+        for layer in module.modules()
+        for each in vars(layer).values()
+        if isinstance(each, bool | int | float | str)
+    ]
     if module not in _graphs or _graphs[module][0] != mode:
         _graphs[module] = mode, _trace(module)
     graph = _graphs[module][1]
@@ -256,7 +261,7 @@ class _Pushing:
         own = (lane for each in mine for lane in each.coefficients)
         self._lanes = tuple(dict.fromkeys((*(dx.lanes if dx else ()), *own)))
         self._dx, self._directions = dx, directions
-        found: dict[fx.Node, Lanes] = {}
+        found: dict[fx.Node, Stack] = {}
         while steps:
             node, push, done = steps.pop(0)  # and what the node kept is gone
             lanes = push(found)
@@ -266,18 +271,18 @@ class _Pushing:
                 found.pop(each, None)
         return Tangent(self._lanes, found[result].flatten(0, 1)) if result in found else None
 
-    def input(self, found: Mapping[fx.Node, Lanes]) -> Lanes:
+    def input(self, found: Mapping[fx.Node, Stack]) -> Stack:
         return self._stacked(self._dx)
 
     def parameter(self, name: str) -> NodePush:
-        def push(found: Mapping[fx.Node, Lanes]) -> Lanes:
+        def push(found: Mapping[fx.Node, Stack]) -> Stack:
             direction = self._directions.get(name)
             return direction and self._along(direction)
 
         return push
 
     def module(self, source: fx.Node, push: Push) -> NodePush:
-        def through(found: Mapping[fx.Node, Lanes]) -> Lanes:
+        def through(found: Mapping[fx.Node, Stack]) -> Stack:
             lanes = found.get(source)
             dx = None if lanes is None else Tangent(self._lanes, lanes.flatten(0, 1))
             return self._stacked(push(dx, self._directions))
@@ -290,7 +295,7 @@ class _Pushing:
         return factors.reshape(-1, *[1] * value.dim()) * value
 
     def _stacked(self, tangent: Tangent | None) -> Tensor | None:
-        """Lanes in the order of this push, zeros where the tangent has none."""
+        """Stack in the order of this push, zeros where the tangent has none."""
         if tangent is None:
             return None
         stack = tangent.per_lane()
@@ -337,7 +342,7 @@ def _detached(values: Iterable[Any]) -> list[Any]:
 def _linear(inputs: Sequence[fx.Node], call: Callable[..., Any], given: Sequence[Any]) -> NodePush:
     zeros = _detached(given) if len(given) > 1 else []
 
-    def push(found: Mapping[fx.Node, Lanes]) -> Lanes:
+    def push(found: Mapping[fx.Node, Stack]) -> Stack:
         there = [found.get(each) for each in inputs]
         if all(each is None for each in there):
             return None
@@ -355,7 +360,7 @@ def _linear(inputs: Sequence[fx.Node], call: Callable[..., Any], given: Sequence
 def _product(inputs: Sequence[fx.Node], call: Callable[..., Any], given: Sequence[Any]) -> NodePush:
     factors = _detached(given)
 
-    def push(found: Mapping[fx.Node, Lanes]) -> Lanes:
+    def push(found: Mapping[fx.Node, Stack]) -> Stack:
         total = None
         for position, each in enumerate(inputs):
             if found.get(each) is not None:
@@ -370,7 +375,7 @@ def _product(inputs: Sequence[fx.Node], call: Callable[..., Any], given: Sequenc
 def _by_jvp(inputs: Sequence[fx.Node], call: Callable[..., Any], given: Sequence[Any], name: str) -> NodePush:
     at = _detached(given)
 
-    def push(found: Mapping[fx.Node, Lanes]) -> Lanes:
+    def push(found: Mapping[fx.Node, Stack]) -> Stack:
         moved = [position for position, each in enumerate(inputs) if found.get(each) is not None]
         if not moved:
             return None
@@ -389,7 +394,7 @@ def _with(values: Sequence[Any], positions: Sequence[int], new: Sequence[Any]) -
     return [changed.get(position, value) for position, value in enumerate(values)]
 
 
-Own = Callable[[Sequence[Lanes]], Lanes]
+Own = Callable[[Sequence[Stack]], Stack]
 """Maps lanes of the positional arguments to those of the value."""
 
 
@@ -398,7 +403,7 @@ def _add(args: Sequence[Any], kwargs: Mapping[str, Any], y: Tensor, sign: int = 
         return None
     shape = y.shape
 
-    def push(lanes: Sequence[Lanes]) -> Lanes:
+    def push(lanes: Sequence[Stack]) -> Stack:
         first, second = (
             each if each is None or each.shape[1:] == shape else vmap(lambda lane: lane.expand(shape))(each)
             for each in lanes
@@ -421,7 +426,7 @@ def _affine(args: Sequence[Any], kwargs: Mapping[str, Any], y: Tensor) -> Own | 
     x, weight = _detached(args[:2])
     shape = y.shape
 
-    def push(lanes: Sequence[Lanes]) -> Lanes:
+    def push(lanes: Sequence[Stack]) -> Stack:
         dx, dweight, dbias = [*lanes, None][:3]
         parts = [] if dx is None else [F.linear(dx, weight)]
         if dweight is not None:
@@ -459,7 +464,7 @@ def _attention(args: Sequence[Any], kwargs: Mapping[str, Any], y: Tensor) -> Own
     q, k, v = (each.flatten(0, -3) for each in _detached(args))
     scale, shape = kwargs.get("scale") or q.shape[-1] ** -0.5, y.shape
 
-    def push(lanes: Sequence[Lanes]) -> Lanes:
+    def push(lanes: Sequence[Stack]) -> Stack:
         if all(each is None for each in lanes):
             return None
         shares = torch.bmm(scale * q, k.mT).softmax(dim=-1)

@@ -31,6 +31,7 @@ from fgpipe.study.accuracies.scaled import (
 )
 from fgpipe.study.common.arguments import read
 from fgpipe.study.common.figure import drawn
+from fgpipe.study.common.runs import origin
 from fgpipe.study.contests.contest import Contest, Contestant, ContestOptions, Spread, microbatches, ratios
 
 SETTING = ["data.train_samples=12800", "epochs=6", "optim=one_cycle", "optim.lr=0.05"]
@@ -178,7 +179,10 @@ def main(arguments: list[str]) -> int:
         contest = Contest(folder / "speed", ContestOptions(split=[4, 4], repeats=options.rounds), common, every)
         contest.run()
         cores = f"{os.cpu_count()} processor cores, which more processes share."
-        text += f"\nSpeed, in a process with one thread for each module; {cores}\n\n{speed_tables(contest, timed)}"
+        made = origin(summary for each in every for summary in contest.summaries(each))
+        text += (
+            f"\nSpeed, in a process with one thread for each module; {cores} {made}\n\n{speed_tables(contest, timed)}"
+        )
     print(text, end="")
     out = trainings.write("modules", "Isolated modules", arguments[1:], [way.name for way in wanted], text)
     if find_spec("matplotlib") is not None and ModulesWay(8, 1, "end to end") in found:

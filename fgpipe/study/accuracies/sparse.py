@@ -3,7 +3,7 @@
     python -m fgpipe.study sparse FOLDER data.root=DIR [every=[1,4,8,16]] [seeds=3] [rounds=3] [jobs=1] [processes=1] [out=DIR]
                                   [key=value ...]
 
-Local MLP guesses for a global target in weight space, one lane, one smoothed and normalised coefficient for each block; the
+Local MLP guesses for a global target in weight space, exact lanes, a smoothed and normalised coefficient for each block; the
 controls are a local target and end to end. The setting is that of `study modules`. Then `rounds` rounds of short runs on noise in two processes, of four blocks each, beside 1F1B. Runs that FOLDER
 has are not run again. The tables are printed and written to DIR/sparse.md, in FOLDER without `out`.
 """
@@ -18,7 +18,7 @@ from fgpipe.study.accuracies.scaled import ScaledOptions, Trainings, accuracies,
 from fgpipe.study.common.arguments import read
 from fgpipe.study.contests.contest import Contest, Contestant, ContestOptions, microbatches, speed_table
 
-SPARSE = ("target=global", "guess=local", "scope=block", "lanes=1", "decode=smoothed", "step=normalised", "window=auto")
+SPARSE = ("target=global", "guess=local", "scope=block", "lanes=exact", "decode=smoothed", "step=normalised", "window=auto")
 CONTROLS = {"local target": ("target=local",), "end to end": ("guess=end_to_end", "tangents=oracle", "window=1")}
 REFERENCE = "1F1B"
 
