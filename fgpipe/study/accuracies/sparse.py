@@ -18,7 +18,15 @@ from fgpipe.study.accuracies.scaled import ScaledOptions, Trainings, accuracies,
 from fgpipe.study.common.arguments import read
 from fgpipe.study.contests.contest import Contest, Contestant, ContestOptions, microbatches, speed_table
 
-SPARSE = ("target=global", "guess=local", "scope=block", "lanes=exact", "decode=smoothed", "step=normalised", "window=auto")
+SPARSE = (
+    "target=global",
+    "guess=local",
+    "scope=block",
+    "lanes=exact",
+    "decode=smoothed",
+    "step=normalised",
+    "window=auto",
+)
 CONTROLS = {"local target": ("target=local",), "end to end": ("guess=end_to_end", "tangents=oracle", "window=1")}
 REFERENCE = "1F1B"
 

@@ -9,7 +9,7 @@ gradient of the net's own loss (`true`) on the same batches of training images:
 - `cosine`: with true, the mean over batches with its 95 % interval, and of the sums over all batches, which momentum sees;
 - `beyond local`: the same with what the plain local gradient, that of the first run's head, leaves of true;
 - `ceiling`: the share of true's norm at the block's output that lies in the span of the head's C logit gradients, sample by
-  sample; no guess through this head can be better there. Of 100 % and the block's own width nothing follows.
+  sample. No guess through this head can be better aligned there; summed over samples, at the parameters, it can.
 
 The table and, if matplotlib is installed, one figure are written to DIR/alignment.md and .png, in the first RUN without `out`.
 """
@@ -267,11 +267,20 @@ def plot(
     found: Mapping[tuple[str, str], Sequence[Aligned]], true: Sequence[Tensor], local: Sequence[Tensor], path: Path
 ) -> None:
     """Draw the cosines of sums with what the local gradient leaves, by block."""
-    with drawn(path) as axes:
-        for (run, guess), blocks in found.items():
-            values = [cosine(torch.as_tensor(one.total), beyond(true[j], local[j])) for j, one in enumerate(blocks)]
+    lines = {
+        f"{run}, {guess}": [
+            cosine(torch.as_tensor(one.total), beyond(true[j], local[j])) for j, one in enumerate(blocks)
+        ]
+        for (run, guess), blocks in found.items()
+    }
+    apart = 0.05 * (max(map(max, lines.values())) - min(map(min, lines.values())))
+    with drawn(path, (7, 4.5)) as axes:
+        height = -math.inf
+        for label, values in sorted(lines.items(), key=lambda each: each[1][-1]):
             (line,) = axes.plot(range(len(values)), values, marker="o")
-            axes.annotate(f"  {run}, {guess}", (len(values) - 1, values[-1]), va="center", color=line.get_color())
+            height = max(values[-1], height + apart)  # labels that would overlap
+            axes.annotate(label, (len(true) - 0.8, height), va="center", color=line.get_color(), annotation_clip=False)
         axes.axhline(0, color="0.8", linewidth=1)
-        axes.set_xlim(-0.3, len(true) + 1.5)
-        axes.set(xlabel="block", ylabel="cosine of sums with what local leaves of the true gradient")
+        axes.set_xticks(range(len(true)))
+        axes.set_xlim(-0.3, len(true) + 0.9)
+        axes.set(xlabel="block", ylabel="cosine, of sums over batches", title="Beyond the local gradient")
