@@ -10,7 +10,9 @@ pass, for one head to its rule, at one depth to the lanes' plan, for random gues
 """
 
 import itertools
+import runpy
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -39,6 +41,7 @@ from fgpipe.wire.feedback.messages import Feedback, Lost
 from tests.nets import KINDS
 
 BATCH, STEPS, TOLERANCE = 8, 2, 1e-9
+EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
 SPACES = [("weight", "tensor"), ("weight", "block"), ("activity", "batch"), ("activity", "sample")]
 TARGETS = {"global": [], "local": [], "intermediate": ["target.depth=1"], "depth 3": ["target.depth=3"]}
 GUESSES = [make(name) for name in OWN if name != "end_to_end"]
@@ -90,9 +93,9 @@ class Recorded(Metrics):
 class Pipeline:
     """All stages in one process, as `python -m fgpipe.train` builds them, with what they learnt laid open."""
 
-    def __init__(self, config: Config, net: Net | None = None) -> None:
-        self.config = config
-        facts = DataFacts(train_batches=1, test_batches=1, classes=5, channels=3, height=16, width=16)
+    def __init__(self, config: Config, net: Net | None = None, channels: int = 3) -> None:
+        self.config, self.channels = config, channels
+        facts = DataFacts(train_batches=1, test_batches=1, classes=5, channels=channels, height=16, width=16)
         self.plan = Plan.make(config, facts, net)
         blocks = self.plan.method.blocks
         self.metrics = Recorded(blocks)
@@ -107,7 +110,7 @@ class Pipeline:
     def step(self, batch: int) -> tuple[Estimates, "Snapshot"]:
         """Train on one batch; return what the oracle says of it, and the net as it was before."""
         rng = torch.Generator().manual_seed(100 + batch)
-        images = torch.randn(BATCH, 3, 16, 16, generator=rng, dtype=torch.float64)
+        images = torch.randn(BATCH, self.channels, 16, 16, generator=rng, dtype=torch.float64)
         labels = torch.randint(0, 5, (BATCH,), generator=rng)
         before = Snapshot(self, batch, images, labels)
         self.trainer.train(batch, 1, lambda epoch, index: (images, labels))
@@ -257,6 +260,19 @@ def test_nets_of_all_kinds(kind: str, guess: str, space: str, scope: str) -> Non
     for batch in range(STEPS):
         assert_agrees(pipeline, *pipeline.step(batch), skip_samples=False)
     assert all(torch.equal(dict(parts.named_parameters())[name], value) for name, value in still.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("guess, space, scope", [("local", "weight", "block"), ("gaussian", "activity", "batch")])
+@pytest.mark.parametrize("example", ["vit", "mixer", "resnet50"])
+def test_nets_of_the_examples(example: str, guess: str, space: str, scope: str) -> None:
+    """Those of `docs/examples`, under a global target."""
+    net = runpy.run_path(str(EXAMPLES / f"{example}.py"))["net"]()
+    config = configuration(guess, "linear", space, scope, "global", 8)
+    config.model.blocks = len(net.blocks)
+    pipeline = Pipeline(config, net, channels=1)
+    for batch in range(STEPS):
+        assert_agrees(pipeline, *pipeline.step(batch), skip_samples=False)
 
 
 def test_a_net_of_your_own_by_name(tmp_path) -> None:

@@ -39,8 +39,13 @@ class Mixer(nn.Module):
         return x + self.channels(self.second(x))
 
 
-if __name__ == "__main__":
+def net() -> fgpipe.Net:
+    """Two modules of a chain of layers."""
     with torch.device("meta"):
         end = nn.LayerNorm(WIDTH), nn.AdaptiveAvgPool2d((1, None)), nn.Flatten(), nn.Linear(WIDTH, 10)
         model = nn.Sequential(Patches(), Mixer(), Mixer(), Mixer(), *end)
-    fgpipe.run(fgpipe.compose([*KEYS, *sys.argv[1:]]), fgpipe.cut(model, modules=2, image=(1, 16, 16)))
+    return fgpipe.cut(model, modules=2, image=(1, 16, 16))
+
+
+if __name__ == "__main__":
+    fgpipe.run(fgpipe.compose([*KEYS, *sys.argv[1:]]), net())

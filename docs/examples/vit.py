@@ -49,8 +49,12 @@ def head() -> fgpipe.Head:
     return fgpipe.Head(nn.LayerNorm(WIDTH), nn.AdaptiveAvgPool2d((1, None)), nn.Flatten(), nn.Linear(WIDTH, 10))
 
 
-if __name__ == "__main__":
+def net() -> fgpipe.Net:
+    """A block for each process; their weights are drawn where they are used, the same for every process."""
     with torch.device("meta"):
         blocks = [nn.Sequential(Patches(), Encoder()), Encoder(), Encoder()]
-        net = fgpipe.Net(blocks, [head() for _ in blocks])
-    fgpipe.run(fgpipe.compose([*KEYS, *sys.argv[1:]]), net)
+        return fgpipe.Net(blocks, [head() for _ in blocks])
+
+
+if __name__ == "__main__":
+    fgpipe.run(fgpipe.compose([*KEYS, *sys.argv[1:]]), net())

@@ -9,7 +9,7 @@ from torch import nn
 from fgpipe.config import compose_config
 from fgpipe.models.heads import linear_head
 from fgpipe.study.__main__ import main
-from fgpipe.study.probes.alignment import Trained, beyond, cosine, measure, method_of, seen
+from fgpipe.study.probes.alignment import TrainedNet, beyond, cosine, measure, method_of, seen
 from fgpipe.trainers.session import run
 
 KEYS = [
@@ -28,7 +28,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def test_by_autograd(folders: dict[str, Path]) -> None:
     """Cosines of the MLP's own and of the final error, from plain backward passes."""
-    trained = Trained.of(folders["mlp"], None, 10, 1)
+    trained = TrainedNet.of(folders["mlp"], None, 10, 1)
     x, labels = torch.randn(32, 1, 8, 8, dtype=torch.float64), torch.arange(32) % 10
     methods = {name: method_of(name, "weight", 8, 32, 10) for name in ("local", "error")}
     found, _, _, _ = measure({"mlp": trained}, methods, iter([(0, x, labels)]))

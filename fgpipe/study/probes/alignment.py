@@ -75,14 +75,14 @@ class Along(StepRule):
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedNet:
     """The net of a run's newest checkpoint, in training mode."""
 
     config: Config
     net: Net
 
     @classmethod
-    def of(cls, run: Path, root: str | None, classes: int, channels: int) -> "Trained":
+    def of(cls, run: Path, root: str | None, classes: int, channels: int) -> "TrainedNet":
         """
         Raises:
             UserError: there is none.
@@ -163,7 +163,7 @@ def beyond(true: Tensor, local: Tensor) -> Tensor:
 
 
 @dataclass
-class Aligned:
+class Cosines:
     """Cosines of one guess through one head at one block."""
 
     each: list[float] = field(default_factory=list)
@@ -173,8 +173,8 @@ class Aligned:
 
 
 def measure(
-    runs: Mapping[str, Trained], methods: Mapping[str, Method], batches: Iterator[tuple[int, Tensor, Tensor]]
-) -> tuple[dict[tuple[str, str], list[Aligned]], list[Tensor], list[Tensor], dict[str, list[list[float]]]]:
+    runs: Mapping[str, TrainedNet], methods: Mapping[str, Method], batches: Iterator[tuple[int, Tensor, Tensor]]
+) -> tuple[dict[tuple[str, str], list[Cosines]], list[Tensor], list[Tensor], dict[str, list[list[float]]]]:
     """Each guess through each head, by block; sums of the true and the local gradient; ceilings of each head and batch."""
     first = next(iter(runs.values()))
     blocks, samples, classes = len(first.net.blocks), first.config.batch_size, next(iter(methods.values())).classes
@@ -182,7 +182,7 @@ def measure(
         method_of(name, "weight", blocks, samples, classes, depth)
         for name, depth in (("end_to_end", None), ("local", 0))
     )
-    found = {(run, guess): [Aligned() for _ in range(blocks - 1)] for run in runs for guess in methods}
+    found = {(run, guess): [Cosines() for _ in range(blocks - 1)] for run in runs for guess in methods}
     sums: tuple[list[Tensor], list[Tensor]] = ([], [])
     ceilings: dict[str, list[list[float]]] = {run: [] for run in runs}
     for number, x, labels in batches:
@@ -224,7 +224,7 @@ def main(arguments: list[str]) -> int:
     dataset = load(config.data)
     batches = Batches(dataset, config.data, config.batch_size, config.seed, DTYPES[config.dtype])
     channels = dataset.train_images.shape[1]
-    runs = {each.name: Trained.of(each, root, dataset.classes, channels) for each in folders}
+    runs = {each.name: TrainedNet.of(each, root, dataset.classes, channels) for each in folders}
     first = next(iter(runs.values()))
     for name, other in runs.items():
         pairs = zip(first.net.blocks, other.net.blocks, strict=False)
@@ -247,7 +247,7 @@ def main(arguments: list[str]) -> int:
 
 
 def table(
-    found: Mapping[tuple[str, str], Sequence[Aligned]],
+    found: Mapping[tuple[str, str], Sequence[Cosines]],
     true: Sequence[Tensor],
     local: Sequence[Tensor],
     ceilings: Mapping[str, Sequence[Sequence[float]]],
@@ -264,7 +264,7 @@ def table(
 
 
 def plot(
-    found: Mapping[tuple[str, str], Sequence[Aligned]], true: Sequence[Tensor], local: Sequence[Tensor], path: Path
+    found: Mapping[tuple[str, str], Sequence[Cosines]], true: Sequence[Tensor], local: Sequence[Tensor], path: Path
 ) -> None:
     """Draw the cosines of sums with what the local gradient leaves, by block."""
     lines = {
