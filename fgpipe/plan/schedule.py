@@ -65,6 +65,11 @@ def actions(batches: range, window: int, waits: bool, every: int = 1) -> Iterato
                 yield Apply(batch)
 
 
+def kept(windows: Sequence[int], every: int) -> tuple[int, ...]:
+    """How many batches the readings for each block are kept: those in flight, in whole steps from readings to readings."""
+    return tuple(math.ceil(window / every) * every for window in windows)
+
+
 def drain(pending: Iterable[Action], last: int) -> deque[Action]:
     """Rest of a block's actions if no batch follows `last`, which it has forwarded."""
     return deque(action for action in pending if isinstance(action, Apply) and action.batch <= last)

@@ -13,6 +13,7 @@ from fgpipe.models.net import Net
 from fgpipe.observe.observers import Observers
 from fgpipe.plan.plan import DataFacts, Plan
 from fgpipe.plan.precision import Precision
+from fgpipe.plan.schedule import kept
 from fgpipe.trainers.learner import Learner
 from fgpipe.trainers.oracle import OracleStep
 from fgpipe.trainers.phases import Phases
@@ -93,7 +94,7 @@ def _connect(plan: Plan, steps: list[Step], cluster: Cluster, device: torch.devi
             Interface.find(config.interface, cluster.place.several_hosts).address,
             config.deadline,
             largest=(probes, max(1, *(method.numbers(count) for count in counts))),
-            kept=plan.windows if config.feedback.lost == "retry" else [0] * method.blocks,
+            kept=kept(plan.windows, method.every) if config.feedback.lost == "retry" else [0] * method.blocks,
             links=links,
         )
         feedback = ZmqFeedback(topology, cluster.store, inbox, observers.ledger, metrics, terms)

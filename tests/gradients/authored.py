@@ -55,6 +55,21 @@ class Arithmetic(nn.Module):
         return torch.add(F.gelu(out, approximate="tanh"), mixed.sum(dim=(2, 3)).unsqueeze(-1), alpha=0.3)
 
 
+class Affine(nn.Module):
+    """Constants beside values in functions that are linear without them."""
+
+    shift: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("shift", torch.linspace(0, 1, 96).view(4, 3, 1, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        both = torch.cat([x, self.shift], dim=2)
+        both = F.pad(both, (1, 1), value=2.0)
+        return torch.stack([both, 3 * both], dim=1).flatten(1, 2)
+
+
 class Nested(nn.Module):
     """Modules of an author's within another's, one of which takes two values."""
 
@@ -87,6 +102,7 @@ TRACED: dict[str, Callable[[], nn.Module]] = {
     "encoder, causal": lambda: Encoder(is_causal=True),
     "encoder, scaled": lambda: Encoder(scale=0.7),
     "arithmetic": Arithmetic,
+    "affine": Affine,
     "nested": Nested,
     "torchvision's bottleneck": lambda: Bottleneck(3, 4, downsample=nn.Conv2d(3, 16, 1)),
 }

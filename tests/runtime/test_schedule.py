@@ -8,7 +8,7 @@ import pytest
 from fgpipe.gradients.guesses import make
 from fgpipe.gradients.method import Method
 from fgpipe.gradients.probes import plan_lanes
-from fgpipe.plan.schedule import Action, Apply, Forward, actions, turn, windows
+from fgpipe.plan.schedule import Action, Apply, Forward, actions, kept, turn, windows
 from fgpipe.plan.topology import balanced
 
 
@@ -32,6 +32,11 @@ def test_actions() -> None:
     assert text(5, 4, every=4) == "f0 f1 f2 f3 a0 f4 a4", (
         "readings of a batch that asks are applied before the epoch ends"
     )
+
+
+def test_kept() -> None:
+    """The readings that are dropped when new ones are sent were sent, whatever the window."""
+    assert kept((8, 3, 1), 1) == (8, 3, 1) and kept((8, 3, 1), 3) == (9, 3, 3)
 
 
 @pytest.mark.parametrize(

@@ -322,7 +322,8 @@ def _call(node: fx.Node, values: Values, live: Iterable[fx.Node]) -> tuple[Any, 
     y = call(*given)
     if not inputs or (name in CONSTANT and node.args[-1] not in VIEWS):
         return y, None
-    if name in LINEAR | CONSTANT:
+    adds = name == "pad" or any(isinstance(each, Tensor) and each.is_floating_point() for each in fixed.values())
+    if name in CONSTANT or (name in LINEAR and not adds):  # as `cat` with a constant does, which has no lanes
         return y, _linear(inputs, call, given)
     if name in PRODUCTS and len(reads) == sum(isinstance(each, fx.Node) for each in node.args):  # no value twice
         return y, _product(inputs, call, given)

@@ -51,7 +51,7 @@ class Terms:
     largest: tuple[int, int]
     """Probes and numbers of the largest message that may arrive."""
     kept: Sequence[int]
-    """For each block, how many of the last messages to it are kept to be sent again."""
+    """For each block, how many batches a message to it is kept, to be sent again; a multiple of those between two messages."""
     links: SlowLinks
     """To the other processes."""
 
