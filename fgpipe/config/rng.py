@@ -7,9 +7,12 @@ same numbers draw them apart, and a resumed run needs no generator state.
 """
 
 import hashlib
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+import numpy as np
 import torch
 
 
@@ -22,6 +25,22 @@ def generator(seed: int, purpose: str, *counters: int, device: torch.device | st
     key = ":".join([str(int(seed)), purpose, *(str(int(counter)) for counter in counters)])
     digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest, "little", signed=True))
+
+
+def states() -> tuple[Any, ...]:
+    """States of the global generators of Python, numpy and PyTorch's CPU, which compare equal if nobody drew between them."""
+    numbers = np.random.get_state(legacy=False)
+    key, position = numbers["state"]["key"].tobytes(), numbers["state"]["pos"]
+    numpys = numbers["bit_generator"], key, position, numbers["has_gauss"], numbers["gauss"]
+    return random.getstate(), numpys, torch.get_rng_state().numpy().tobytes()
+
+
+def restore(before: tuple[Any, ...]) -> None:
+    """Put back what `states` gave."""
+    python, (name, key, *rest), torchs = before
+    random.setstate(python)
+    np.random.set_state((name, np.frombuffer(key, np.uint32), *rest))
+    torch.set_rng_state(torch.frombuffer(bytearray(torchs), dtype=torch.uint8))
 
 
 @contextmanager

@@ -7,17 +7,15 @@ agrees with their reverse mode: <u, J dx> = <J^T u, dx> for a random dx and u = 
 """
 
 import copy
-import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-from fgpipe.config.rng import drawing, generator
+from fgpipe.config.rng import drawing, generator, states
 from fgpipe.errors import UserError, typed_line
 from fgpipe.gradients.dual import Direction, Tangent, linearize, linearize_losses
 from fgpipe.gradients.method import Method
@@ -186,17 +184,17 @@ def _repeated(module: nn.Module, run: Any) -> Any:
     Raises:
         UserError: a layer draws random numbers, or the output differs.
     """
-    state, before, entered, drew = copy.deepcopy(module.state_dict()), _states(), [], []
+    state, before, entered, drew = copy.deepcopy(module.state_dict()), states(), [], []
     handles = [
-        register_module_forward_pre_hook(lambda *_: entered.append(_states())),
-        register_module_forward_hook(lambda layer, *_: drew.append(layer) if entered.pop() != _states() else None),
+        register_module_forward_pre_hook(lambda *_: entered.append(states())),
+        register_module_forward_hook(lambda layer, *_: drew.append(layer) if entered.pop() != states() else None),
     ]
     try:
         first = run()
     finally:
         for handle in handles:
             handle.remove()
-    if _states() != before:
+    if states() != before:
         layer = next(iter(drew), module)  # the innermost, as it returns first
         name = next((name for name, each in module.named_modules() if each is layer and name), "it")
         what = f"{name} ({type(layer).__name__}) draws random numbers"
@@ -219,12 +217,6 @@ def _tensors(values: Any) -> Iterator[Tensor]:
     for value in values if isinstance(values, tuple) else (values,):
         if isinstance(value, Tensor):
             yield value
-
-
-def _states() -> tuple[Any, ...]:
-    """States of the global random generators."""
-    numbers = np.random.get_state(legacy=False)["state"]
-    return random.getstate(), numbers["key"].tobytes(), numbers["pos"], torch.get_rng_state().numpy().tobytes()
 
 
 @contextmanager

@@ -7,14 +7,12 @@ Shapes: the lanes of a value are `[R, *shape]`, the same R lanes at every node.
 """
 
 import operator
-import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
@@ -22,6 +20,7 @@ from torch.func import jvp, vmap
 from torch.fx.node import map_arg
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from fgpipe.config.rng import restore, states
 from fgpipe.gradients.dual import Direction, Directions, Push, Tangent, by_torch_func, has_rule, rule, rule_of
 from fgpipe.gradients.reverse import gradients
 from fgpipe.gradients.rules.tokens import times_derivative
@@ -132,17 +131,14 @@ def _agree(module: nn.Module, graph: fx.Graph, x: Tensor) -> bool:
 
 def _trace(module: nn.Module) -> fx.Graph | None:
     """The graph of a module that does nothing but compute: a copy is traced, and seen to be as before."""
-    copy, drawn = deep_copy(module), _drawn()
+    copy, drawn = deep_copy(module), states()
     before = _contents(copy)
     try:
         graph = _Tracer().trace(copy)
     except Exception:  # noqa: BLE001 - a forward pass may do anything with a proxy
         graph = None
-    now = _drawn()
-    if str(now) != str(drawn) or not torch.equal(now[2], drawn[2]):
-        random.setstate(drawn[0])
-        np.random.set_state(drawn[1])
-        torch.set_rng_state(drawn[2])
+    if states() != drawn:
+        restore(drawn)
         return None
     if graph is None or _contents(copy) != before:
         return None
@@ -150,11 +146,6 @@ def _trace(module: nn.Module) -> fx.Graph | None:
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
     known = len(inputs) == 1 and isinstance(result, fx.Node) and all(_is_known(node, module) for node in graph.nodes)
     return graph if known else None
-
-
-def _drawn() -> tuple[Any, Any, Tensor]:
-    """States of the global random generators."""
-    return random.getstate(), np.random.get_state(), torch.get_rng_state()
 
 
 def _contents(module: nn.Module) -> list[object]:

@@ -14,7 +14,6 @@ and written to DIR/modules.md, in FOLDER without `out`, with a plot if matplotli
 """
 
 import os
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -27,6 +26,7 @@ from fgpipe.study.accuracies.scaled import (
     accuracies,
     accuracy_cells,
     deviation,
+    gap_cell,
     mean_accuracy,
 )
 from fgpipe.study.common.arguments import read
@@ -101,9 +101,7 @@ def table(found: Mapping[ModulesWay, Sequence[float | None]]) -> str:
     lines = [head, "|" + "---|" * 6]
     for way, values in found.items():
         reference = found[ModulesWay(way.net, 1, "end to end")]
-        pairs = [(a, b) for a, b in zip(values, reference, strict=True) if a is not None and b is not None]
-        gaps = [100 * (a - b) for a, b in pairs]
-        gap = f"{statistics.mean(gaps):+.1f} ({min(gaps):+.1f} to {max(gaps):+.1f})" if gaps else ""
+        gap = gap_cell(values, reference)
         net = "8 residual blocks" if way.net == 8 else "16 plain layers"
         cells = [net, str(way.modules), way.method, accuracy_cells(values), "" if way.modules == 1 else gap]
         lines.append(f"| {' | '.join(cells)} |")

@@ -168,6 +168,13 @@ def _known(values: Iterable[float | None]) -> list[float]:
     return [each for each in values if each is not None]
 
 
+def gap_cell(values: Sequence[float | None], reference: Sequence[float | None]) -> str:
+    """Cell with the mean difference, in points, and its range; paired by seed, without those that diverged."""
+    pairs = zip(values, reference, strict=True)
+    gaps = [100 * (a - b) for a, b in pairs if a is not None and b is not None]
+    return f"{statistics.mean(gaps):+.1f} ({min(gaps):+.1f} to {max(gaps):+.1f})" if gaps else ""
+
+
 def deviation(cells: Iterable[Sequence[float | None]]) -> str:
     """Line on how much one seed differs from another, pooled over those cells of which no run diverged; or nothing."""
     variances = [statistics.variance(_known(each)) for each in cells if len(_known(each)) == len(each) > 1]

@@ -8,13 +8,12 @@ controls are a local target and end to end. The setting is that of `study module
 has are not run again. The tables are printed and written to DIR/sparse.md, in FOLDER without `out`.
 """
 
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fgpipe.errors import bad_value
 from fgpipe.study.accuracies.modules import SETTING
-from fgpipe.study.accuracies.scaled import ScaledOptions, Trainings, accuracies, accuracy_cells, deviation
+from fgpipe.study.accuracies.scaled import ScaledOptions, Trainings, accuracies, accuracy_cells, deviation, gap_cell
 from fgpipe.study.common.arguments import read
 from fgpipe.study.contests.contest import Contest, Contestant, ContestOptions, microbatches, speed_table
 
@@ -61,11 +60,7 @@ def table(found: Mapping[str, Sequence[float | None]]) -> str:
         "|" + "---|" * 4,
     ]
     for name, values in found.items():
-        pairs = zip(values, found.get("every 1", []), strict=False)
-        gaps = [100 * (a - b) for a, b in pairs if a is not None and b is not None]
-        gap = (
-            f"{statistics.mean(gaps):+.1f} ({min(gaps):+.1f} to {max(gaps):+.1f})" if gaps and name != "every 1" else ""
-        )
+        gap = "" if name == "every 1" else gap_cell(values, found.get("every 1", [None] * len(values)))
         lines.append(f"| {name} | {accuracy_cells(values)} | {gap} |")
     return "\n".join(lines) + "\n" + deviation(found.values())
 
