@@ -1,6 +1,6 @@
 """Tangents of modules whose forward pass their author wrote: `torch.fx` traces it, and each node has a rule.
 
-A node may only do what is listed here: nothing random, nothing that writes. A module that does anything else goes through
+A node may only do what `functions` lists: nothing random, nothing that writes. A module that does anything else goes through
 `torch.func` as a whole (`by_torch_func`), which is slower.
 
 Shapes: the lanes of a value are `[R, *shape]`, the same R lanes at every node.
