@@ -364,6 +364,26 @@ def test_subsets_are_fixed_and_nested() -> None:
     assert all(image.numpy().tobytes() in kept for image in small.train_images)
 
 
+@pytest.mark.parametrize("samples", [50, None])
+def test_held_out_images_are_training_images_that_are_not_trained_on(samples: int | None) -> None:
+    whole, held = load(configured("digits")), load(configured("digits", train_samples=samples, held_out=200))
+    train, tested, test = (
+        {image.numpy().tobytes() for image in images}
+        for images in (whole.train_images, held.test_images, whole.test_images)
+    )
+    kept = {image.numpy().tobytes() for image in held.train_images}
+    assert len(held.test_labels) == 200 and len(held.train_labels) == (samples or 1237)
+    assert tested <= train and kept <= train and not tested & kept and not tested & test
+    assert torch.equal(held.test_images, load(configured("digits", train_samples=30, held_out=200)).test_images)
+    if samples:
+        assert torch.equal(held.train_images, load(configured("digits", train_samples=samples)).train_images)
+
+
+def test_more_images_held_out_than_are_left() -> None:
+    message = refusal(configured("digits", train_samples=1400, held_out=38))
+    assert message == "data.held_out=38: allowed: at most 37, the training images that are left, or null"
+
+
 @pytest.mark.parametrize(("split", "available"), [("train", 1437), ("test", 360)])
 def test_more_samples_than_there_are(split: str, available: int) -> None:
     message = refusal(configured("digits", **{f"{split}_samples": available + 1}))

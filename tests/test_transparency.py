@@ -128,7 +128,7 @@ class Snapshot:
         self.heads = [stage.head and deep_copy(stage.head) for stage in pipeline.stages]
         self.guess_heads = [stage.guess_head and deep_copy(stage.guess_head) for stage in pipeline.stages]
         for j, head in enumerate(self.guess_heads):
-            if head is not None:
+            if head is not None and self.method.guesses_by_untrained_head:
                 redraw(head, self.method.guess, self.seed, j, batch)
 
     def oracle(self) -> Estimates:
@@ -163,6 +163,9 @@ def assert_agrees(pipeline: Pipeline, wanted: Estimates, before: Snapshot, skip_
         if stage.head is not None:
             for got, (name, want) in zip(pipeline.learnt(j, "head"), wanted.heads[j].items(), strict=True):
                 assert_close(got, want, f"head {j} {name} at batch {before.batch}")
+        if method.has_beside(j):
+            for got, (name, want) in zip(pipeline.learnt(j, "beside"), wanted.beside[j].items(), strict=True):
+                assert_close(got, want, f"head beside {j} {name} at batch {before.batch}")
 
 
 @pytest.mark.slow

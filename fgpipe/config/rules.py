@@ -89,6 +89,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "data.std": (lambda values: _are_channel_numbers(values) and min(values) > 0, "one positive number per channel"),
     "data.train_samples": _optional(_at_least(1)),
     "data.test_samples": _optional(_at_least(1)),
+    "data.held_out": _optional(_at_least(1)),
     "model.blocks": (lambda value: value in (8, 16), "8 | 16"),
     "model.modules": _optional((_is_modules, "nproc, or a list of blocks per module such as [4,4]")),
     "model.width": _above(0),

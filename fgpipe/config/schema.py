@@ -27,6 +27,8 @@ class DataConfig:
     std: list[float] = MISSING
     train_samples: int | None = None
     test_samples: int | None = None
+    held_out: int | None = None
+    """Training images, of those that `train_samples` leaves, to test on in place of the test set."""
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """A data set in memory, fixed subsets of it, and the checks that every source shares."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +47,31 @@ def subset(split: str, wanted: int | None, available: int) -> Tensor | slice:
     if wanted > available:
         raise bad_value(f"data.{split}_samples", wanted, f"1 to {available}, the samples that exist, or null")
     return torch.randperm(available, generator=generator(FIXED_SEED, f"{split} subset"))[:wanted]
+
+
+def held_out(dataset: Dataset, count: int, wanted: int | None) -> Dataset:
+    """Training images in place of the test set: `count` of those that a subset of `wanted` leaves, the same for any `wanted`.
+
+    Args:
+        dataset: with all training images, in order.
+        wanted: training images to keep; None: all that are left.
+
+    Raises:
+        UserError: there are not so many.
+    """
+    available = len(dataset.train_labels)
+    if count > (most := available - (wanted or 1)):
+        raise bad_value("data.held_out", count, f"at most {most}, the training images that are left, or null")
+    order = torch.randperm(available, generator=generator(FIXED_SEED, "train subset"))
+    kept, tested = order[: wanted or -count], order[-count:]
+    images, labels = dataset.train_images, dataset.train_labels
+    return replace(
+        dataset,
+        train_images=images[kept],
+        train_labels=labels[kept],
+        test_images=images[tested],
+        test_labels=labels[tested],
+    )
 
 
 def checked_labels(labels: object, path: Path, count: int, classes: int, first: int = 0) -> np.ndarray:

@@ -17,7 +17,7 @@ from torch.nn.functional import interpolate
 
 from fgpipe.config import DataConfig
 from fgpipe.config.rng import generator
-from fgpipe.data.dataset import FIXED_SEED, Dataset, checked_labels, reason, subset
+from fgpipe.data.dataset import FIXED_SEED, Dataset, checked_labels, held_out, reason, subset
 from fgpipe.data.fetch import Published, locate
 from fgpipe.data.folders import read_folders
 from fgpipe.data.unpickle import read_pickled_arrays
@@ -56,7 +56,11 @@ def load(config: DataConfig) -> Dataset:
     if source.side not in (None, config.stored_size):
         raise bad_value("data.stored_size", config.stored_size, f"{source.side} with data={config.name}")
     try:
-        dataset = source.read(Path(config.root).expanduser(), config)
+        if config.held_out is None:
+            dataset = source.read(Path(config.root).expanduser(), config)
+        else:
+            whole = source.read(Path(config.root).expanduser(), replace(config, train_samples=None))
+            dataset = held_out(whole, config.held_out, config.train_samples)
     except OSError as error:
         raise UserError(f"data.root={config.root}: {reason(error)}") from error
     untrained = dataset.classes - len(dataset.train_labels.unique())

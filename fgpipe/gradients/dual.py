@@ -155,7 +155,7 @@ def by_torch_func(module: nn.Module, x: Tensor, prefix: str) -> tuple[Tensor, Pu
     Raises:
         NotRepeatable: by the push, when the second run gives another output.
     """
-    buffers, drawn = _copied(module.named_buffers()), generators(x)
+    buffers, drawn = copies(module.named_buffers()), generators(x)
     masks = Masks()
     with masks if may_draw(module) else nullcontext():
         y = module(x.clone())
@@ -164,7 +164,7 @@ def by_torch_func(module: nn.Module, x: Tensor, prefix: str) -> tuple[Tensor, Pu
     x, found = x.detach(), y.detach()
 
     def run(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
-        return _call(module, parameters | _copied(buffers.items()), x.clone())
+        return call_with(module, parameters | copies(buffers.items()), x.clone())
 
     def push(dx: Tangent | None, directions: Directions) -> Tangent | None:
         own = {name: directions[prefix + name] for name in parameters if prefix + name in directions}
@@ -204,19 +204,19 @@ def by_torch_func(module: nn.Module, x: Tensor, prefix: str) -> tuple[Tensor, Pu
 
 def losses_by_torch_func(head: Any, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, PushLosses]:
     """The rule of any head, as `by_torch_func`."""
-    wrapped = _Losses(head, labels)
+    wrapped = HeadLosses(head, labels)
     losses, push = by_torch_func(wrapped, x, "")
     return losses, wrapped.others.pop(), lambda dx: there(push(dx, {})).per_lane()
 
 
 def linearize_logits(head: Any, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, PushLosses]:
     """Run `head.losses(x, labels)`; return losses `[B]` and logits `[B, C]`, and a push to the logits' tangents `[R, B, C]`."""
-    wrapped = _Losses(head, labels, as_logits=True)
+    wrapped = HeadLosses(head, labels, as_logits=True)
     logits, push = by_torch_func(wrapped, x, "")
     return wrapped.others.pop(), logits, torch.no_grad()(lambda dx: there(push(dx, {})).per_lane())
 
 
-class _Losses(nn.Module):
+class HeadLosses(nn.Module):
     """A head's losses as a module of their own, or its logits; what its runs have as the other is left in `others`."""
 
     def __init__(self, head: Any, labels: Tensor, *, as_logits: bool = False) -> None:
@@ -240,23 +240,13 @@ class NotRepeatable(RuntimeError):
         super().__init__(f"{module._get_name()} gives another output when it is run again on the same input")
 
 
-def _call(module: nn.Module, tensors: dict[str, Tensor], x: Tensor) -> Tensor:
+def call_with(module: nn.Module, tensors: dict[str, Tensor], x: Tensor) -> Tensor:
     """The module with other tensors; of a layer that stands in two places, PyTorch would not put its own ones back."""
     layers, places = (sum(1 for _ in module.named_modules(remove_duplicate=each)) for each in (True, False))
     return functional_call(module, tensors, (x,), tie_weights=layers == places)
 
 
-def frozen_logits(head: nn.Module, x: Tensor) -> Tensor:
-    """The logits `[B, C]` of a head for `x` `[B, ...]`, whose graph outlives the updates of the head.
-
-    Parameters and buffers are copies, so that no gradient reaches them, and no running statistic counts twice.
-    """
-    parameters = {name: parameter.detach().clone() for name, parameter in head.named_parameters()}
-    with torch.enable_grad():
-        return _call(head, parameters | _copied(head.named_buffers()), x.clone())
-
-
-def _copied(buffers: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+def copies(buffers: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
     """Running statistics and the like, which a run may write to."""
     return {name: buffer.clone() for name, buffer in buffers}
 

@@ -72,6 +72,18 @@ class Recall(StepRule):
         return factors.unsqueeze(1).expand_as(coefficients)
 
 
+def unit(direction: Tensor) -> Tensor:
+    """A direction over its norm, of all samples together; zero stays zero."""
+    return direction / direction.norm().clamp_min(torch.finfo(direction.dtype).tiny)
+
+
+def mixed(directions: Sequence[Tensor], weights: Tensor, size: Tensor) -> Tensor:
+    """A direction of norm `size`: the sum of the others' units, times `weights`; zero if the sum is."""
+    return size * unit(
+        torch.stack([weight * unit(each) for weight, each in zip(weights, directions, strict=True)]).sum(0)
+    )
+
+
 def squared_norms(directions: Sequence[Tensor], scope: str) -> Tensor:
     """|g|^2 of each probe, `[P, S]`: of each tensor (scope tensor), each sample, or all together."""
     if scope in ("sample", "batch"):

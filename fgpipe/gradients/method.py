@@ -51,6 +51,10 @@ class Method:
         """The guess differentiates the loss of a head that is never trained, beside the trained one if there is any."""
         return self.guess.head in (GuessHead.DRAWN_PER_BATCH, GuessHead.DRAWN_ONCE)
 
+    def has_beside(self, block: int) -> bool:
+        """The guess of the block has a second head, beside the trained one."""
+        return self.guess.second_head is not None and self.projects(block)
+
     def target(self, block: int) -> int:
         """The block whose loss is the target of `block`."""
         return self.last if self.depth is None else min(block + self.depth, self.last)

@@ -10,19 +10,21 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from fgpipe.config.rng import drawing
 from fgpipe.gradients.estimator import StepRule
-from fgpipe.gradients.guesses import View
+from fgpipe.gradients.guesses import View, not_there
 from fgpipe.gradients.method import Method
 from fgpipe.gradients.optim import trainable
 from fgpipe.gradients.readings import Reading
 from fgpipe.gradients.reverse import gradients as gradients_of
 from fgpipe.models.net import input_for, may_draw
+
+Found = TypeVar("Found")
 
 
 @dataclass
@@ -33,6 +35,8 @@ class Estimates:
     """Gradient estimate of each block, by parameter name; the last block's is its true gradient."""
     heads: list[dict[str, Tensor]]
     """Gradient of each head's own loss, by parameter name; empty where the block has none."""
+    beside: list[dict[str, Tensor]]
+    """The same of the head beside it."""
     scalars: list[Tensor | None]
     """Exact readings of each block, `[P, S]` or `[P, B, C]`; <target gradient, guess> of each sample by itself where they
     are derivatives; None where nothing is projected."""
@@ -49,6 +53,10 @@ def _unchanged(scalars: Mapping[int, Tensor]) -> Mapping[int, Tensor]:
 
 def _projections(block: int) -> StepRule:
     return StepRule()
+
+
+def _itself(value: Found) -> Found:
+    return value
 
 
 def _no_memory(block: int) -> dict[str, Tensor]:
@@ -74,7 +82,8 @@ def estimate(
 
     Args:
         heads: the trained head of each block or None, the classifier last.
-        guess_heads: the untrained head of each block or None; with weights drawn for this batch.
+        guess_heads: the untrained head of each block, with weights drawn for this batch; or the one beside its trained
+            head; or None.
         x: images `[B, C, H, W]`.
         seed, batch: the key of random guesses, and of what layers draw.
         transmit: from the scalars `[P, S]` of the blocks that ask to what arrives of them.
@@ -92,7 +101,7 @@ def estimate(
         for head, y in zip(heads, outputs, strict=True)
     ]
     losses = [loss for loss, _ in evaluated]
-    result = Estimates([], [], [], losses, [logits for _, logits in evaluated])
+    result = Estimates([], [], [{} for _ in blocks], [], losses, [logits for _, logits in evaluated])
     places = [
         ()
         if j in method.idle
@@ -119,8 +128,15 @@ def estimate(
         if method.guesses_by_untrained_head:
             head = guess_heads[j]
             (guesses[j],) = _backward(head.losses(input_for(head, outputs[j]), labels)[0], [places[j]])
-        logits = partial(_of_head, result.logits, j)
-        view = View(places[j], (seed, j, batch), partial(guesses.__getitem__, j), logits, memory(j))
+        logits: Callable[[], Tensor] = partial(_of_head, result.logits, j)
+        second: Callable[[], Sequence[Tensor]] = not_there
+        if method.has_beside(j):
+            losses_beside, logits_beside = guess_heads[j].losses(input_for(guess_heads[j], outputs[j]), labels)
+            of_places, of_head = _backward(losses_beside, [places[j], tuple(trainable(guess_heads[j]).values())])
+            result.beside[j] = _named(guess_heads[j], of_head)
+            logits, second = partial(_itself, logits_beside), partial(_itself, of_places)
+        own, aim = (partial(found.__getitem__, j) for found in (guesses, gradients))
+        view = View(places[j], (seed, j, batch), own, logits, second, aim, memory(j))
         directions[j] = method.guess.propose(view)
     exact = partial(_readings, method, result)
     scalars = {j: exact(j, gradients[j], each, places[j]) for j, each in directions.items()}

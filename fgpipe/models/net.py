@@ -31,26 +31,41 @@ class Net:
 
     blocks: Sequence[nn.Module]
     heads: Sequence[nn.Module]
+    beside: Sequence[nn.Module] = ()
+    """A second head for each block but the last, for guesses that want one (`Guess.second_head`)."""
 
     def __post_init__(self) -> None:
         if not self.blocks or len(self.blocks) != len(self.heads):
             raise ValueError(
                 f"a net needs a block or more and a head for each; got {len(self.blocks)} and {len(self.heads)}"
             )
+        if self.beside and len(self.beside) != len(self.blocks) - 1:
+            raise ValueError(
+                f"a net of {len(self.blocks)} blocks has {len(self.blocks) - 1} heads beside, or none; got {len(self.beside)}"
+            )
 
 
-def resnet(model: ModelConfig, head: HeadConfig, *, in_channels: int, classes: int) -> Net:
-    """The ResNet-18 of a configuration, on the meta device."""
+def resnet(
+    model: ModelConfig, head: HeadConfig, *, in_channels: int, classes: int, beside: HeadConfig | None = None
+) -> Net:
+    """The ResNet-18 of a configuration, on the meta device.
+
+    Args: beside: the second head of each block but the last, if there is any.
+    """
     with torch.device("meta"):
         units, last = resnet18(model.blocks, width=model.width, stem=model.stem, in_channels=in_channels)
         blocks = grouped(units, model.modules or [1] * len(units))
-        heads = [
-            auxiliary_head(
-                head.name, channels(block), classes, blocks=model.blocks, width=model.width, hidden=head.hidden
-            )
-            for block in blocks[:-1]
-        ]
-        return Net(blocks, [*heads, classifier(last, classes)])
+        heads, second = (
+            [
+                auxiliary_head(
+                    each.name, channels(block), classes, blocks=model.blocks, width=model.width, hidden=each.hidden
+                )
+                for block in blocks[:-1]
+                if each is not None
+            ]
+            for each in (head, beside)
+        )
+        return Net(blocks, [*heads, classifier(last, classes)], second)
 
 
 def grouped(units: Sequence[nn.Module], sizes: Sequence[int]) -> list[nn.Module]:

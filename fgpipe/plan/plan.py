@@ -6,6 +6,7 @@ from fgpipe.config import Config
 from fgpipe.data import Batches, Dataset
 from fgpipe.errors import bad_value
 from fgpipe.gradients.check import check_net, fails_alone
+from fgpipe.gradients.guesses import make
 from fgpipe.gradients.method import Method
 from fgpipe.gradients.optim import trainable
 from fgpipe.gradients.probes import Lanes, plan_lanes
@@ -70,12 +71,16 @@ class Plan:
         """
         theirs, net = (
             net is not None,
-            net or resnet(config.model, config.head, in_channels=facts.channels, classes=facts.classes),
+            net or of_config(config, facts.channels, facts.classes),
         )
         image = (facts.channels, facts.height, facts.width)
         if theirs:
             net = as_one(net, image)
         tensors = [len(trainable(block)) for block in net.blocks]
+        if make(config.guess).second_head is not None and not net.beside and len(net.blocks) > 1:
+            raise bad_value(
+                "guess", config.guess_name, "one without a second head, as the net has none beside (Net.beside)"
+            )
         method = Method.of(config, facts.classes, idle=frozenset(j for j, count in enumerate(tensors) if not count))
         lanes = plan_lanes(method, tensors, config.lanes, config.code, config.seed)
         if theirs:
@@ -122,6 +127,12 @@ class Plan:
         """Batches that are still to come, test ones included."""
         tests = self.config.epochs - self.step // self.facts.train_batches
         return self.config.epochs * self.facts.train_batches - self.step + tests * self.test_batches
+
+
+def of_config(config: Config, channels: int, classes: int) -> Net:
+    """The ResNet of a configuration, on the meta device, for images of so many channels."""
+    beside = make(config.guess).second_head
+    return resnet(config.model, config.head, in_channels=channels, classes=classes, beside=beside)
 
 
 def trains_head(config: Config, method: Method, block: int) -> bool:

@@ -30,16 +30,17 @@ def as_one(net: Net, image: Sequence[int]) -> Net:
     for block in net.blocks:
         for handle in _packing.pop(block, []):
             handle.remove()
-    heads = list(net.heads)
+    heads, beside = list(net.heads), list(net.beside)
     for j, parts in _tuples(net, image).items():
         below, above = net.blocks[j : j + 2]
         packing = below.register_forward_hook(lambda module, given, y: pack(y))
         unpacking = above.register_forward_pre_hook(lambda module, given, parts=parts: (unpack(given[0], parts),))
         _packing.setdefault(below, []).append(packing)
         _packing.setdefault(above, []).append(unpacking)
-        if hasattr(heads[j], "losses"):
-            heads[j] = HeadOfSeveral(heads[j], parts)
-    return Net(net.blocks, heads)
+        for kind in (heads, beside):
+            if kind and hasattr(kind[j], "losses"):
+                kind[j] = HeadOfSeveral(kind[j], parts)
+    return Net(net.blocks, heads, beside)
 
 
 def _tuples(net: Net, image: Sequence[int]) -> dict[int, list[torch.Size]]:

@@ -25,9 +25,10 @@ class Learner:
     head: Any
     """The trained head, or None; the classifier in the last block's place."""
     guess_head: Any
-    """The untrained head that the guess differentiates, or None."""
+    """The head that the guess has for itself, or None: untrained, or beside the trained one."""
     optimizer: Optimizer
     head_optimizer: Optimizer | None
+    beside_optimizer: Optimizer | None
 
     @classmethod
     def make(cls, plan: Plan, index: int, device: torch.device, average: Average | None = None) -> "Learner":
@@ -41,19 +42,24 @@ class Learner:
             source = generator(config.seed, purpose, index)
             return materialize(module, source, dtype=DTYPES[config.dtype], device=device)
 
-        untrained = method.guesses_by_untrained_head and index != method.last
-        guess_head = ready(deep_copy(net.heads[index]), "guess_head") if untrained else None
+        untrained, beside = method.guesses_by_untrained_head and index != method.last, method.has_beside(index)
+        own = deep_copy(net.heads[index]) if untrained else net.beside[index] if beside else None
+        guess_head = ready(own, "guess_head") if own is not None else None
         head = ready(net.heads[index], "head") if trains_head(config, method, index) else None
         block = ready(net.blocks[index], "block")
         rate = learning_rate(config.optim, batches=plan.facts.train_batches, epochs=config.epochs)
         optimizer = partial(Optimizer, config=config.optim, rate=rate, average=average)
-        return cls(index, block, head, guess_head, optimizer([block]), optimizer([head]) if head is not None else None)
+        trained = ([each] if each is not None else None for each in (head, guess_head if beside else None))
+        of_head, of_beside = (optimizer(each) if each is not None else None for each in trained)
+        return cls(index, block, head, guess_head, optimizer([block]), of_head, of_beside)
 
     def trained(self, memories: Mapping[str, nn.Module | None]) -> dict[str, Trained]:
-        """Everything that it has learnt, by name: `block`, `head` if it trains one, and memories that are not None."""
+        """Everything that it has learnt, by name: `block`, `head` and `beside` if it trains them, and memories that are not None."""
         parts = {"block": Trained(self.block, self.optimizer)}
         if self.head_optimizer is not None:
             parts["head"] = Trained(self.head, self.head_optimizer)
+        if self.beside_optimizer is not None:
+            parts["beside"] = Trained(self.guess_head, self.beside_optimizer)
         return parts | {name: Trained(memory, None) for name, memory in memories.items() if memory is not None}
 
     def mode(self, training: bool) -> None:

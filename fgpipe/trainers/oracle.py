@@ -53,7 +53,7 @@ class OracleStep:
     def _train(self, batch: Batch) -> Iterator[Message]:
         images, labels = batch.x.to(self._device), batch.labels.to(self._device)
         for each in self.learners:
-            if each.guess_head is not None:
+            if each.guess_head is not None and each.beside_optimizer is None:
                 redraw(each.guess_head, self._method.guess, self._seed, each.index, batch.id)
         found = estimate(
             self._method,
@@ -90,6 +90,10 @@ class OracleStep:
                 estimates = in_order(each.head, found.heads[j])
                 each.head_optimizer.step(estimates, batch.id)
                 yield Learnt(j, "head", estimates)
+            if each.beside_optimizer is not None:
+                estimates = in_order(each.guess_head, found.beside[j])
+                each.beside_optimizer.step(estimates, batch.id)
+                yield Learnt(j, "beside", estimates)
 
     def _recall(self, block: int) -> StepRule:
         return self.step_rules[block].recall

@@ -9,16 +9,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from fgpipe.config.rng import drawing
 from fgpipe.gradients import Direction, Push, Tangent, linearize
-from fgpipe.gradients.dual import frozen_logits
 from fgpipe.gradients.estimator import StepRule
-from fgpipe.gradients.guesses import GuessMemory, View, redraw
+from fgpipe.gradients.frozen import frozen_logits, frozen_losses
+from fgpipe.gradients.guesses import GuessMemory, View, not_there, redraw
 from fgpipe.gradients.optim import Trained, trainable
 from fgpipe.gradients.probes import Decoder, restrict, widen
 from fgpipe.gradients.readings import Read, arrange, linearize_head
@@ -117,7 +116,7 @@ class Stage:
         losses, read = yield from self._own_loss(y, batch, findings)
         directions, head_gradients = None, None
         if self._projects:
-            directions, head_gradients = self._guess(y, losses, weights, batch)
+            directions, head_gradients = yield from self._guess(y, losses, weights, batch)
             yield Worked("guess")
         dy = None
         if push is not None:
@@ -196,14 +195,14 @@ class Stage:
 
     def _guess(
         self, y: Tensor, losses: Tensor | None, weights: nn.Module, batch: Batch
-    ) -> tuple[Sequence[Tensor], Sequence[Tensor] | None]:
-        """The directions and, where the same backward pass gives it, the gradient of the trained head."""
+    ) -> Part[tuple[Sequence[Tensor], Sequence[Tensor] | None]]:
+        """The directions and, where the same backward pass gives it, the gradient of the trained head; the one beside learns."""
         places = list(trainable(weights).values()) if self._method.space == "weight" else [y]
         of_head: Sequence[Tensor] | None = None
 
         def gradient() -> Sequence[Tensor]:
             nonlocal of_head
-            if self.guess_head is None:
+            if self._method.guesses_by_trained_head:
                 assert losses is not None and self._head_optimizer is not None, "the guess has a trained head"
                 both = gradients(losses.mean(), [*places, *self._head_optimizer.parameters])
                 of_head = both[len(places) :]
@@ -213,8 +212,19 @@ class Stage:
                 guess_losses, _ = self.guess_head.losses(input_for(self.guess_head, y), batch.labels)
             return gradients(guess_losses.mean(), places)
 
-        view = self._view(places, self._draw(batch), gradient, lambda: frozen_logits(self.head, y))
-        return self._method.guess.propose(view), of_head
+        def logits() -> Tensor:
+            return frozen_logits(self.head, y)
+
+        if (optimizer := self._learner.beside_optimizer) is None:
+            view = self._view(places, self._draw(batch), gradient, logits)
+            return self._method.guess.propose(view), of_head
+        second, logits_beside, copies = frozen_losses(self.guess_head, y, batch.labels)
+        found = gradients(second.mean(), [*places, *copies], retain_graph=True)
+        view = self._view(places, self._draw(batch), gradient, lambda: logits_beside, lambda: found[: len(places)])
+        directions = self._method.guess.propose(view)
+        optimizer.step(found[len(places) :], batch.id)
+        yield Learnt(self.index, "beside", found[len(places) :])
+        return directions, of_head
 
     def _view(
         self,
@@ -222,8 +232,9 @@ class Stage:
         draw: int,
         gradient: Callable[[], Sequence[Tensor]],
         logits: Callable[[], Tensor],
+        beside: Callable[[], Sequence[Tensor]] = not_there,
     ) -> View:
-        return View(places, (self._seed, self.index, draw), gradient, logits, self.memory.tensors)
+        return View(places, (self._seed, self.index, draw), gradient, logits, beside, not_there, self.memory.tensors)
 
     def _push(
         self, push: Push, batch: Batch, y: Tensor, directions: Sequence[Tensor] | None, findings: Findings
@@ -303,7 +314,7 @@ class Stage:
         method, directions, y = self._method, entry.directions, entry.output
         places: Sequence[Tensor] = self._optimizer.parameters if y is None else [y]
         if directions is None:
-            directions = method.guess.propose(self._view(places, entry.draw, _not_kept, _not_kept))
+            directions = method.guess.propose(self._view(places, entry.draw, not_there, not_there))
         step = self.step_rule
         if readings is None:
             readings, step = places[0].new_zeros(method.readings(self._lanes.counts[self.index])), self.step_rule.recall
@@ -337,7 +348,3 @@ def _sharing_buffers(block: nn.Module) -> nn.Module:
     for own, shared in zip(twin.modules(), block.modules(), strict=True):
         own._buffers = shared._buffers
     return twin
-
-
-def _not_kept() -> NoReturn:
-    raise AssertionError("directions that are not kept are made again of places and key alone")

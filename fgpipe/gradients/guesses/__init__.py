@@ -4,8 +4,20 @@ A guess is a class under a name: `@guess("name")`. Installed packages bring thei
 `fgpipe.guesses`, each a module or class whose import registers it. A configuration names guesses, never modules.
 """
 
-from fgpipe.gradients.guesses.base import Guess, GuessHead, GuessMemory, View, redraw
+from fgpipe.gradients.guesses.base import Guess, GuessHead, GuessMemory, View, not_there, redraw
 from fgpipe.gradients.guesses.registry import find, guess, make, names
 from fgpipe.gradients.readings import Reading
 
-__all__ = ["Guess", "GuessHead", "GuessMemory", "Reading", "View", "find", "guess", "make", "names", "redraw"]
+__all__ = [
+    "Guess",
+    "GuessHead",
+    "GuessMemory",
+    "Reading",
+    "View",
+    "find",
+    "guess",
+    "make",
+    "names",
+    "not_there",
+    "redraw",
+]

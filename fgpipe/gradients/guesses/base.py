@@ -3,12 +3,12 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import ClassVar
+from typing import ClassVar, NoReturn
 
 import torch
 from torch import Tensor, nn
 
-from fgpipe.config import Config
+from fgpipe.config import Config, HeadConfig
 from fgpipe.config.rng import generator
 from fgpipe.gradients import estimator
 from fgpipe.gradients.dual import Factor, Tangent, insert
@@ -36,7 +36,12 @@ class View:
     gradient: Callable[[], Sequence[Tensor]]
     """The gradient of the loss of the guess's `head`, shaped as `places`; a backward pass, so it is called once."""
     logits: Callable[[], Tensor]
-    """The logits `[B, C]` of the block's trained head, with a graph down to `places`, which lives on when the head learns."""
+    """The logits `[B, C]` of the block's trained head, or of the one beside it if the guess has one, with a graph down to
+    `places`, which lives on when the head learns."""
+    beside: Callable[[], Sequence[Tensor]]
+    """The gradient of the loss of the head beside the trained one, shaped as `places`; a backward pass."""
+    target: Callable[[], Sequence[Tensor]]
+    """The target's gradient, shaped as `places`: for controls by the oracle, which alone has it."""
     memory: Mapping[str, Tensor] = field(default_factory=dict)
     """Tensors of `Guess.remember`, to be written in place."""
 
@@ -71,6 +76,11 @@ class Guess:
         Raises:
             UserError: with key, value and what is allowed.
         """
+
+    @property
+    def second_head(self) -> HeadConfig | None:
+        """A second head of every block but the last, which learns from its own loss and teaches its block nothing by itself."""
+        return None
 
     def is_plain(self, own_target: bool) -> bool:
         """A block descends the gradient of its target itself, so that nothing is projected.
@@ -123,6 +133,13 @@ class Guess:
 
     def learn(self, memory: Mapping[str, Tensor], estimates: Mapping[str, Tensor]) -> None:
         """Take the estimate of the block's parameters into its memory, in place, as the update is made."""
+
+
+def not_there() -> NoReturn:
+    """Stand for a part of a `View` that a block does not have."""
+    raise AssertionError(
+        "directions made again are of places and key alone; the oracle alone has the target's gradient"
+    )
 
 
 class GuessMemory(nn.Module):

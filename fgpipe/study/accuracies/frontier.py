@@ -1,0 +1,252 @@
+"""Feedback that pays: accuracy and speed by what comes back, beside local learning and end to end.
+
+    python -m fgpipe.study frontier FOLDER data.root=DIR [methods=[local,mixture,...]] [modules=8] [seeds=3] [rates=[0.025,0.05]]
+                                    [rounds=3] [jobs=1] [out=DIR] [key=value ...]
+
+The setting is that of `study modules`. Each of `rates` is first tried once for every method, on 3,000 training images that are
+held out, and the best is the method's learning rate; without `rates` all have the setting's. Differences are paired by seed.
+Windows are those of a process for each module; the oracle's methods run in lock-step.
+
+Then `rounds` rounds of short runs on noise in two processes, beside 1F1B: images per second, bytes that come back, and by how
+many updates of its own an estimate of block 0 comes late. Runs that FOLDER has are not run again. The table is printed and
+written to DIR/frontier.md, in FOLDER without `out`, with a plot if matplotlib is installed.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from fgpipe.errors import bad_value
+from fgpipe.study.accuracies.modules import SETTING
+from fgpipe.study.accuracies.scaled import (
+    ScaledOptions,
+    Trainings,
+    accuracies,
+    accuracy_cells,
+    deviation,
+    gap_cell,
+    mean_accuracy,
+)
+from fgpipe.study.common.arguments import read
+from fgpipe.study.common.figure import drawn
+from fgpipe.study.common.runs import origin
+from fgpipe.study.contests.contest import Contest, Contestant, ContestOptions, Spread, microbatches, ratios
+
+NOTHING, SCALARS, ROWS, GRADIENTS, ORACLE = "nothing", "scalars", "C floats per sample", "gradients", "by the oracle"
+COLOURS = {NOTHING: "0.4", SCALARS: "tab:orange", ROWS: "tab:blue", GRADIENTS: "black", ORACLE: "0.7"}
+HELD_OUT = 3000
+"""Training images to choose a learning rate on."""
+BY_ORACLE = ("tangents=oracle", "window=1")
+AT_OUTPUT = ("space=activity", "scope=sample")
+GLOBAL = ("target=global", "window=auto")
+SMOOTH = (*GLOBAL, "decode=smoothed", "step=normalised")
+
+
+@dataclass(frozen=True)
+class FrontierMethod:
+    """One way to train."""
+
+    back: str
+    """What comes back to a block."""
+    overrides: tuple[str, ...]
+
+    @property
+    def timed(self) -> bool:
+        """It runs in a pipeline of processes."""
+        return not set(BY_ORACLE) & set(self.overrides)
+
+
+METHODS = {
+    "end to end": FrontierMethod(GRADIENTS, ("guess=end_to_end", *BY_ORACLE)),
+    "half exact gradient": FrontierMethod(
+        ORACLE, ("target=global", "guess=mixture", "guess.second=exact", *AT_OUTPUT, *BY_ORACLE)
+    ),
+    "local": FrontierMethod(NOTHING, ("target=local",)),
+    "local spatial": FrontierMethod(NOTHING, ("target=local", "head=spatial")),
+    "two heads": FrontierMethod(NOTHING, ("target=local", "guess=mixture", "guess.second=own", *AT_OUTPUT)),
+    "scaled local": FrontierMethod(SCALARS, (*SMOOTH, "guess=local", "scope=block", "lanes=1")),
+    "portfolio": FrontierMethod(SCALARS, (*SMOOTH, "guess=portfolio", "space=activity", "scope=batch")),
+    "portfolio similarity": FrontierMethod(
+        SCALARS, (*SMOOTH, "guess=portfolio", "guess.beside=predsim", "space=activity", "scope=batch")
+    ),
+    "error": FrontierMethod(ROWS, (*GLOBAL, "guess=error", *AT_OUTPUT)),
+    "error spatial": FrontierMethod(ROWS, (*GLOBAL, "head=spatial", "guess=error", *AT_OUTPUT)),
+    "mixture": FrontierMethod(ROWS, (*GLOBAL, "guess=mixture", *AT_OUTPUT)),
+    "mixture quarter": FrontierMethod(ROWS, (*GLOBAL, "guess=mixture", "guess.share=0.25", *AT_OUTPUT)),
+}
+"""Methods by name: controls first, then by what comes back."""
+REFERENCES = ("local", "end to end")
+
+
+@dataclass
+class FrontierOptions(ScaledOptions):
+    """Keys of this study."""
+
+    processes: int = 1
+    seeds: int = 3
+    methods: list[str] = field(default_factory=lambda: list(METHODS))
+    modules: int = 8
+    """Isolated modules of the 8 residual blocks; 16: those of the plain net."""
+    rates: list[float] = field(default_factory=list)
+    """Learning rates to choose from."""
+    rounds: int = 3
+    """Rounds of timed runs; 0: none."""
+
+    def check(self) -> None:
+        super().check()
+        if not set(self.methods) <= set(METHODS):
+            raise bad_value("methods", self.methods, f"a list of {', '.join(METHODS)}")
+        if self.modules not in (2, 4, 8, 16):
+            raise bad_value("modules", self.modules, "2 | 4 | 8 | 16")
+        if any(rate <= 0 for rate in self.rates):
+            raise bad_value("rates", self.rates, "a list of numbers above 0")
+        if self.rounds < 0:
+            raise bad_value("rounds", self.rounds, "a whole number of at least 0")
+
+    def stated(self) -> list[str]:
+        return [*super().stated(), f"modules={self.modules}"]
+
+    @property
+    def net(self) -> tuple[str, ...]:
+        """Overrides that make the modules; end to end has the same net."""
+        blocks = max(8, self.modules)
+        sizes = [blocks // self.modules] * self.modules
+        return f"model.blocks={blocks}", f"model.modules=[{','.join(map(str, sizes))}]"
+
+
+@dataclass(frozen=True)
+class FrontierRow:
+    """Figures of one method."""
+
+    name: str
+    values: Sequence[float | None]
+    """Test accuracy of each seed; None: it diverged."""
+    rate: float | None = None
+    """The learning rate that was chosen; None: the setting's."""
+    speed: Spread | None = None
+    """Over 1F1B's; None: not timed."""
+    bytes_back: float | None = None
+    """Of all blocks, per batch."""
+    staleness: float | None = None
+    """Updates of block 0 from a batch's forward pass to its estimate, in the mean."""
+
+
+def table(rows: Sequence[FrontierRow]) -> str:
+    """Markdown: accuracies as mean and range over the seeds, differences paired by seed, speeds over the rounds."""
+    values = {row.name: row.values for row in rows}
+    names = ["comes back", "method", "test accuracy", "range", *(f"less {each}, points" for each in REFERENCES)]
+    names += ["images/s over 1F1B, median", "range", "bytes back per batch", "updates late"]
+    rated = any(row.rate is not None for row in rows)
+    lines = [f"| {' | '.join([*names, *['learning rate'] * rated])} |", "|" + "---|" * (len(names) + rated)]
+    for row in rows:
+        gaps = [
+            "" if each == row.name or each not in values else gap_cell(row.values, values[each]) for each in REFERENCES
+        ]
+        cells = [METHODS[row.name].back, row.name, accuracy_cells(row.values), *gaps]
+        cells += [" | " if row.speed is None else row.speed.cells(".2f")]
+        cells += ["" if row.bytes_back is None else f"{row.bytes_back:,.0f}"]
+        cells += ["" if row.staleness is None else f"{row.staleness:.1f}"]
+        cells += [f"{row.rate:g}"] if row.rate is not None else [""] * rated
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n" + deviation(values.values())
+
+
+def plot(rows: Sequence[FrontierRow], path: Path) -> None:
+    """Draw mean accuracy against speed, a colour for each class of feedback."""
+    with drawn(path, (7, 4.5)) as axes:
+        for row in rows:
+            mean, colour = mean_accuracy(row.values), COLOURS[METHODS[row.name].back]
+            if mean is None:
+                continue
+            if row.speed is None:
+                axes.axhline(100 * mean, color=colour, linestyle="--", linewidth=1)
+                axes.annotate(
+                    row.name, (0.01, 100 * mean), xycoords=("axes fraction", "data"), va="bottom", color=colour
+                )
+                continue
+            axes.plot(row.speed.median, 100 * mean, "o", color=colour)
+            axes.annotate(
+                row.name, (row.speed.median, 100 * mean), xytext=(5, 3), textcoords="offset points", color=colour
+            )
+        for back in dict.fromkeys(METHODS[row.name].back for row in rows if row.speed is not None):
+            axes.plot([], [], "o", color=COLOURS[back], label=back)
+        axes.legend(title="comes back", loc="lower left", frameon=False)
+        axes.margins(x=0.2)
+        axes.set(xlabel="images/s over 1F1B, two processes", ylabel="test accuracy, %")
+
+
+def chosen(trainings: Trainings, options: FrontierOptions) -> dict[str, float]:
+    """The learning rate of each method that is best on held-out images; runs what is missing."""
+    tried = {
+        (name, rate): (*options.net, *METHODS[name].overrides, f"optim.lr={rate:g}", f"data.held_out={HELD_OUT}")
+        for rate in options.rates
+        for name in options.methods
+    }
+    trainings.run_missing({f"{name} {rate:g}": keys for (name, rate), keys in tried.items()})
+    found = {pair: accuracies(trainings.summaries(f"{pair[0]} {pair[1]:g}"))[0] or 0.0 for pair in tried}
+    return {name: max(options.rates, key=lambda rate: found[name, rate]) for name in options.methods}
+
+
+def contestants(options: FrontierOptions) -> list[Contestant]:
+    """Methods that can be timed, in two processes; the first is 1F1B."""
+    piped = ("guess=end_to_end", f"microbatches={microbatches(2)}", "schedule=1f1b", *options.net)
+    timed = {name: METHODS[name] for name in options.methods if METHODS[name].timed}
+    return [
+        Contestant("1F1B", piped),
+        *(Contestant(name, (*options.net, *each.overrides)) for name, each in timed.items()),
+    ]
+
+
+def measured(contest: Contest, timed: Sequence[Contestant]) -> dict[str, dict[str, Any]]:
+    """Fields of `FrontierRow` by method."""
+    reference, *others = timed
+    found: dict[str, dict[str, Any]] = {}
+    for each in others:
+        last = contest.summaries(each)[0]
+        late = last["staleness"].get("0", {})
+        found[each.name] = {
+            "speed": ratios(contest.speeds(each), contest.speeds(reference)),
+            "bytes_back": sum(last["bytes_back_per_batch"]),
+            "staleness": late.get("mean", 0.0) if isinstance(late, Mapping) else late,
+        }
+    return found
+
+
+def main(arguments: list[str]) -> int:
+    """Run what is missing, and report; returns the exit code.
+
+    Raises:
+        UserError: the folder holds another study, or the arguments cannot be run.
+        CalledProcessError: a run has failed.
+    """
+    folder, options, overrides = read(arguments, FrontierOptions())
+    setting = [*SETTING, *overrides]
+    trainings = Trainings(folder / "accuracy", options, setting)
+    rates: Mapping[str, float] = {}
+    if options.rates:
+        rates = chosen(Trainings(folder / "rates", replace(options, seeds=1), setting), options)
+    wanted = {
+        name: (*options.net, *METHODS[name].overrides, *([f"optim.lr={rates[name]:g}"] if name in rates else []))
+        for name in options.methods
+    }
+    trainings.run_missing(wanted)
+    rows = {name: FrontierRow(name, accuracies(trainings.summaries(name)), rates.get(name)) for name in wanted}
+    made = ""
+    if options.rounds:
+        timed, config = contestants(options), trainings.config
+        common = [f"model.width={config.model.width}", f"batch_size={config.batch_size}", f"head={config.head.name}"]
+        half = options.modules // 2
+        contest = Contest(
+            folder / "speed", ContestOptions(split=[half, half], repeats=options.rounds), [*common, *options.net], timed
+        )
+        contest.run()
+        rows |= {name: replace(rows[name], **each) for name, each in measured(contest, timed).items()}
+        made = f"\nSpeeds: {origin(summary for each in timed for summary in contest.summaries(each))}\n"
+    text = table(list(rows.values())) + made
+    print(text, end="")
+    out = trainings.write("frontier", "Feedback that pays", arguments[1:], list(wanted), text)
+    if options.rounds and find_spec("matplotlib") is not None:
+        plot(list(rows.values()), out / "frontier.png")
+    return 0

@@ -1,0 +1,52 @@
+"""The study of feedback that pays: which runs it makes, and its table by hand."""
+
+from pathlib import Path
+
+import pytest
+
+from fgpipe.config import check_world, compose_config
+from fgpipe.study.__main__ import main
+from fgpipe.study.accuracies.frontier import METHODS, FrontierOptions, FrontierRow, contestants, table
+from fgpipe.study.accuracies.modules import SETTING
+from fgpipe.study.contests.contest import Spread
+
+
+@pytest.mark.parametrize("modules", [2, 4, 8, 16])
+def test_methods_can_be_run(modules: int) -> None:
+    options = FrontierOptions(modules=modules)
+    for method in METHODS.values():
+        config = compose_config([*SETTING, *options.net, *method.overrides])
+        assert config.blocks == modules
+    timed = contestants(options)
+    assert [each.name for each in timed[:2]] == ["1F1B", "local"] and len(timed) == len(METHODS) - 1
+    for each in timed:
+        check_world(compose_config(["batch_size=64", *each.overrides]), 2)
+
+
+def test_table() -> None:
+    """Differences are paired by seed; methods that were not timed have no speed."""
+    rows = [
+        FrontierRow("end to end", [0.60, 0.64]),
+        FrontierRow("local", [0.50, 0.50], speed=Spread(1.25, 1.2, 1.3), bytes_back=0.0, staleness=0.0),
+        FrontierRow("mixture", [0.55, None], speed=Spread(0.9, 0.8, 1.0), bytes_back=5120.4, staleness=7.0),
+    ]
+    first, second, third = table(rows).splitlines()[2:5]
+    assert first == "| gradients | end to end | 62.0% | 60.0% to 64.0% | +12.0 (+10.0 to +14.0) |  |  |  |  |  |"
+    assert second == (
+        "| nothing | local | 50.0% | 50.0% to 50.0% |  | -12.0 (-14.0 to -10.0) | 1.25 | 1.20 to 1.30 | 0 | 0.0 |"
+    )
+    assert third == (
+        "| C floats per sample | mixture | 55.0% and 1 diverged | 55.0% to 55.0% | +5.0 (+5.0 to +5.0) "
+        "| -5.0 (-5.0 to -5.0) | 0.90 | 0.80 to 1.00 | 5,120 | 7.0 |"
+    )
+
+
+@pytest.mark.parametrize("argument, expected", [
+    ("methods=[magic]", "fgpipe: methods=['magic']: allowed: a list of end to end,"),
+    ("modules=3", "fgpipe: modules=3: allowed: 2 | 4 | 8 | 16"),
+    ("rates=[0]", "fgpipe: rates=[0.0]: allowed: a list of numbers above 0"),
+    ("rounds=-1", "fgpipe: rounds=-1: allowed: a whole"),
+])  # fmt: skip
+def test_bad_input(argument: str, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["frontier", str(tmp_path / "folder"), argument]) == 2
+    assert capsys.readouterr().err.startswith(expected)
