@@ -145,6 +145,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "partition": (_is_partition, "counted, or a list of blocks per process such as [4,4]"),
     "deadline": _above(0),
     "trace": _one_of(False, True),
+    "streams": _one_of(False, True),
     "autocast": _one_of(False, True),
     "observe.cosine": _optional(_at_least(1)),
     "checkpoint.every_steps": _optional(_at_least(1)),

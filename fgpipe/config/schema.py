@@ -176,6 +176,7 @@ class Config:
     autocast: bool = MISSING
     wire: str | None = None
     device: str = MISSING
+    streams: bool = False
     threads: Any = MISSING
     partition: Any = MISSING
     placement: str | None = None

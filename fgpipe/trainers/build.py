@@ -1,6 +1,6 @@
 """Puts a run's trainer together: the only file that chooses between kinds of steps, and connects them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import torch
@@ -9,6 +9,7 @@ from fgpipe.cluster.interface import Interface
 from fgpipe.cluster.process import Cluster, Place
 from fgpipe.cluster.replicas import Replicas
 from fgpipe.config import Config
+from fgpipe.errors import bad_value
 from fgpipe.models.net import Net
 from fgpipe.observe.observers import Observers
 from fgpipe.plan.plan import DataFacts, Plan
@@ -28,9 +29,12 @@ from fgpipe.wire.links.receiver import Receiver
 from fgpipe.wire.links.sender import Sender
 from fgpipe.wire.post import Post
 from fgpipe.wire.replay import Replay, copied
-from fgpipe.wire.slow import SlowLinks
+from fgpipe.wire.slow import Delay, SlowLinks
+from fgpipe.wire.streams import GpuStreams, Streams
 
 CPU = torch.device("cpu")
+QUEUED = 2
+"""Batches that a GPU may still be working on when the host takes another: it waits for the findings of the one before."""
 
 
 def build_trainer(
@@ -52,7 +56,8 @@ def build_trainer(
     else:
         steps = [Stage(plan, each, device, cluster.run) for each in learners.values()]
         phases = {j: Phases.of(plan, j, timeline, device) for j in learners}
-    return Worker(plan, steps, _connect(plan, steps, cluster, device, observers), observers, phases)
+    streams = streams_of(plan.config, device, [*learners])
+    return Worker(plan, steps, _connect(plan, steps, cluster, device, streams, observers), observers, phases)
 
 
 def local_trainer(config: Config, facts: DataFacts, net: Net | None = None, device: torch.device = CPU) -> Worker:
@@ -72,7 +77,22 @@ def local_stages(plan: Plan) -> list[Stage]:
     return [Stage(plan, Learner.make(plan, j, CPU), CPU) for j in plan.topology.local]
 
 
-def _connect(plan: Plan, steps: list[Step], cluster: Cluster, device: torch.device, observers: Observers) -> Post:
+def streams_of(config: Config, device: torch.device, blocks: Sequence[int]) -> Streams:
+    """Streams of a process with these blocks.
+
+    Raises:
+        UserError: streams are wanted without a GPU.
+    """
+    if device.type == "cuda":
+        return GpuStreams(device, blocks if config.streams else ())
+    if config.streams:
+        raise bad_value("streams", "true", f"false on device={device.type}")
+    return Streams()
+
+
+def _connect(
+    plan: Plan, steps: list[Step], cluster: Cluster, device: torch.device, streams: Streams, observers: Observers
+) -> Post:
     config, method, topology, metrics = plan.config, plan.method, plan.topology, observers.metrics
     first, last, wire = topology.local[0], topology.local[-1], cluster.place.wire_device(device)
     links = SlowLinks.of(config.link, len(topology.pipeline))
@@ -87,7 +107,9 @@ def _connect(plan: Plan, steps: list[Step], cluster: Cluster, device: torch.devi
     upwards, feedback = None, None
     if last < method.last:
         delay = None if plan.pipelined else links.delay(topology.position, topology.position + 1, inbox.fail)
-        upwards = Sender(last, topology.rank_of(last + 1), config.share, observers.ledger, wire, delay)
+        if delay is None and wire.type != device.type:
+            delay = Delay(None, 0.0, inbox.fail)
+        upwards = Sender(last, topology.rank_of(last + 1), config.share, observers.ledger, wire, streams, delay)
     if cluster.store is not None and not plan.is_reference:
         probes, counts = max(1, *plan.lanes.counts), plan.lanes.counts
         terms = Terms(
@@ -101,7 +123,7 @@ def _connect(plan: Plan, steps: list[Step], cluster: Cluster, device: torch.devi
     if receiver is not None:
         deliver = partial(inbox.deliver_batch, first)
         receiver.start(plan.batches, (lambda batch: deliver(copied(batch))) if replays else deliver, inbox.fail)
-    return Post(inbox, upwards, feedback)
+    return Post(inbox, upwards, feedback, streams)
 
 
 def _mailboxes(plan: Plan, run: int, observers: Observers) -> Mapping[int, Mailbox]:
@@ -135,7 +157,7 @@ def _receiver(plan: Plan, device: torch.device, wire: torch.device, observers: O
         first,
         plan.topology.rank_of(first - 1),
         layout,
-        held=plan.windows[first] if plan.method.keeps_graph(first) else 1,
+        held=(plan.windows[first] if plan.method.keeps_graph(first) else 1) + QUEUED * (wire.type == "cuda"),
         batches=plan.facts.train_batches,
         timeline=observers.timeline,
     )

@@ -16,6 +16,7 @@ from fgpipe.observe.events import Worked
 from fgpipe.observe.observers import Observers
 from fgpipe.observe.timeline import WAITS, Timeline
 from fgpipe.plan.plan import Plan
+from fgpipe.plan.precision import DTYPES
 from fgpipe.plan.schedule import Action, Agenda, Apply, Forward
 from fgpipe.trainers.findings import Findings, Transfer
 from fgpipe.trainers.phases import Phases
@@ -51,7 +52,8 @@ class Worker:
     ) -> None:
         self.plan, self.observers = plan, observers
         self.steps = {step.index: step for step in steps}
-        self._post, self._inbox, self._timeline = post, post.inbox, observers.timeline
+        self.post, self._inbox, self._timeline = post, post.inbox, observers.timeline
+        self._dtype = DTYPES[plan.config.dtype]
         self._phases, self._untimed = phases, Phases(0, Timeline())
         self._sent: deque[tuple[int, int, Transfer]] = deque()
         """Findings on their way to the host, of a block and batch, oldest first."""
@@ -113,10 +115,11 @@ class Worker:
 
     def close(self) -> None:
         """Wait until everything that was sent has left."""
-        self._post.close()
+        self.post.close()
 
     def _run(self, first: Callable[[int], Batch], timeline: Timeline) -> None:
         """Do everything on the agenda; `first` makes the batches of block 0, and `timeline` takes the waits."""
+        self.post.streams.begin()
         while choices := self._agenda.first():
             self._tell_arrived()
             began = time.monotonic_ns()
@@ -130,6 +133,7 @@ class Worker:
                 self._apply(block)
                 self._agenda.done(block)
         self._tell_arrived(waiting=True)
+        self.post.streams.end()
 
     def _forward(self, block: int, expected: int, first: Callable[[int], Batch]) -> None:
         while self._eager and self._inbox.has_feedback(block):
@@ -153,12 +157,18 @@ class Worker:
 
     def _follow(self, block: int, given: Batch | Feedback | Lost, phases: Phases) -> None:
         """Run a step: post what leaves the block as soon as it is there, and tell the observers the rest."""
+        with self.post.streams.work(block):
+            if isinstance(given, Batch):
+                given = self.post.streams.brought(block, given, self._dtype)
+            self._run_step(block, given, phases)
+
+    def _run_step(self, block: int, given: Batch | Feedback | Lost, phases: Phases) -> None:
         batch = given.id if isinstance(given, Batch) else given.batch
         phases.begin()
         for message in self.steps[block].run(given):
             if isinstance(message, Batch):
                 if not message.extra or self._inbox.holds(block + 1):  # an extra step's output stays in the process
-                    self._post.up(block, message)
+                    self.post.up(block, message)
                     phases.end("send", batch, block + 1)
             elif isinstance(message, Findings):
                 self._sent.append((block, batch, message.send()))
@@ -177,7 +187,7 @@ class Worker:
             for message in transfer.read():
                 if isinstance(message, Feedback):
                     phases.begin()
-                    self._post.back(message)
+                    self.post.back(message)
                     phases.end("reply", batch, message.receiver)
                 else:
                     self.observers.observe(message)
@@ -205,7 +215,7 @@ class Worker:
         """Ask for the readings that are waited for: the message may be lost, with none after it to show that."""
         for block, action in waiting:
             if isinstance(action, Apply) and (request := self._inbox.overdue_feedback(block)):
-                self._post.ask(request)
+                self.post.ask(request)
 
     def _awaited(self, block: int, action: Action) -> int:
         """The block whose message an action waits for; for the images of block 0, -1."""

@@ -1,6 +1,7 @@
 """A batch on its way up."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +24,10 @@ class Batch:
     tangent: Tangent | None = None
     drain: bool = False
     """No other training batch follows until every block has applied its scalars."""
+    ready: Any = None
+    """Event of a GPU after which the tensors are there (`wire.streams`); None where they are."""
+    host_labels: Tensor | None = None
+    """The labels on the host, where `labels` are on a GPU: a header takes them without waiting for it."""
     extra: int = 0
     """Number of an extra step (`wire.replay`), which has the id of the step that comes next and never goes on a wire: how many
     its buffer has given, this one included. 0: a step of the epoch."""
@@ -39,12 +44,18 @@ class Batch:
             return f"an extra step before batch {self.id}"
         return f"batch {self.id}" if self.training else f"test batch {self.id}"
 
-    def to(self, device: torch.device, dtype: torch.dtype) -> "Batch":
+    def to(self, device: torch.device, dtype: torch.dtype, *, non_blocking: bool = False) -> "Batch":
         """The batch on a device, its activation and tangent in a format; itself if it is so already."""
         if self.x.device == device and self.labels.device == device and self.x.dtype == dtype:
             return self
-        tangent = self.tangent and Tangent(self.tangent.lanes, self.tangent.value.to(device, dtype))
-        return replace(self, x=self.x.to(device, dtype), labels=self.labels.to(device), tangent=tangent)
+        tangent = self.tangent and Tangent(
+            self.tangent.lanes, self.tangent.value.to(device, dtype, non_blocking=non_blocking)
+        )
+        x, labels = (
+            each.to(device, kind, non_blocking=non_blocking) for each, kind in ((self.x, dtype), (self.labels, None))
+        )
+        on_host = self.labels if self.labels.device.type == "cpu" else self.host_labels
+        return replace(self, x=x, labels=labels, tangent=tangent, host_labels=on_host)
 
 
 def canonical(x: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from fgpipe.wire.feedback.messages import Feedback, Request
 from fgpipe.wire.feedback.zmq import ZmqFeedback
 from fgpipe.wire.inbox import Inbox
 from fgpipe.wire.links.sender import Sender
+from fgpipe.wire.streams import Streams
 
 
 class Post:
@@ -14,10 +15,18 @@ class Post:
         inbox: where messages for the blocks of this process arrive, whoever sent them.
         upwards: to the process above; None if there is none.
         feedback: to and from the other processes; None if there are none.
+        streams: of this process.
     """
 
-    def __init__(self, inbox: Inbox, upwards: Sender | None = None, feedback: ZmqFeedback | None = None) -> None:
+    def __init__(
+        self,
+        inbox: Inbox,
+        upwards: Sender | None = None,
+        feedback: ZmqFeedback | None = None,
+        streams: Streams | None = None,
+    ) -> None:
         self.inbox, self._upwards, self._feedback = inbox, upwards, feedback
+        self.streams = streams or Streams()
 
     def up(self, block: int, batch: Batch) -> None:
         """Send what a block makes of a batch to the one above.
@@ -28,7 +37,7 @@ class Post:
             LinkError: the process above is gone, or takes nothing.
         """
         if self.inbox.holds(block + 1):
-            self.inbox.deliver_batch(block + 1, within_process(batch))
+            self.inbox.deliver_batch(block + 1, self.streams.handed(within_process(batch)))
         else:
             assert self._upwards is not None, "the last block sends nothing upwards"
             self._upwards.send(batch)

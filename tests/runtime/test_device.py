@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fgpipe.config import compose_config
+from fgpipe.config.schema import SCOPES
 from fgpipe.errors import NotFiniteError
 from fgpipe.gradients.guesses import make
 from fgpipe.gradients.guesses.registry import OWN
@@ -125,7 +126,7 @@ def plan_of(*overrides: str) -> Plan:
     facts = DataFacts(train_batches=4, test_batches=1, classes=10, channels=3, height=16, width=16)
     config = compose_config([f"batch_size={SIZE}", "model.width=0.0625", "window=auto", *overrides])
     plan = Plan.make(config, facts)
-    for module in (*plan.net.blocks, *plan.net.heads):
+    for module in (*plan.net.blocks, *plan.net.heads, *plan.net.beside):
         materialize(module, torch.Generator().manual_seed(0), dtype=torch.float32, device=CPU)
     return plan
 
@@ -146,7 +147,7 @@ def findings(messages: Iterator[Message]) -> tuple[int, list[Batch]]:
 def test_stages(case: tuple[str, ...]) -> None:
     """Two batches through all blocks, the readings that they wait for, and a test batch."""
     plan = plan_of(*case)
-    with pretending(plan.net.blocks, plan.net.heads) as copies:
+    with pretending(plan.net.blocks, plan.net.heads, plan.net.beside) as copies:
         stages = [Stage(plan, Learner.make(plan, j, GPU), GPU) for j in plan.topology.local]
         for number, training in ((0, True), (1, True), (0, False)):
             batch = Batch(number, 0, training, *images())
@@ -167,8 +168,10 @@ def test_stages(case: tuple[str, ...]) -> None:
 @pytest.mark.usefixtures("pretended")
 @pytest.mark.parametrize("guess", [*(each.name for each in GUESSES), "end_to_end"])
 def test_oracle(guess: str) -> None:
-    plan = plan_of(f"guess={guess}", f"space={make(guess).spaces[0]}", "tangents=oracle", "window=1")
-    with pretending(plan.net.blocks, plan.net.heads) as copies:
+    space = make(guess).spaces[0]
+    scope = next(each for each in SCOPES[space] if each in make(guess).scopes)
+    plan = plan_of(f"guess={guess}", f"space={space}", f"scope={scope}", "tangents=oracle", "window=1")
+    with pretending(plan.net.blocks, plan.net.heads, plan.net.beside) as copies:
         step = OracleStep(plan, {j: Learner.make(plan, j, GPU) for j in plan.topology.local}, GPU)
         for training in (True, False):
             assert findings(step.run(Batch(0, 0, training, *images())))[0] == 1

@@ -43,7 +43,8 @@ def header_of(batch: Batch, samples: int) -> Tensor:
     fields = [MAGIC, batch.id, batch.epoch, flags, lanes, batch.x.dim(), *batch.x.shape]
     header = torch.zeros(FIELDS + samples, dtype=torch.int64)
     header[: len(fields)] = torch.tensor(fields)
-    header[FIELDS : FIELDS + len(batch.labels)] = batch.labels
+    labels = batch.labels if batch.host_labels is None else batch.host_labels
+    header[FIELDS : FIELDS + len(labels)] = labels
     return header
 
 

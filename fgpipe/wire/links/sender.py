@@ -3,7 +3,7 @@
 import time
 from collections import deque
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -14,23 +14,32 @@ from fgpipe.observe.ledger import Ledger
 from fgpipe.wire.batch import Batch
 from fgpipe.wire.links.header import IN_FLIGHT, TAG, header_of, wire
 from fgpipe.wire.slow import Delay
+from fgpipe.wire.streams import Streams
 
 
 class Sender:
     """Sends to the process of the block above. At most two batches wait here; then `send` blocks."""
 
     def __init__(
-        self, block: int, peer: int, samples: int, ledger: Ledger, device: torch.device, delay: Delay | None = None
+        self,
+        block: int,
+        peer: int,
+        samples: int,
+        ledger: Ledger,
+        device: torch.device,
+        streams: Streams,
+        delay: Delay | None = None,
     ) -> None:
         """
         Args:
             peer: rank of the process of block `block + 1`.
             samples: of a training batch; test batches may have fewer.
             device: where the wire's tensors live.
-            delay: makes the link slower than it is.
+            streams: of this process.
+            delay: makes the link slower than it is; and sends in a thread, which waits for copies from a GPU.
         """
         self._block, self._peer, self._samples = block, peer, samples
-        self._ledger, self._device, self._delay = ledger, device, delay
+        self._ledger, self._device, self._streams, self._delay = ledger, device, streams, delay
         self._pending: deque[_Sending] = deque()
 
     def send(self, batch: Batch) -> None:
@@ -41,14 +50,16 @@ class Sender:
         """
         x = wire(batch.x)
         stacked = torch.cat([x, wire(batch.tangent.value)]) if batch.tangent else x.contiguous()
-        payload = _on_wire(stacked, self._device)
+        payload, copied = (
+            (stacked, None) if stacked.device.type == self._device.type else self._streams.to_host(stacked)
+        )
         header = header_of(batch, self._samples)
         messages = [header, payload] if payload.numel() else [header]
         if self._delay is None:
-            self._post(batch.name, messages)
+            self._post(batch.name, messages, copied)
         else:
             size = sum(message.nbytes for message in messages)
-            self._delay.put(size, partial(self._post, batch.name, messages), room=IN_FLIGHT)
+            self._delay.put(size, partial(self._post, batch.name, messages, copied), room=IN_FLIGHT)
         lanes = len(batch.tangent.lanes) if batch.tangent else 0
         one = payload.nbytes // (lanes + 1)
         count = self._ledger.count
@@ -57,7 +68,10 @@ class Sender:
             count(self._block, self._block + 1, "tangents", lanes * one)
         count(self._block, self._block + 1, "control", header.nbytes)
 
-    def _post(self, name: str, messages: list[Tensor]) -> None:
+    def _post(self, name: str, messages: list[Tensor], copied: Any) -> None:
+        """Args: copied: event of the payload's copy from a GPU."""
+        if copied is not None:
+            copied.synchronize()
         if len(self._pending) == IN_FLIGHT:
             self._wait_for_oldest()
         sending = _Sending(name, time.monotonic(), messages, [])
@@ -97,10 +111,3 @@ class _Sending(NamedTuple):
     messages: list[Tensor]
     """They must live as long."""
     works: list[dist.Work | None]
-
-
-def _on_wire(payload: Tensor, device: torch.device) -> Tensor:
-    """The payload where the wire's tensors live; from a GPU to the host by way of pinned memory."""
-    if payload.device.type == device.type:
-        return payload
-    return torch.empty_like(payload, device=device, pin_memory=True).copy_(payload)
