@@ -39,7 +39,7 @@ pytestmark = pytest.mark.usefixtures("offline")
 @pytest.mark.parametrize("name", sorted(path.stem for path in (CONFIGS / "data").glob("*.yaml")))
 def test_every_data_config_composes(name: str) -> None:
     config = compose_config([f"data={name}"])
-    assert config.data.name == {"cifar10_jpeg": "image_folder"}.get(name, name)
+    assert config.data.name == {"cifar10_jpeg": "image_folder", "imagenette_64": "imagenette"}.get(name, name)
     assert config.optim.schedule != "step" or config.optim.step_epochs < config.epochs, "the rate drops at least once"
 
 
@@ -149,6 +149,10 @@ def test_imagenette_layout(tmp_path: Path) -> None:
         for value, name in ((10, "n01440764"), (200, "n03888257")):
             write_image(tmp_path / "imagenette2-160" / split / name / f"{name}_1.JPEG", value, (213, 160))
     dataset = load(configured("imagenette", tmp_path, stored_size=160, augment="resized_crop_flip", size=128))
+    same = load(
+        configured("imagenette", tmp_path / "imagenette2-160", stored_size=160, augment="resized_crop_flip", size=128)
+    )
+    assert torch.equal(same.train_images, dataset.train_images)
     assert dataset.train_images.shape == (2, 3, 160, 160) and dataset.test_labels.tolist() == [0, 1]
 
 

@@ -94,7 +94,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "model.modules": _optional((_is_modules, "nproc, or a list of blocks per module such as [4,4]")),
     "model.width": _above(0),
     "model.stem": _one_of("cifar", "imagenet"),
-    "head.name": _one_of("cnn", "mlp", "linear", "predsim", "spatial"),
+    "head.name": _one_of("cnn", "mlp", "linear", "predsim", "spatial", "strided"),
     "head.hidden": _optional(_at_least(1)),
     "target.name": _one_of("global", "intermediate", "local"),
     "target.depth": (

@@ -189,7 +189,9 @@ def _read_idx(folder: Path, name: str, dimensions: int) -> tuple[Path, np.ndarra
 
 
 def _imagenette(root: Path, config: DataConfig) -> Dataset:
-    """fast.ai's ten ImageNet classes, with shorter sides of 160 pixels."""
+    """fast.ai's ten ImageNet classes, with shorter sides of 160 pixels; or another copy, of any size, in the root itself."""
+    if (root / "train").is_dir():
+        return read_folders(root, config)
     url = "https://s3.amazonaws.com/fast-ai-imageclas/imagenette2-160.tgz"
     published = Published("imagenette2-160", ((url, "e793b78cc4c9e9a4ccc0c1155377a412"),))
     return read_folders(locate(root, published), config)

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from fgpipe.models.convolution import PaddedConv2d
 
-HIDDEN = {"cnn": {8: 32, 16: 16}, "mlp": {8: 1024, 16: 512}, "spatial": {8: 256, 16: 256}}
-"""Hidden channels (cnn, spatial) and features (mlp) at width 1, by the number of blocks; the paper has no spatial one."""
+HIDDEN = {"cnn": {8: 32, 16: 16}, "mlp": {8: 1024, 16: 512}, "spatial": {8: 256, 16: 256}, "strided": {8: 512, 16: 512}}
+"""Hidden channels (cnn, spatial, strided) and features (mlp) at width 1, by the number of blocks; two are not the paper's."""
 SIMILARITY_WEIGHT = 0.99
 """Weight of predsim's similarity loss; its cross-entropy has the rest (Nokland and Eidnes, 2019)."""
 
@@ -99,6 +99,20 @@ def spatial_head(channels: int, classes: int, hidden: int) -> Head:
     return Head(*layers, *_pooled_linear(hidden, classes, pool=1))
 
 
+def strided_head(channels: int, classes: int, hidden: int) -> Head:
+    """Strided 3x3 convolutions, each to twice the channels, up to `hidden`; at least one; global average pooling, linear.
+
+    Shaped as what a net that halves its resolution has above the block, one layer for each stage, as in AugLocal (Ma et al.,
+    2024), at a fraction of the FLOPs: each convolution takes half of one in the block.
+    """
+    layers: list[nn.Module] = []
+    while not layers or channels < hidden:
+        wider = max(channels, min(2 * channels, hidden))
+        layers += [PaddedConv2d(channels, wider, stride=2), nn.BatchNorm2d(wider), nn.ReLU()]
+        channels = wider
+    return Head(*layers, *_pooled_linear(channels, classes, pool=1))
+
+
 def mlp_head(channels: int, classes: int, hidden: int) -> Head:
     """Pooling to 2x2, three linear layers of `hidden` features with BatchNorm, linear."""
     layers: list[nn.Module] = [nn.AdaptiveAvgPool2d(2), nn.Flatten()]
@@ -112,7 +126,7 @@ def mlp_head(channels: int, classes: int, hidden: int) -> Head:
 def auxiliary_head(
     name: str, channels: int, classes: int, *, blocks: int, width: float = 1.0, hidden: int | None = None
 ) -> Head | PredSim:
-    """The head `name` (the paper's cnn, mlp, linear or predsim; spatial) for a block's output of `channels` channels.
+    """The head `name` (the paper's cnn, mlp, linear or predsim; spatial; strided) for a block's output of `channels` channels.
 
     Args:
         hidden: size at width 1; None takes the paper's for the number of blocks. It scales with `width`.
@@ -122,4 +136,6 @@ def auxiliary_head(
     if name == "predsim":
         return PredSim(channels, classes)
     size = max(1, round(width * (hidden or HIDDEN[name][blocks])))
-    return {"cnn": cnn_head, "mlp": mlp_head, "spatial": spatial_head}[name](channels, classes, size)
+    return {"cnn": cnn_head, "mlp": mlp_head, "spatial": spatial_head, "strided": strided_head}[name](
+        channels, classes, size
+    )

@@ -7,7 +7,7 @@ from fgpipe.config import Config, HeadConfig
 from fgpipe.errors import bad_value
 from fgpipe.gradients.guesses.base import Guess, GuessHead
 
-KINDS = ("cnn", "mlp", "linear", "predsim", "spatial")
+KINDS = ("cnn", "mlp", "linear", "predsim", "spatial", "strided")
 
 
 @dataclass(frozen=True)

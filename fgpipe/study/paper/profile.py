@@ -27,6 +27,8 @@ class Profile:
     """Width of a cell to its factor."""
     overrides: list[str] = field(default_factory=list)
     """Settings of `fgpipe.train` for every cell."""
+    of_dataset: dict[str, list[str]] = field(default_factory=dict)
+    """More of them for the cells of a data set of the paper."""
     rates: list[Any] = field(default_factory=list)
     """Rules: fields of a cell with the value, or the list of values, that they must have, and `lr`. The first that
     fits gives the learning rate."""
@@ -66,7 +68,7 @@ class Profile:
             "scope": SCOPES[space],
             "optim.lr": f"{self.learning_rate(cell):g}",
         }
-        return settings | by_key(self.overrides)
+        return settings | by_key(self.overrides) | by_key(self.of_dataset.get(cell.dataset, []))
 
     def learning_rate(self, cell: Cell) -> float:
         """Learning rate of the first rule that fits.
