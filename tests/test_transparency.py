@@ -45,7 +45,7 @@ EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
 SPACES = [("weight", "tensor"), ("weight", "block"), ("activity", "batch"), ("activity", "sample")]
 TARGETS = {"global": [], "local": [], "intermediate": ["target.depth=1"], "depth 3": ["target.depth=3"]}
 GUESSES = [make(name) for name in OWN if name != "end_to_end"]
-HEADS = ("cnn", "mlp", "linear", "predsim", "spatial")
+HEADS = ("cnn", "mlp", "linear", "predsim", "spatial", "strided")
 
 
 def combinations() -> list[tuple[str, str, str, str, str]]:

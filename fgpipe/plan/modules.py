@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import zip_longest
 
 from fgpipe.config import Config
-from fgpipe.models.net import resnet
+from fgpipe.models.net import Net, resnet
 from fgpipe.plan.costs import ForwardPass, head_flops
+from fgpipe.plan.plan import of_config
 from fgpipe.plan.topology import balanced
 
 CHANNELS, CLASSES = 3, 10
@@ -28,10 +30,13 @@ def resolved(config: Config, processes: int) -> Config:
 
 
 def dear_heads(config: Config, flops: Sequence[int]) -> dict[int, float]:
-    """Modules whose head has more than `MOST` of their FLOPs, and its share.
+    """Modules whose heads have more than `MOST` of their FLOPs together, and the share.
 
     Args: flops: of each module, on two images.
     """
-    net = resnet(config.model, config.head, in_channels=CHANNELS, classes=CLASSES)
-    heads = head_flops(net, (2, CHANNELS, config.data.size, config.data.size))
-    return {j: head / own for j, (head, own) in enumerate(zip(heads, flops, strict=True)) if head > MOST * own}
+    shape = 2, CHANNELS, config.data.size, config.data.size
+    net = of_config(config, CHANNELS, CLASSES)
+    heads = head_flops(net, shape)
+    beside = head_flops(Net(net.blocks, [*net.beside, net.heads[-1]]), shape)[:-1] if net.beside else []
+    shares = [(head + second) / own for head, second, own in zip_longest(heads, beside, flops, fillvalue=0)]
+    return {j: share for j, share in enumerate(shares) if share > MOST}

@@ -110,13 +110,14 @@ def _perform(
         cluster.connect(plan.topology, place.wire_device(device), alone=pipelined)
         replicas = Replicas.connect(plan.topology, place.wire_device(device), config.deadline, pipelined)
     if place.rank == plan.topology.reporter and (
-        wide := placement.wide_boundary(plan.topology, cluster.hosts, plan.link_bytes)
+        crossed := placement.wide_boundary(plan.topology, cluster.hosts, plan.link_bytes)
     ):
-        print(f"fgpipe: warning: {wide}", file=sys.stderr, flush=True)
-    counted = net is None and (config.model.modules is not None or config.head.name == "spatial")
+        print(f"fgpipe: warning: {crossed}", file=sys.stderr, flush=True)
+    wide = config.head.name in ("spatial", "strided") or plan.method.guess.second_head is not None
+    counted = net is None and (config.model.modules is not None or wide)
     if place.rank == plan.topology.reporter and counted:
         for j, share in modules.dear_heads(config, plan.forward.flops).items():
-            line = f"the head of block {j} has {share:.0%} of its FLOPs (head.hidden makes it smaller)"
+            line = f"heads of block {j} have {share:.0%} of its FLOPs (head.hidden makes them smaller)"
             print(f"fgpipe: note: {line}", file=sys.stderr, flush=True)
     return _Run(plan, cluster, replicas, device, batches, folder, resumed).execute()
 

@@ -290,7 +290,7 @@ HEADS = {
     "classifier": lambda: classifier(6, 5),
     **{
         name: lambda name=name: auxiliary_head(name, 6, 5, blocks=8, hidden=7)
-        for name in ("cnn", "mlp", "linear", "predsim", "spatial")
+        for name in ("cnn", "mlp", "linear", "predsim", "spatial", "strided")
     },
     "a head without a rule": lambda: Head(nn.Flatten(), nn.Softplus(), nn.Linear(216, 5)),
 }

@@ -124,6 +124,18 @@ def test_a_spatial_head_sees_pixels() -> None:
     assert isinstance(first, nn.Conv2d) and first.out_channels == 16
 
 
+def test_a_strided_head_is_shaped_as_the_rest_of_the_net() -> None:
+    """Twice the channels at half the resolution, to as many as the last block has; then one convolution of the same."""
+    sizes = [
+        [layer.out_channels for layer in head.modules() if isinstance(layer, nn.Conv2d)]
+        for head in configured(8, "strided", 0.25).heads[:-1]
+    ]
+    assert sizes == [[32, 64, 128]] * 2 + [[64, 128]] * 2 + [[128]] * 3
+    config = compose_config(["head=strided", "head.hidden=100", "model.width=0.25"])
+    first = resnet(config.model, config.head, in_channels=3, classes=10).heads[0]
+    assert [layer.out_channels for layer in first.modules() if isinstance(layer, nn.Conv2d)] == [25]
+
+
 def test_initialisation() -> None:
     """Kaiming uniform: within sqrt(6 / fan_in), of variance 2 / fan_in; biases 0.01."""
     layer = nn.Linear(400, 500)
