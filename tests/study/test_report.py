@@ -8,6 +8,7 @@ import subprocess
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from matplotlib.figure import Figure
@@ -130,19 +131,20 @@ def results(tmp_path: Path) -> Path:
 
 
 class Page(HTMLParser):
-    """Ids, and every address that a browser would fetch."""
+    """Ids, every address that a browser would fetch, and every link."""
 
     def __init__(self) -> None:
         super().__init__()
         self.ids: list[str] = []
         self.addresses: list[str] = []
+        self.links: list[str] = []
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         values = dict(attributes)
         self.ids += [values["id"] or ""] if "id" in values else []
         for name in ("src", "href", "xlink:href", "data"):
             if values.get(name):
-                self.addresses.append(values[name] or "")
+                (self.links if tag == "a" else self.addresses).append(values[name] or "")
 
 
 def test_the_page_has_every_cell_and_needs_no_network(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -155,15 +157,16 @@ def test_the_page_has_every_cell_and_needs_no_network(results: Path, capsys: pyt
     page.feed(html)
     assert len(page.ids) > 20 and not [name for name, count in Counter(page.ids).items() if count > 1]
     assert all(address.startswith(("#", "data:")) for address in page.addresses) and "@import" not in html
-    assert html.count(">missing<") == 462 - 5, "the Gaussian cell is not a published one"
+    assert html.count("<tr hidden>") == 462 - 5, "the Gaussian cell is not a published one"
+    assert len(page.links) == 10 and all((results / "report" / link).is_file() for link in page.links)
     claim = re.search(r'<div class="claim"><h3>Local guesses beat random.*?</div>', html, re.DOTALL)
     assert claim is not None and "averaged" in claim[0], "the card says what the differences are of"
     assert "seeds 0,1,2: +32 [+27, +37] points" in claim[0]  # 30, 32, 34: 4.303 * 2 / sqrt(3) = 4.97
     assert "The correlation without a row" in html
-    assert "71.0 ± 1.0" in html and "seed 0,1,2 · lr 0.1" in html
+    assert "<td><b>71.0</b></td><td>1.0</td>" in html
     for name in (
         "scatter",
-        "heat-cifar10-8-global",
+        "groups",
         "loss-8-blocks",
         "depth-8-blocks",
         "cosine-8-blocks-weight",
@@ -210,10 +213,16 @@ def browse(page: Path, folder: Path, width: int) -> tuple[list[str], int]:
 
     In a frame, as a browser's window is never as narrow as a phone's screen.
     """
-    measuring = "<script>parent.postMessage(document.documentElement.scrollWidth, '*')</script></html>"
+    script = "<script>parent.postMessage('width ' + document.documentElement.scrollWidth, '*')</script></html>"
+    lines, title = in_a_frame(page, folder, width, script)
+    return lines, int(title.removeprefix("width "))
+
+
+def in_a_frame(page: Path, folder: Path, width: int, script: str) -> tuple[list[str], str]:
+    """Lines on the console, and what a script at the page's end posts."""
     copy, frame = folder / "copy.html", folder / "frame.html"
-    copy.write_text(page.read_text().replace("</html>", measuring))
-    listening = "<script>onmessage = event => { document.title = 'width ' + event.data }</script>"
+    copy.write_text(page.read_text().replace("</html>", script))
+    listening = "<script>onmessage = event => { document.title = event.data }</script>"
     frame.write_text(
         f'<!doctype html>{listening}<iframe src="copy.html" style="border: 0; width: {width}px; height: 900px">'
     )
@@ -234,9 +243,9 @@ def browse(page: Path, folder: Path, width: int) -> tuple[list[str], int]:
     done = subprocess.run(
         [str(CHROMIUM), *flags, frame.as_uri()], capture_output=True, text=True, timeout=200, check=True
     )
-    found = re.search(r"<title>width (\d+)</title>", done.stdout)
+    found = re.search(r"<title>(.+?)</title>", done.stdout)
     assert found is not None, done.stdout[:500]
-    return [line for line in done.stderr.splitlines() if "CONSOLE" in line], int(found[1])
+    return [line for line in done.stderr.splitlines() if "CONSOLE" in line], found[1]
 
 
 def drawn(folder: Path) -> dict[str, Figure]:
@@ -299,14 +308,42 @@ def test_loss_by_depth_is_of_cnn_heads(tmp_path: Path) -> None:
     assert [text.get_text() for text in legend.get_texts()] == ["local, global", "gaussian, global"]
 
 
-def test_heat_maps_are_of_whatever_is_measured(tmp_path: Path) -> None:
+SORTED = """<script>
+const words = () => [...document.querySelectorAll("#cells tbody tr:not([hidden])")].map(row => row.cells[5].textContent + " " + row.cells[8].textContent).join("|");
+const button = at => document.querySelectorAll("#cells button")[at].click();
+const found = [words()];
+button(8); found.push(words());
+button(8); found.push(words());
+const guess = document.querySelector('select[data-column="5"]');
+guess.value = "local"; guess.dispatchEvent(new Event("change")); found.push(words());
+guess.value = ""; document.querySelector("#measured").click(); found.push(document.querySelector("#shown").textContent);
+parent.postMessage(found.join(";"), "*");
+</script></html>"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+def test_the_table_is_sorted_and_filtered(results: Path, tmp_path: Path) -> None:
+    assert main([str(results)]) == 0
+    _, title = in_a_frame(results / "report" / "index.html", tmp_path, 1280, SORTED)
+    _, falling, rising, local, everything = title.split(";")
+    by_accuracy = ["end-to-end 80.0", "local 71.0", "local 71.0", "local 65.0", "gaussian 39.0", "ntk 30.0"]
+    assert falling.split("|") == by_accuracy and rising.split("|") == by_accuracy[::-1]
+    assert local.split("|") == ["local 65.0", "local 71.0", "local 71.0"] and everything == "463 of 463 cells"
+
+
+def test_panels_are_of_whatever_is_measured(tmp_path: Path) -> None:
     for space in ("weight", "activity"):
         write_run(tmp_path, key("local", "mlp", space, target="intermediate"), 50)
         write_run(tmp_path, key("gaussian", "mlp", space, blocks=16, target="local"), 30)
     write_run(tmp_path, key("local", "mlp", None, blocks=16, target="local"), 60)
     write_run(tmp_path, key("local", "mlp", "weight"), 70)  # alone in its table
-    figures = drawn(tmp_path)
-    heat = {name for name in figures if name.startswith("heat")}
-    assert heat == {"heat-cifar10-8-intermediate", "heat-cifar10-16-local"}
-    measured, _ = figures["heat-cifar10-16-local"].axes
-    assert [text.get_text() for text in measured.texts] == ["60.0", "60.0", "30.0", "30.0"]
+    panels = {panel.get_title(): panel for panel in drawn(tmp_path)["groups"].axes}
+    assert set(panels) == {"intermediate, cifar10, 8 blocks", "local, cifar10, 16 blocks"}
+    lines: list[Any] = panels["local, cifar10, 16 blocks"].get_lines()
+    filled = {
+        (round(line.get_ydata()[0]), float(line.get_xdata()[0]))
+        for line in lines
+        if line.get_markerfacecolor() != "none"
+    }
+    names = [each.get_text() for each in next(iter(panels.values())).get_yticklabels()]  # which all share
+    assert {(names[at], accuracy) for at, accuracy in filled} == {("local mlp", 60), ("gaussian mlp", 30)}

@@ -3,9 +3,8 @@
 import io
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from math import isnan
 from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
@@ -17,12 +16,12 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from fgpipe.study.card.measured import Measurement, Values
 from fgpipe.study.card.ranks import Ranks
-from fgpipe.study.paper.tables import Key, spelled, unpublished
-from fgpipe.study.paper.tables import published as all_published
+from fgpipe.study.paper.tables import Key, spelled
 
 if TYPE_CHECKING:
     from matplotlib.typing import RcKeyType  # which the oldest matplotlib that will do has not
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
 INK = "#2b2f36"
 """Colour of text and axes; `currentColor` in the SVG, so that the page's scheme decides."""
 SPACES = ("activity", "weight")
+SPACE_COLORS = {"weight": "#2f7ed8", "activity": "#d9822b", None: "#8a8f98"}
 GUESS_COLORS = {
     "end_to_end": "#8a8f98",
     "local": "#2f7ed8",
@@ -104,7 +104,7 @@ def plots(measurements: Sequence[Measurement], values: Values, published: Values
     ranks = Ranks.of(values, published)
     if ranks.spearman is not None:
         yield _scatter(ranks)
-    yield from _heat_maps(values, published)
+    yield from _multiples(values, published)
     yield from _losses(measurements)
     yield from _by_depth(measurements)
     yield from _cosines(measurements)
@@ -136,60 +136,52 @@ def _scatter(ranks: Ranks) -> Plot:
     return Plot("scatter", "Measured against published", caption, draw)
 
 
-def _heat_maps(values: Values, published: Values) -> Iterator[Plot]:
-    """Yield one for the cells of each data set, number of blocks, width and target, where more than one is measured."""
-    groups: dict[tuple[str, int, str, str], list[Key]] = defaultdict(list)
+def _multiples(values: Values, published: Values) -> Iterator[Plot]:
+    """Yield the cells of all groups of data set, blocks, width and target, a panel for each of which more than one is measured."""
+    groups: dict[tuple[str, str, int, str], list[Key]] = defaultdict(list)
     for key in sorted(values, key=_row_order):
         if key.guess != "end_to_end":
-            groups[key.dataset, key.blocks, key.width, key.target].append(key)
-    for group, keys in sorted(groups.items(), key=lambda item: (item[0][3], *item[0])):
-        if len(keys) > 1:
-            yield _heat_map(group, keys, values, published)
+            groups[key.target, key.dataset, key.blocks, key.width].append(key)
+    wanted = {group: keys for group, keys in sorted(groups.items()) if len(keys) > 1}
+    if wanted:
+        rows = list(dict.fromkeys((each.guess, each.aux) for keys in wanted.values() for each in keys))
+        rows.sort(key=lambda row: (list(GUESS_COLORS).index(row[0]), row[1] or ""))
+        across = min(4, len(wanted))
+        down = -(-len(wanted) // across)
+        size = max(3.7, 2.1 * across + 1.0), down * (0.6 + 0.19 * len(rows)) + 0.5
+        caption = "Test accuracy, filled as measured, hollow as published; a panel for each group of cells."
+        draw = partial(_draw_multiples, wanted, rows, across, values, published)
+        yield Plot("groups", "Every group of cells", caption, draw, size)
 
 
-def _heat_map(group: tuple[str, int, str, str], keys: Sequence[Key], values: Values, published: Values) -> Plot:
-    dataset, blocks, width, target = group
-    rows = list(dict.fromkeys((key.guess, key.aux) for key in keys))
-    by_place = {(key.guess, key.aux, space): key for key in keys for space in SPACES if key.space in (None, space)}
-
-    def draw(figure: Figure) -> None:
-        for axes, source, title in zip(
-            figure.subplots(1, 2, sharey=True), (values, published), ("measured", "published"), strict=True
-        ):
-            cells = [[by_place.get((*row, space)) for space in SPACES] for row in rows]
-            numbers = [
-                [float("nan") if key is None or key not in source else mean(source[key].values()) for key in line]
-                for line in cells
-            ]
-            top = max([10.1, *(number for line in numbers for number in line if not isnan(number))])
-            axes.pcolormesh(range(-1, 2), range(len(rows) + 1), numbers, cmap="viridis", vmin=10, vmax=top)
-            for i, line in enumerate(numbers):
-                for k, number in enumerate(line):
-                    missing = isnan(number)
-                    color = INK if missing else "white" if number < 10 + 0.65 * (top - 10) else "black"
-                    axes.text(
-                        k - 0.5,
-                        i + 0.5,
-                        "–" if missing else f"{number:.1f}",
-                        ha="center",
-                        va="center",
-                        color=color,
-                        fontsize=8,
-                    )
-            axes.set_xticks((-0.5, 0.5), SPACES)
-            axes.set_yticks([i + 0.5 for i in range(len(rows))], [row_label(*row) for row in rows])
-            axes.set_ylim(len(rows), 0)
-            axes.set_title(title, fontsize=9)
-            axes.tick_params(length=0)
-            axes.spines[:].set_visible(False)
-
-    tables = sorted({cell.table for cell in (*all_published(), *unpublished()) if cell.key in keys})
-    source = f"table {' and '.join(map(str, tables))}, {spelled(dataset)}"
-    caption = f"Test accuracy in percent, colours by panel; of {source}."
-    title = f"Guesses and spaces, {spelled(dataset)}, {blocks} blocks, {target} target"
-    title += f", width {width}" * (width != "1")
-    name = "-".join(("heat", dataset, str(blocks), target, *((width,) if width != "1" else ())))
-    return Plot(name, title, caption, draw, size=(3.7, 1.1 + 0.25 * len(rows)))
+def _draw_multiples(
+    groups: Mapping[tuple[str, str, int, str], Sequence[Key]],
+    rows: Sequence[tuple[str, str | None]],
+    across: int,
+    values: Values,
+    published: Values,
+    figure: Figure,
+) -> None:
+    down = -(-len(groups) // across)
+    panels = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False).flat
+    for ((target, dataset, blocks, width), keys), panel in zip(groups.items(), panels, strict=False):
+        for key in keys:
+            at = rows.index((key.guess, key.aux)) + {None: 0.0, "weight": -0.16, "activity": 0.16}[key.space]
+            for source, face in ((published, "none"), (values, SPACE_COLORS[key.space])):
+                if key in source:
+                    panel.plot(mean(source[key].values()), at, "o", ms=4, color=SPACE_COLORS[key.space], mfc=face)
+        wide = f", width {width}" if width != "1" else ""
+        panel.set_title(f"{target}, {spelled(dataset)}, {blocks} blocks{wide}", fontsize=7.5)
+        panel.set_yticks(range(len(rows)), [row_label(*row) for row in rows], fontsize=7)
+        panel.tick_params(axis="x", labelsize=7)
+        panel.set(xlim=(0, 100), ylim=(len(rows) - 0.5, -0.5))
+        panel.grid(axis="x", color=INK, alpha=0.15, linewidth=0.5)
+    for panel in list(panels):
+        panel.set_axis_off()
+    figure.supxlabel("test accuracy, %", fontsize=9)
+    handles = [Line2D([], [], marker="o", ls="", ms=4, color=color) for color in SPACE_COLORS.values()]
+    labels = [f"{space} space" if space else "either" for space in SPACE_COLORS]
+    figure.legend(handles, labels, loc="outside upper left", ncols=3, fontsize=7, frameon=False)
 
 
 def _row_order(key: Key) -> tuple[int, str]:

@@ -6,9 +6,8 @@ Exit codes: 0, written; 1, not all can be written; 2, bad input; 130, interrupte
 
 import csv
 import os
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -20,11 +19,12 @@ from fgpipe.errors import UserError
 from fgpipe.saving import durable
 from fgpipe.saving.outputs import check_folder, written
 from fgpipe.study.card.alignment import Positivity, alignment_verdicts
+from fgpipe.study.card.cells import CardRow, rows
 from fgpipe.study.card.claims import ClaimVerdict, verdicts
 from fgpipe.study.card.measured import Collection, Measurement, Values, published_values, spread
 from fgpipe.study.card.plots import label, plots
 from fgpipe.study.card.ranks import PARTS, Ranks
-from fgpipe.study.paper.tables import Cell, Key, published, spelled, unpublished
+from fgpipe.study.paper.tables import Key, published, spelled, unpublished
 
 USAGE = "usage: python -m fgpipe.report FOLDER\n\nFOLDER: where python -m fgpipe.grid put its runs (out=)."
 
@@ -63,6 +63,7 @@ def report(folder: Path) -> None:
         out.mkdir(exist_ok=True)
         drawn = [(plot, plot.write(out)) for plot in plots(collection.kept, values, paper)]
         write_csv(out / "cells.csv", collection)
+    every = list(rows(collection, out))
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     page = environment.from_string((files("fgpipe.study.card") / "report.html.j2").read_text()).render(
         measured=measured,
@@ -73,7 +74,8 @@ def report(folder: Path) -> None:
         disagreements=[(label(key), key, a, b) for key, a, b in ranks.disagreements[:8] if a != b],
         claims=claims,
         plots=drawn,
-        tables=list(card(collection)),
+        rows=every,
+        choices=choices(every),
         facts=facts(collection),
         others=[
             (each.folder.name, "–" if each.accuracy is None else f"{each.accuracy:.1f}", each.reason)
@@ -99,74 +101,12 @@ def judge(
     ]
 
 
-@dataclass(frozen=True)
-class CardEntry:
-    """One cell of the card, as text."""
-
-    measured: str
-    """Mean, with the standard deviation where there is more than one seed; "missing" where there is none."""
-    published: str
-    note: str
-    """Seeds and learning rate."""
-    share: float
-    """Measured accuracy, 0 to 1; 0 if missing."""
-
-
-@dataclass(frozen=True)
-class CardPart:
-    """Cells of one table that share data set, blocks, width and target."""
-
-    title: str
-    columns: list[str]
-    """Spaces, or one for the accuracy."""
-    rows: list[tuple[str, list[CardEntry | None]]]
-    """Name and one entry for each column, None where the table has no cell; a single entry spans all columns."""
-
-
-def card(collection: Collection) -> Iterator[tuple[str, str, list[CardPart]]]:
-    """Yield every table: its title, how many cells are measured, and its parts."""
-    runs: dict[Key, list[Measurement]] = defaultdict(list)
-    for each in collection.kept:
-        runs[each.key].append(each)
-    cells = [*published(), *(cell for cell in unpublished() if cell.key in runs)]
-    for table in sorted({cell.table for cell in cells}):
-        own = [cell for cell in cells if cell.table == table]
-        parts: dict[tuple, list[Cell]] = defaultdict(list)
-        for cell in own:
-            parts[cell.dataset, cell.blocks, cell.width, cell.target].append(cell)
-        found = sum(cell.key in runs for cell in own)
-        yield f"Table {table}", f"{found} of {len(own)} cells measured", [_part(each, runs) for each in parts.values()]
-
-
-def _part(cells: Sequence[Cell], runs: Mapping[Key, list[Measurement]]) -> CardPart:
-    first = cells[0]
-    width = "" if first.width == "1" else f", width {first.width}"
-    spaces = [space for space in ("activity", "weight") if any(cell.space == space for cell in cells)]
-    rows: dict[str, dict[str, CardEntry]] = defaultdict(dict)
-    for cell in cells:
-        name = label(cell.key) + " (plain)" * (cell.space is None and cell.target == "local")
-        rows[name][cell.space or ""] = _entry(cell, runs.get(cell.key, []))
-    title = f"{spelled(first.dataset)}, {first.blocks} blocks{width}, {first.target} target"
-    entries: list[tuple[str, list[CardEntry | None]]] = [
-        (name, [by_space[""]] if "" in by_space else [by_space.get(space) for space in spaces])
-        for name, by_space in rows.items()
-    ]
-    return CardPart(title, spaces or ["accuracy"], entries)
-
-
-def _entry(cell: Cell, runs: Sequence[Measurement]) -> CardEntry:
-    paper = (
-        "–"
-        if cell.accuracy is None
-        else f"{cell.accuracy:.1f}" + (f" ± {cell.std:.1f}" if cell.std is not None else "")
-    )
-    if not runs:
-        return CardEntry("missing", paper, "", 0.0)
-    average, deviation = spread(each.accuracy for each in runs)
-    measured = f"{average:.1f}" + (f" ± {deviation:.1f}" if deviation is not None else "")
-    seeds = ",".join(str(each.seed) for each in runs)
-    rates = " and ".join(sorted({f"{each.config['optim']['lr']:g}" for each in runs}))
-    return CardEntry(measured, paper, f"seed {seeds} · lr {rates}", average / 100)
+def choices(every: Sequence[CardRow]) -> list[tuple[str, list[str]]]:
+    """List the columns that the table is filtered by, each with its values."""
+    columns = [("table", [str(row.cell.table) for row in every])]
+    names = ("data set", "blocks", "width", "target", "guess", "head", "space")
+    columns += [(name, [row.words[at] for row in every]) for at, name in enumerate(names)]
+    return [(name, list(dict.fromkeys(values))) for name, values in columns]
 
 
 def facts(collection: Collection) -> list[tuple[str, str]]:
