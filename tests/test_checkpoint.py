@@ -57,6 +57,8 @@ METHODS = {
         "optim.decay_norms=false",
         "optim.clip=1",
     ],
+    "asynchronous": ["guess=end_to_end", "schedule=async_1f1b", "optim.look_ahead=true"],
+    "two versions": ["guess=end_to_end", "schedule=async_1f1b", "stash=two", "microbatches=8"],
     "coded": ["window=2", "lanes=1", "decode=predicted", "step=normalised"],
     "oracle-smoothed": ["tangents=oracle", "window=1", "lanes=1", "decode=smoothed", "step=normalised"],
 }

@@ -44,13 +44,23 @@ def check(config: Config) -> None:
     _check_slow(config)
     _check_replay(config)
     _check_precision(config)
-    if config.guess_name == "end_to_end" and config.tangents == "forward" and config.share % config.microbatches:
+    _check_asynchronous(config)
+    if (config.pipelined or config.parts > 1) and config.share % config.microbatches:
         what = f"the {config.share} samples of a replica" if config.replicas > 1 else f"batch_size={config.batch_size}"
         raise bad_value("microbatches", config.microbatches, f"a divisor of {what}")
-    if config.placement is not None and config.guess_name == "end_to_end":
+    if config.placement is not None and config.guess_name == "end_to_end" and not config.asynchronous:
         raise bad_value("placement", config.placement, "null with guess=end_to_end, whose pipeline goes by rank")
     if config.resume == "auto" and config.run_dir is None:
         raise bad_value("resume", "auto", "with run_dir=FOLDER, the folder to continue in; or a run's folder")
+
+
+def _check_asynchronous(config: Config) -> None:
+    if config.stash != "all" and not config.asynchronous:
+        raise bad_value("stash", config.stash, "all unless guess=end_to_end schedule=async_1f1b")
+    if config.streams and config.asynchronous:
+        raise bad_value("streams", "true", "false with schedule=async_1f1b, whose gradients go from block to block")
+    if config.optim.look_ahead and (config.optim.name != "sgd" or not config.optim.momentum):
+        raise bad_value("optim.look_ahead", "true", "false unless optim.name=sgd, with a momentum")
 
 
 def _check_data(data: DataConfig) -> None:
@@ -153,8 +163,9 @@ def _check_link(config: Config) -> None:
     link = config.link
     if link.between is not None and not link.slow:
         raise bad_value("link.between", list(link.between), "null unless link.rate or link.rtt is given")
-    if link.slow and config.guess_name == "end_to_end":
-        raise link.refused("null with guess=end_to_end, whose gradients take links of their own; see launch/two_hosts")
+    if link.slow and config.guess_name == "end_to_end" and not config.asynchronous:
+        allowed = f"null with guess=end_to_end schedule={config.schedule}, whose gradients take links of their own"
+        raise link.refused(f"{allowed}; see launch/two_hosts")
 
 
 def _check_slow(config: Config) -> None:

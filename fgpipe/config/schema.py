@@ -106,6 +106,8 @@ class OptimConfig:
     options: dict[str, Any] = field(default_factory=dict)
     decay_norms: bool = True
     """Norms and biases have weight decay too."""
+    look_ahead: bool = False
+    """Nesterov's momentum against delayed gradients, of `sgd`."""
     clip: float | None = None
     """Largest norm of the estimates of a block, or of its head."""
     schedule: str = MISSING
@@ -167,6 +169,7 @@ class Config:
     step: str = MISSING
     window: Any = MISSING
     schedule: str = MISSING
+    stash: str = MISSING
     microbatches: int = MISSING
     replicas: int = MISSING
     epochs: int = MISSING
@@ -201,3 +204,24 @@ class Config:
     def share(self) -> int:
         """Samples of a batch that each replica takes."""
         return self.batch_size // self.replicas
+
+    @property
+    def backpropagates(self) -> bool:
+        """Gradients come back through a pipeline."""
+        return self.guess_name == "end_to_end" and self.tangents == "forward"
+
+    @property
+    def pipelined(self) -> bool:
+        """Blocks are trained by `torch.distributed.pipelining`, all of a process as one, and drain after every batch."""
+        return self.backpropagates and self.schedule != "async_1f1b"
+
+    @property
+    def asynchronous(self) -> bool:
+        """Blocks are trained by asynchronous backpropagation, which does not drain."""
+        return self.backpropagates and self.schedule == "async_1f1b"
+
+    @property
+    def parts(self) -> int:
+        """Parts of a batch that go up one by one, and whose gradients come back so: microbatches with two versions of
+        the weights, else the whole batch."""
+        return self.microbatches if self.asynchronous and self.stash == "two" else 1

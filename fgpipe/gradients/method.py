@@ -29,12 +29,15 @@ class Method:
     """Lanes ride, and readings come back, with every so many-th batch."""
     idle: frozenset[int] = frozenset()
     """Blocks without trainable parameters: they pass activations and tangents on, and learn nothing."""
+    returns_gradients: bool = False
+    """Asynchronous backpropagation: the gradient of the last loss comes back from block to block."""
 
     @classmethod
     def of(cls, config: Config, classes: int = 1, idle: frozenset[int] = frozenset()) -> "Method":
         assert config.scope is not None
         shape = config.blocks, make(config.guess), config.space, config.scope, config.target.depth
-        return cls(*shape, config.decode, config.step, config.share, classes, config.feedback.every, idle)
+        rest = config.share, classes, config.feedback.every, idle, config.asynchronous
+        return cls(*shape, config.decode, config.step, *rest)
 
     @property
     def last(self) -> int:
@@ -68,7 +71,9 @@ class Method:
         return not self.is_plain(block) and block not in self.idle
 
     def waits(self, block: int) -> bool:
-        """The block needs scalars from a higher one before it can update."""
+        """The block needs scalars, or a gradient, from a higher one before it can update."""
+        if self.returns_gradients:
+            return block != self.last
         return self.projects(block) and self.target(block) != block
 
     def asks(self, batch: int) -> bool:
@@ -90,5 +95,5 @@ class Method:
         return self.guesses_by_trained_head or any(self.target(lower) == block for lower in range(block + 1))
 
     def keeps_graph(self, block: int) -> bool:
-        """The block holds its autograd graph from its forward pass until its scalars arrive."""
-        return self.space == "activity" and self.waits(block)
+        """The block holds its autograd graph from its forward pass until its scalars, or its gradient, arrive."""
+        return (self.space == "activity" or self.returns_gradients) and self.waits(block)

@@ -112,7 +112,14 @@ class _Rule(Protocol):
 
 
 class _SGD:
-    """SGD with momentum, by groups of parameters with the same weight decay."""
+    """SGD with momentum, by groups of parameters with the same weight decay.
+
+    `look_ahead` is the variant of Nesterov's method for delayed gradients (Ajanthan et al. 2025): with w the weights,
+    d = momentum (w - w_before) the look-ahead and g the gradient that w' + d' had some updates ago,
+    w_after = w + d - lr (1 - momentum) g. The parameters are w + d, which forward passes are made with, so that it is
+    Nesterov's momentum with the learning rate times 1 - momentum. Deviations from the paper: the momentum is constant,
+    as in its experiments, and the learning rate stays out of the velocity, as in PyTorch.
+    """
 
     def __init__(self, parameters: list[nn.Parameter], config: OptimConfig) -> None:
         self._parameters, self._config = parameters, config
@@ -129,9 +136,9 @@ class _SGD:
                 fused=True,
                 weight_decay=decay,
                 momentum=self._config.momentum,
-                lr=lr,
+                lr=lr * (1 - self._config.momentum) if self._config.look_ahead else lr,
                 dampening=0,
-                nesterov=False,
+                nesterov=self._config.look_ahead,
                 maximize=False,
             )
             for at, value in zip(group, momentum, strict=True):

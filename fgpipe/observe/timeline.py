@@ -13,10 +13,10 @@ lanes through the head; the head's own step where the guess's backward pass does
 backward pass through the block alone where there is one. Backpropagation has `backward`, and `weights` where the
 gradients of the weights are computed apart (`schedule=zero_bubble`)."""
 RECEIVE, SCALARS = "receive", "scalars"
-"""A batch arrives from another process, from its header on; scalars arrive."""
+"""A batch arrives from another process, or a gradient, from its header on; scalars arrive."""
 WAITS = ("wait for input", "wait for feedback")
 KINDS = (*COMPUTE, "send", RECEIVE, "reply", SCALARS, *WAITS)
-"""`send` hands a batch to the link, and `reply` scalars to the feedback plane."""
+"""`send` hands a batch to the link, and `reply` scalars to the feedback plane or a gradient to its link."""
 NOBODY = -1
 LIMIT = 500_000
 """Events that a process keeps, of some 190 bytes each; the later ones are counted only."""

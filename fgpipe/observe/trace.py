@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fgpipe.observe.timeline import COMPUTE, RECEIVE, SCALARS, WAITS, Event
+from fgpipe.observe.timeline import COMPUTE, NOBODY, RECEIVE, SCALARS, WAITS, Event
 from fgpipe.saving import durable
 
 TRACKS = ("compute", "batches in", "scalars in")
@@ -105,10 +105,10 @@ def chains(events: Mapping[int, Sequence[Event]]) -> Iterator[list[Placed]]:
             reply = repliers.get((block, batch))
             way = [
                 by_kind_and_place.get(("send", block, batch)),
-                by_kind_and_place.get((RECEIVE, block + 1, batch))
-                or by_kind_and_place.get(("forward", block + 1, batch)),
+                first.get((RECEIVE, block + 1, batch, block)) or by_kind_and_place.get(("forward", block + 1, batch)),
                 reply,
-                reply and by_kind_and_place.get((SCALARS, block, batch)),
+                reply
+                and (by_kind_and_place.get((SCALARS, block, batch)) or first.get((RECEIVE, block, batch, block + 1))),
                 reply and by_kind_and_place.get(("update", block, batch)),
             ]
             found = [placed for placed in way if placed is not None]
@@ -122,7 +122,7 @@ def _microbatches(first: Mapping[tuple[str, int, int, int], Placed]) -> Iterator
     up: dict[tuple[int, int], list[Placed]] = defaultdict(list)
     down: dict[tuple[int, int], list[Placed]] = defaultdict(list)
     for (kind, block, batch, other), placed in sorted(first.items()):
-        if kind in ("forward", "backward"):
+        if kind in ("forward", "backward") and other != NOBODY:
             (up if kind == "forward" else down)[batch, other].append(placed)
     for microbatch, way in down.items():
         yield up[microbatch] + way[::-1]

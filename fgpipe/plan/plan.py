@@ -88,7 +88,7 @@ class Plan:
             check_net(net.blocks, used, method, lanes, image, facts.classes)
         forward = ForwardPass.of(net, (2, *image))
         failure = None
-        if config.guess_name == "end_to_end" and config.tangents == "forward" and config.microbatches == config.share:
+        if (config.pipelined or config.parts > 1) and config.microbatches == config.share:
             failure = fails_alone(net.blocks, net.heads[-1], image, DTYPES[config.dtype])
         if failure:
             allowed = f"at most {config.share // 2} here, as of one sample {failure}"
@@ -98,17 +98,26 @@ class Plan:
         else:
             sizes = tuple(config.partition)
         topology = Topology(sizes, rank, placement)
-        return cls(config, facts, net, method, lanes, windows(method, config.window), topology, forward, step)
+        in_flight = windows(method, config.window)
+        if config.asynchronous and config.stash == "two" and config.microbatches < max(in_flight):
+            allowed = f"at least the largest window ({max(in_flight)}) with stash=two"
+            raise bad_value("microbatches", config.microbatches, allowed)
+        return cls(config, facts, net, method, lanes, in_flight, topology, forward, step)
 
     @property
     def pipelined(self) -> bool:
-        """Tell whether blocks are trained by pipelined backpropagation, all of a process as one."""
-        return self.config.guess_name == "end_to_end" and self.config.tangents == "forward"
+        """Tell whether blocks are trained by `torch.distributed.pipelining`, all of a process as one."""
+        return self.config.pipelined
 
     @property
-    def is_reference(self) -> bool:
-        """Tell whether no readings travel, as blocks learn by backpropagation or by the oracle."""
-        return self.pipelined or self.config.tangents == "oracle"
+    def has_readings(self) -> bool:
+        """Tell whether readings travel: not where blocks learn by backpropagation or by the oracle."""
+        return not self.config.backpropagates and self.config.tangents != "oracle"
+
+    @property
+    def parts(self) -> int:
+        """Parts of a training batch that go up one by one; wherever batches are counted in flight, these are."""
+        return self.config.parts
 
     @property
     def link_bytes(self) -> list[int]:
@@ -124,9 +133,14 @@ class Plan:
 
     @property
     def batches(self) -> int:
-        """Batches that are still to come, test ones included."""
+        """Batches, or their parts, that are still to come, test ones included."""
         tests = self.config.epochs - self.step // self.facts.train_batches
-        return self.config.epochs * self.facts.train_batches - self.step + tests * self.test_batches
+        return self.training_parts + tests * self.test_batches
+
+    @property
+    def training_parts(self) -> int:
+        """Training batches, or their parts, that are still to come."""
+        return (self.config.epochs * self.facts.train_batches - self.step) * self.parts
 
 
 def of_config(config: Config, channels: int, classes: int) -> Net:

@@ -27,7 +27,7 @@ class Forward:
 
 @dataclass(frozen=True)
 class Apply:
-    """Take the batch's scalars from above and update."""
+    """Take the batch's scalars, or its gradient, from above and update."""
 
     batch: int
 
@@ -39,7 +39,11 @@ def windows(method: Method, window: int | str | Sequence[int]) -> tuple[int, ...
     """The window of each block: `window`, its own if that is a list, or for `auto` the smallest that keeps all busy.
 
     A batch's scalars reach block j after the forward passes of the blocks up to its target, hence
-    `target(j) - j + 1`, which is J - j for a global target. A block that waits for no scalars has window 1.
+    `target(j) - j + 1`, which is J - j for a global target. A block that waits for no scalars has window 1. In
+    asynchronous backpropagation gradients take the place of scalars, and J - j is 1F1B's: a batch's gradient comes back
+    after the forward and backward passes of the blocks above, in which block j makes those of J - 1 - j others. Gradients
+    come from the next block, so windows must fall from block to block: with equal ones in different processes, each waits
+    for the batch that the other one's update lets go.
     """
     smallest = [method.target(j) - j + 1 if method.waits(j) else 1 for j in range(method.blocks)]
     if window == "auto":

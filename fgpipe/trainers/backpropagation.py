@@ -27,9 +27,8 @@ from fgpipe.plan.topology import Topology
 from fgpipe.trainers.findings import Findings
 from fgpipe.trainers.learner import Learner
 from fgpipe.trainers.phases import Phases
-from fgpipe.trainers.step import Message
+from fgpipe.trainers.step import Given, Message
 from fgpipe.wire.batch import Batch
-from fgpipe.wire.feedback.messages import Feedback, Lost
 from fgpipe.wire.links.header import unwire, wire
 
 SCHEDULES = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B, "zero_bubble": ScheduleInterleavedZeroBubble}
@@ -213,7 +212,7 @@ class PipelinedStep:
         self._judged.append((losses.detach(), logits.detach()))
         return losses.mean()
 
-    def run(self, given: Batch | Feedback | Lost) -> Iterator[Message]:
+    def run(self, given: Given) -> Iterator[Message]:
         """Train or test on a batch; yields labels, or in tests the activation too, for the process above, and events."""
         assert isinstance(given, Batch), "nobody sends readings here"
         for each in self._learners:

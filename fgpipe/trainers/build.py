@@ -15,6 +15,7 @@ from fgpipe.observe.observers import Observers
 from fgpipe.plan.plan import DataFacts, Plan
 from fgpipe.plan.precision import Precision
 from fgpipe.plan.schedule import kept
+from fgpipe.trainers.asynchronous import AsynchronousStage
 from fgpipe.trainers.learner import Learner
 from fgpipe.trainers.oracle import OracleStep
 from fgpipe.trainers.phases import Phases
@@ -23,6 +24,7 @@ from fgpipe.trainers.step import Step
 from fgpipe.trainers.worker import Worker
 from fgpipe.wire.feedback.mailbox import Due, Mailbox
 from fgpipe.wire.feedback.zmq import Terms, ZmqFeedback
+from fgpipe.wire.gradients import Gradient, GradientBox
 from fgpipe.wire.inbox import Arrivals, Inbox
 from fgpipe.wire.links.header import Layout
 from fgpipe.wire.links.receiver import Receiver
@@ -46,7 +48,7 @@ def build_trainer(
         j: Learner.make(plan, j, device, partial(replicas.average, observers.ledger, j)) for j in plan.topology.local
     }
     timeline, phases = observers.timeline, {}
-    steps: list[Step]
+    steps: list[Step] = []
     if plan.config.tangents == "oracle":
         steps = [OracleStep(plan, learners, device)]
     elif plan.pipelined:
@@ -54,7 +56,11 @@ def build_trainer(
 
         steps = [PipelinedStep(plan, learners, device, cluster.place.wire_device(device), observers, replicas.pipeline)]
     else:
-        steps = [Stage(plan, each, device, cluster.run) for each in learners.values()]
+        for each in learners.values():
+            asynchronous = plan.config.asynchronous
+            steps.append(
+                AsynchronousStage(plan, each, device) if asynchronous else Stage(plan, each, device, cluster.run)
+            )
         phases = {j: Phases.of(plan, j, timeline, device) for j in learners}
     streams = streams_of(plan.config, device, [*learners])
     return Worker(plan, steps, _connect(plan, steps, cluster, device, streams, observers), observers, phases)
@@ -77,6 +83,11 @@ def local_stages(plan: Plan) -> list[Stage]:
     return [Stage(plan, Learner.make(plan, j, CPU), CPU) for j in plan.topology.local]
 
 
+def asynchronous_stages(plan: Plan) -> list[AsynchronousStage]:
+    """The same of asynchronous backpropagation."""
+    return [AsynchronousStage(plan, Learner.make(plan, j, CPU), CPU) for j in plan.topology.local]
+
+
 def streams_of(config: Config, device: torch.device, blocks: Sequence[int]) -> Streams:
     """Streams of a process with these blocks.
 
@@ -96,21 +107,30 @@ def _connect(
     config, method, topology, metrics = plan.config, plan.method, plan.topology, observers.metrics
     first, last, wire = topology.local[0], topology.local[-1], cluster.place.wire_device(device)
     links = SlowLinks.of(config.link, len(topology.pipeline))
-    mailboxes = {} if plan.is_reference else _mailboxes(plan, cluster.run, observers)
+    mailboxes: dict[int, Mailbox | GradientBox] = {}
+    gradients = _gradients(plan, device, observers) if config.asynchronous and last < method.last else None
+    if config.asynchronous:
+        mailboxes.update(_gradient_boxes(plan, gradients))
+    elif plan.has_readings:
+        mailboxes.update(_mailboxes(plan, cluster.run, observers))
     inputs: dict[int, Arrivals | Replay] = {step.index: Arrivals() for step in steps if step.index != first}
     receiver = _receiver(plan, device, wire, observers) if first else None
     replays = receiver is not None and config.replay.size is not None
     if receiver is not None:
         taken = receiver.taken
         inputs[first] = Replay(first, config.replay, config.seed, metrics, taken) if replays else Arrivals(taken)
-    inbox = Inbox(inputs, mailboxes, observers.timeline, plan.step)
-    upwards, feedback = None, None
+    inbox = Inbox(inputs, mailboxes, observers.timeline, plan.step * plan.parts)
+    upwards, downwards, feedback = None, None, None
     if last < method.last:
         delay = None if plan.pipelined else links.delay(topology.position, topology.position + 1, inbox.fail)
         if delay is None and wire.type != device.type:
             delay = Delay(None, 0.0, inbox.fail)
         upwards = Sender(last, topology.rank_of(last + 1), config.share, observers.ledger, wire, streams, delay)
-    if cluster.store is not None and not plan.is_reference:
+    if config.asynchronous and first:
+        slow = links.delay(topology.position, topology.position - 1, inbox.fail) or Delay(None, 0.0, inbox.fail)
+        below = topology.rank_of(first - 1)
+        downwards = Sender(first, below, 0, observers.ledger, CPU, streams, slow, gradients=True)
+    if cluster.store is not None and plan.has_readings:
         probes, counts = max(1, *plan.lanes.counts), plan.lanes.counts
         terms = Terms(
             Interface.find(config.interface, cluster.place.several_hosts).address,
@@ -123,7 +143,37 @@ def _connect(
     if receiver is not None:
         deliver = partial(inbox.deliver_batch, first)
         receiver.start(plan.batches, (lambda batch: deliver(copied(batch))) if replays else deliver, inbox.fail)
-    return Post(inbox, upwards, feedback, streams)
+    if gradients is not None:
+        gradients.start(plan.training_parts, lambda batch: inbox.deliver_gradient(Gradient.of(batch, last)), inbox.fail)
+    return Post(inbox, upwards, feedback, downwards, streams)
+
+
+def _gradient_boxes(plan: Plan, receiver: Receiver | None) -> Mapping[int, GradientBox]:
+    """Those of the blocks here that wait for gradients.
+
+    Args: receiver: of those that come from another process.
+    """
+    last, first = plan.topology.local[-1], plan.step * plan.parts
+    taken = {} if receiver is None else {last: receiver.taken}
+    waiting = filter(plan.method.waits, plan.topology.local)
+    return {j: GradientBox(j, first, taken.get(j, lambda: None)) for j in waiting}
+
+
+def _gradients(plan: Plan, device: torch.device, observers: Observers) -> Receiver:
+    """The receiver of the gradients of the highest block here, always by the host: NCCL would have those that come and
+    the batches that go wait for each other."""
+    last = plan.topology.local[-1]
+    shape = plan.config.share // plan.parts, *plan.forward.shapes[last + 1]
+    layout = Layout(shape, (), Precision.of(plan.config).wire, CPU, pinned=device.type != "cpu", labelled=False)
+    return Receiver(
+        last,
+        plan.topology.rank_of(last + 1),
+        layout,
+        held=1,
+        batches=plan.facts.train_batches * plan.parts,
+        timeline=observers.timeline,
+        gradients=True,
+    )
 
 
 def _mailboxes(plan: Plan, run: int, observers: Observers) -> Mapping[int, Mailbox]:
@@ -144,13 +194,14 @@ def _mailboxes(plan: Plan, run: int, observers: Observers) -> Mapping[int, Mailb
 
 def _receiver(plan: Plan, device: torch.device, wire: torch.device, observers: Observers) -> Receiver:
     first, share = plan.topology.local[0], plan.config.share
+    training_shape = (share // plan.parts, *plan.forward.shapes[first])
     layout = Layout(
         (share, *plan.forward.shapes[first]),
         plan.lanes.on_link(first - 1),
         Precision.of(plan.config).wire,
         wire,
         pinned=device.type != wire.type,
-        training_shape=(share, 0) if plan.pipelined else None,
+        training_shape=(share, 0) if plan.pipelined else training_shape,
         every=plan.method.every,
     )
     return Receiver(
@@ -158,6 +209,6 @@ def _receiver(plan: Plan, device: torch.device, wire: torch.device, observers: O
         plan.topology.rank_of(first - 1),
         layout,
         held=(plan.windows[first] if plan.method.keeps_graph(first) else 1) + QUEUED * (wire.type == "cuda"),
-        batches=plan.facts.train_batches,
+        batches=plan.facts.train_batches * plan.parts,
         timeline=observers.timeline,
     )

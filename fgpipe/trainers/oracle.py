@@ -21,9 +21,8 @@ from fgpipe.observe.events import Aligned, Learnt
 from fgpipe.plan.plan import Plan
 from fgpipe.trainers.findings import Findings
 from fgpipe.trainers.learner import Learner
-from fgpipe.trainers.step import Message
+from fgpipe.trainers.step import Given, Message
 from fgpipe.wire.batch import Batch
-from fgpipe.wire.feedback.messages import Feedback, Lost
 
 
 class OracleStep:
@@ -43,7 +42,7 @@ class OracleStep:
             for each in self.learners
         ]
 
-    def run(self, given: Batch | Feedback | Lost) -> Iterator[Message]:
+    def run(self, given: Given) -> Iterator[Message]:
         """Train or test on a batch; yields findings and events."""
         assert isinstance(given, Batch), "nobody sends readings here"
         for each in self.learners:

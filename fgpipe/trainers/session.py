@@ -95,7 +95,7 @@ def _perform(
 
     Args: claim: holds the run folder, in the process that decides which one it is.
     """
-    pipelined = config.guess_name == "end_to_end" and config.tangents == "forward"
+    pipelined = config.pipelined
     alone = place.world_size == 1 and not pipelined  # a process group needs one, even of one process
     interface = Interface.find(config.interface, place.several_hosts, alone=alone)
     device = place.device(config.device)

@@ -22,15 +22,17 @@ from fgpipe.gradients.optim import Trained, trainable
 from fgpipe.gradients.probes import Decoder, restrict, widen
 from fgpipe.gradients.readings import Read, arrange, linearize_head
 from fgpipe.gradients.reverse import gradients
-from fgpipe.models.net import deep_copy, input_for, may_draw
+from fgpipe.models.net import input_for, may_draw
 from fgpipe.observe.events import Learnt, Skipped, Worked
 from fgpipe.plan.plan import Plan
 from fgpipe.plan.precision import Precision
 from fgpipe.trainers.findings import Findings
 from fgpipe.trainers.learner import Learner
-from fgpipe.trainers.step import Message, Part
+from fgpipe.trainers.stash import Stash
+from fgpipe.trainers.step import Given, Message, Part
 from fgpipe.wire.batch import Batch
-from fgpipe.wire.feedback.messages import Feedback, Lost
+from fgpipe.wire.feedback.messages import Feedback
+from fgpipe.wire.gradients import Gradient
 
 
 @dataclass(eq=False)
@@ -72,7 +74,7 @@ class Stage:
         self._in_flight: deque[InFlight] = deque()
         self._version = 0
         stashed = method.keeps_graph(index) and window > 1
-        self._stash = [_sharing_buffers(self.block) for _ in range(window)] if stashed else [self.block]
+        self._stash = Stash(self.block, window if stashed else 0)
 
     def trained(self) -> dict[int, dict[str, Trained]]:
         """Everything that the block has learnt, by block and name, when no batch is in flight."""
@@ -84,7 +86,7 @@ class Stage:
         """Everything kept of each batch whose readings have not been applied, oldest first."""
         return tuple(self._in_flight)
 
-    def run(self, given: Batch | Feedback | Lost) -> Iterator[Message]:
+    def run(self, given: Given) -> Iterator[Message]:
         """Run a batch, or update with the readings of the oldest one in flight; forget that one if they are lost.
 
         Yields:
@@ -100,11 +102,12 @@ class Stage:
         elif isinstance(given, Feedback):
             yield from self._apply(given)
         else:
+            assert not isinstance(given, Gradient), "nobody sends gradients here"
             self._in_flight.popleft()
             yield Skipped(self.index)
 
     def _train(self, batch: Batch) -> Iterator[Message]:
-        weights, asks = self._weights_for(batch.id), self._method.asks(batch.id)
+        weights, asks = self._stash.keep(batch.id), self._method.asks(batch.id)
         y, push = self._primal(weights, batch)
         y = y.to(self._precision.dtype)
         findings = Findings(batch)
@@ -157,14 +160,6 @@ class Stage:
         same = y.untyped_storage().data_ptr() == batch.x.untyped_storage().data_ptr()
         x = y.detach().clone() if same else y.detach()
         return replace(batch, x=x, tangent=tangent).to(self._device, self._precision.wire)
-
-    def _weights_for(self, batch: int) -> nn.Module:
-        """The module that runs the batch: the block, or a copy that keeps this batch's weights for its graph."""
-        weights = self._stash[batch % len(self._stash)]
-        if weights is not self.block:
-            with torch.no_grad():
-                torch._foreach_copy_(list(weights.parameters()), list(self.block.parameters()))
-        return weights
 
     def _primal(self, weights: nn.Module, batch: Batch) -> tuple[Tensor, Push | None]:
         guessing = self._projects and (self._method.space == "activity" or self._method.guess.head is not None)
@@ -340,11 +335,3 @@ class Stage:
             findings.finite(losses, self.index, f"loss of {batch.name}")
             findings.score(self.index, False, losses, logits, batch.labels)
         yield findings
-
-
-def _sharing_buffers(block: nn.Module) -> nn.Module:
-    """A copy with parameters of its own that writes the same running statistics."""
-    twin = deep_copy(block)
-    for own, shared in zip(twin.modules(), block.modules(), strict=True):
-        own._buffers = shared._buffers
-    return twin

@@ -8,10 +8,13 @@ from fgpipe.observe.events import StepEvent
 from fgpipe.trainers.findings import Findings
 from fgpipe.wire.batch import Batch
 from fgpipe.wire.feedback.messages import Feedback, Lost
+from fgpipe.wire.gradients import Gradient
 
-Message = Batch | Findings | StepEvent
-"""Yield of a step: a batch for the block above, numbers for the host, readings for blocks below among them, or an event for
-observers."""
+Given = Batch | Feedback | Lost | Gradient
+"""What has arrived for a step."""
+Message = Batch | Gradient | Findings | StepEvent
+"""Yield of a step: a batch for the block above, a gradient for the one below, numbers for the host, readings for blocks
+below among them, or an event for observers."""
 Found = TypeVar("Found")
 Part = Generator[Message, None, Found]
 """A part of a step, and what it finds."""
@@ -23,7 +26,7 @@ class Step(Protocol):
     index: int
     """The lowest block."""
 
-    def run(self, given: Batch | Feedback | Lost) -> Iterator[Message]:
+    def run(self, given: Given) -> Iterator[Message]:
         """Work on what has arrived for an action of the schedule; yield each message as early as it can leave."""
 
     def trained(self) -> dict[int, dict[str, Trained]]:

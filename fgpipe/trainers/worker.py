@@ -20,9 +20,10 @@ from fgpipe.plan.precision import DTYPES
 from fgpipe.plan.schedule import Action, Agenda, Apply, Forward
 from fgpipe.trainers.findings import Findings, Transfer
 from fgpipe.trainers.phases import Phases
-from fgpipe.trainers.step import Step
+from fgpipe.trainers.step import Given, Step
 from fgpipe.wire.batch import Batch
-from fgpipe.wire.feedback.messages import Feedback, Lost
+from fgpipe.wire.feedback.messages import Feedback
+from fgpipe.wire.gradients import Gradient
 from fgpipe.wire.post import Post
 
 Source = Callable[[int, int], tuple[Tensor, Tensor]]
@@ -86,15 +87,21 @@ class Worker:
         Raises:
             RunError: another process is gone, silent or wrong, or a number here is not finite.
         """
-        indices, start = indices or range(batches), epoch * batches
+        indices, start, parts = indices or range(batches), epoch * batches, self.plan.parts
         self._end = start + indices.stop
-        ids = range(start + indices.start, start + indices.stop)
+        ids = range((start + indices.start) * parts, self._end * parts)
         self._inbox.begin(ids)
         self._agenda.train(ids)
+        whole: tuple[Tensor, ...] = ()
 
-        def first(batch: int) -> Batch:
+        def first(number: int) -> Batch:
+            nonlocal whole
             assert source is not None, "the process of block 0 has the images"
-            return Batch(batch, epoch, True, *source(epoch, batch - start), drain=stop())
+            batch, part = divmod(number, parts)
+            if part == 0:
+                whole = source(epoch, batch - start)
+            x, labels = (each.chunk(parts)[part] for each in whole)
+            return Batch(number, epoch, True, x, labels, drain=part == parts - 1 and stop())
 
         self._run(first, self._timeline)
         return self._end - start
@@ -140,29 +147,29 @@ class Worker:
             self._agenda.applied(block, self._apply(block))
         batch = self._inbox.take_batch(block) if self._inbox.holds(block) else first(expected)
         if batch.training and not batch.extra:
-            self.observers.metrics.last_batch = batch.id
+            self.observers.metrics.last_batch = batch.id // self.plan.parts
         self._follow(block, batch, self._phases.get(block, self._untimed) if batch.training else self._untimed)
         if batch.extra:
             return  # the step itself is still to come
         self._agenda.done(block)
         if batch.drain:
             self._agenda.drain(block, batch.id)
-            self._end = batch.id + 1
+            self._end = batch.id // self.plan.parts + 1
 
     def _apply(self, block: int) -> int:
-        """Apply the oldest readings that wait for a block; returns their batch."""
+        """Apply the oldest readings, or gradient, that wait for a block; returns their batch."""
         found = self._inbox.take_feedback(block)
         self._follow(block, found, self._phases.get(block, self._untimed))
         return found.batch
 
-    def _follow(self, block: int, given: Batch | Feedback | Lost, phases: Phases) -> None:
+    def _follow(self, block: int, given: Given, phases: Phases) -> None:
         """Run a step: post what leaves the block as soon as it is there, and tell the observers the rest."""
         with self.post.streams.work(block):
             if isinstance(given, Batch):
                 given = self.post.streams.brought(block, given, self._dtype)
             self._run_step(block, given, phases)
 
-    def _run_step(self, block: int, given: Batch | Feedback | Lost, phases: Phases) -> None:
+    def _run_step(self, block: int, given: Given, phases: Phases) -> None:
         batch = given.id if isinstance(given, Batch) else given.batch
         phases.begin()
         for message in self.steps[block].run(given):
@@ -170,6 +177,9 @@ class Worker:
                 if not message.extra or self._inbox.holds(block + 1):  # an extra step's output stays in the process
                     self.post.up(block, message)
                     phases.end("send", batch, block + 1)
+            elif isinstance(message, Gradient):
+                self.post.down(message)
+                phases.end("reply", batch, message.receiver)
             elif isinstance(message, Findings):
                 self._sent.append((block, batch, message.send()))
                 self._tell_arrived()
@@ -225,6 +235,8 @@ class Worker:
 
     def _described(self, block: int, action: Action) -> str:
         """Message that an action waits for: of which batch, from whom, on which plane, and when something last came there."""
-        what, plane = ("its input", "forward") if isinstance(action, Forward) else ("its readings", "feedback")
+        content, plane = ("input", "forward") if isinstance(action, Forward) else self._inbox.described(block)
         heard = self._inbox.last_heard(block, plane)
-        return f"{what} of batch {action.batch} from block {self._awaited(block, action)} ({plane} plane; {heard})"
+        return (
+            f"its {content} of batch {action.batch} from block {self._awaited(block, action)} ({plane} plane; {heard})"
+        )

@@ -11,6 +11,7 @@ from fgpipe.observe.timeline import SCALARS, Timeline
 from fgpipe.wire.batch import Batch
 from fgpipe.wire.feedback.mailbox import Mailbox
 from fgpipe.wire.feedback.messages import Feedback, Lost, Request
+from fgpipe.wire.gradients import Gradient, GradientBox
 from fgpipe.wire.replay import Replay
 
 Found = TypeVar("Found")
@@ -36,7 +37,7 @@ class Inbox:
 
     Args:
         inputs: a queue for each block that takes batches from another one.
-        mailboxes: of those that wait for readings.
+        mailboxes: of those that wait for readings, or for gradients.
         timeline: of this process.
         first: the training batch that the run begins with.
     """
@@ -44,7 +45,7 @@ class Inbox:
     def __init__(
         self,
         inputs: Mapping[int, Arrivals | Replay],
-        mailboxes: Mapping[int, Mailbox],
+        mailboxes: Mapping[int, Mailbox | GradientBox],
         timeline: Timeline,
         first: int = 0,
     ) -> None:
@@ -88,7 +89,7 @@ class Inbox:
         began = time.monotonic_ns()
         with self._arrived:
             mailbox = self._mailboxes.get(feedback.receiver)
-            if mailbox is None:
+            if not isinstance(mailbox, Mailbox):
                 raise FeedbackError(f"feedback came for block {feedback.receiver}, which asked for none here")
             missing = mailbox.put(feedback)
             self._heard[feedback.receiver, "feedback"] = time.monotonic()
@@ -97,6 +98,19 @@ class Inbox:
             self._arrived.notify()
             return missing
 
+    def deliver_gradient(self, gradient: Gradient) -> None:
+        """Take a gradient that has arrived for a block here.
+
+        Raises:
+            LinkError: it is not the next one.
+        """
+        with self._arrived:
+            box = self._mailboxes[gradient.receiver]
+            assert isinstance(box, GradientBox), "its block waits for gradients"
+            box.put(gradient)
+            self._heard[gradient.receiver, box.plane] = time.monotonic()
+            self._arrived.notify()
+
     def fail(self, error: Exception) -> None:
         """A thread has ended with an error, which `wait` will raise."""
         with self._arrived:
@@ -104,7 +118,7 @@ class Inbox:
             self._arrived.notify()
 
     def last_heard(self, block: int, plane: str) -> str:
-        """Time since something last came for a block on a plane (`forward`, `feedback`), for a person to read."""
+        """Time since something last came for a block on a plane (`forward`, `feedback`, `gradient`), for a person to read."""
         if (block, plane) not in self._heard:
             return "nothing came yet"
         return f"the last message came {time.monotonic() - self._heard[block, plane]:.1f} s ago"
@@ -114,8 +128,12 @@ class Inbox:
         return block in self._inputs
 
     def waits_for(self, block: int) -> int | None:
-        """The block that sends readings to one here; None if it waits for none."""
-        return self._mailboxes[block].due.sender if block in self._mailboxes else None
+        """The block that sends readings or gradients to one here; None if it waits for none."""
+        return self._mailboxes[block].sender if block in self._mailboxes else None
+
+    def described(self, block: int) -> tuple[str, str]:
+        """What a block that waits for a higher one waits for, and the plane that it comes on."""
+        return self._mailboxes[block].content, self._mailboxes[block].plane
 
     def has_batch(self, block: int) -> bool:
         """A batch waits for a block."""
@@ -127,16 +145,16 @@ class Inbox:
             return self._inputs[block].popleft()
 
     def has_feedback(self, block: int) -> bool:
-        """Readings wait for a block."""
+        """Readings, or a gradient, wait for a block."""
         return block in self._mailboxes and self._mailboxes[block].first() is not None
 
-    def take_feedback(self, block: int) -> Feedback | Lost:
-        """The oldest readings that wait for a block, or the news that they are lost."""
+    def take_feedback(self, block: int) -> Feedback | Lost | Gradient:
+        """The oldest readings that wait for a block, or the news that they are lost; or the oldest gradient."""
         with self._arrived:
             return self._mailboxes[block].take()
 
     def overdue_feedback(self, block: int) -> Request | None:
-        """Request for when a block has waited for its readings for long."""
+        """Request for when a block has waited for its readings for long; none for gradients, which do not get lost."""
         with self._arrived:
             return self._mailboxes[block].overdue()
 

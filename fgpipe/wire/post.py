@@ -1,20 +1,25 @@
 """The post of one process: every message between blocks goes through it, and nothing else travels."""
 
-from fgpipe.wire.batch import Batch, within_process
+from dataclasses import replace
+
+from fgpipe.wire.batch import Batch, canonical, within_process
 from fgpipe.wire.feedback.messages import Feedback, Request
 from fgpipe.wire.feedback.zmq import ZmqFeedback
+from fgpipe.wire.gradients import Gradient
 from fgpipe.wire.inbox import Inbox
 from fgpipe.wire.links.sender import Sender
 from fgpipe.wire.streams import Streams
 
 
 class Post:
-    """Carries batches up and readings back: in memory within the process, by gloo or NCCL and by zmq to others.
+    """Carries batches up, and readings or gradients back: in memory within the process, by gloo or NCCL to others, and
+    readings by zmq.
 
     Args:
         inbox: where messages for the blocks of this process arrive, whoever sent them.
         upwards: to the process above; None if there is none.
         feedback: to and from the other processes; None if there are none.
+        downwards: of gradients, to the process below; None if there is none.
         streams: of this process.
     """
 
@@ -23,9 +28,10 @@ class Post:
         inbox: Inbox,
         upwards: Sender | None = None,
         feedback: ZmqFeedback | None = None,
+        downwards: Sender | None = None,
         streams: Streams | None = None,
     ) -> None:
-        self.inbox, self._upwards, self._feedback = inbox, upwards, feedback
+        self.inbox, self._upwards, self._feedback, self._downwards = inbox, upwards, feedback, downwards
         self.streams = streams or Streams()
 
     def up(self, block: int, batch: Batch) -> None:
@@ -54,6 +60,18 @@ class Post:
             assert self._feedback is not None, "all blocks are in this process"
             self._feedback.send(feedback)
 
+    def down(self, gradient: Gradient) -> None:
+        """Send a gradient to the block below, whatever that one does; it must not be changed afterwards.
+
+        Raises:
+            LinkError: the process below is gone.
+        """
+        if self.inbox.waits_for(gradient.receiver) is not None:
+            self.inbox.deliver_gradient(replace(gradient, x=canonical(gradient.x)))
+        else:
+            assert self._downwards is not None, "the lowest block sends nothing downwards"
+            self._downwards.send(gradient.as_batch())
+
     def ask(self, request: Request) -> None:
         """Ask another process for readings again; within one nothing is lost, and what is not here is yet to come."""
         if self._feedback is not None and not self.inbox.holds(request.receiver):
@@ -61,7 +79,8 @@ class Post:
 
     def close(self) -> None:
         """Wait until everything that was sent has left."""
-        if self._upwards is not None:
-            self._upwards.close()
+        for sender in (self._upwards, self._downwards):
+            if sender is not None:
+                sender.close()
         if self._feedback is not None:
             self._feedback.close()

@@ -15,6 +15,7 @@ COMMON = [
     "observe.tensorboard=false", "checkpoint.every_steps=3",
 ]  # fmt: skip
 WAYS = {"weight": ["scope=block"], "activity": ["space=activity"], "end-to-end": ["guess=end_to_end"]}
+WAYS["asynchronous"] = ["guess=end_to_end", "schedule=async_1f1b"]
 
 
 @pytest.fixture(scope="module")

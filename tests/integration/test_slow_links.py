@@ -19,6 +19,8 @@ GLOBAL = [*COMMON, "scope=block", "window=1", "lanes=1"]
 RUNS = {
     "global": GLOBAL,
     "global far": [*GLOBAL, f"link.rtt={RTT}s"],
+    "asynchronous far": [*COMMON, "guess=end_to_end", "schedule=async_1f1b", "window=1", f"link.rtt={RTT}s"],
+    "asynchronous": [*COMMON, "guess=end_to_end", "schedule=async_1f1b", "window=1"],
     "local": [*COMMON, "target=local"],
     "local far": [*COMMON, "target=local", f"link.rtt={2 * RTT}s"],
     "local narrow": [*COMMON, "target=local", "link.rate=1Mbit", "partition=[4,4]"],
@@ -39,7 +41,10 @@ def summary(folder: Path, name: str) -> dict:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("near, far", [("global", "global far"), ("local", "local far"), ("local", "local narrow")])
+@pytest.mark.parametrize(
+    "near, far",
+    [("global", "global far"), ("asynchronous", "asynchronous far"), ("local", "local far"), ("local", "local narrow")],
+)
 def test_not_a_bit_changes(folder: Path, near: str, far: str) -> None:
     def arrays(name: str) -> dict[str, np.ndarray]:
         return {key: array for rank in (0, 1) for key, array in np.load(folder / f"{name}-{rank}.npz").items()}
@@ -50,10 +55,11 @@ def test_not_a_bit_changes(folder: Path, near: str, far: str) -> None:
 
 
 @pytest.mark.slow
-def test_round_trip(folder: Path) -> None:
-    """In lock-step every batch waits for its scalars: half the round trip up, half of it down."""
-    assert summary(folder, "global far")["train_seconds"] >= BATCHES * RTT
-    assert summary(folder, "global")["train_seconds"] < BATCHES * RTT, "the control: the link makes the difference"
+@pytest.mark.parametrize("name", ["global", "asynchronous"])
+def test_round_trip(name: str, folder: Path) -> None:
+    """In lock-step every batch waits for its scalars, or its gradient: half the round trip up, half of it down."""
+    assert summary(folder, f"{name} far")["train_seconds"] >= BATCHES * RTT
+    assert summary(folder, name)["train_seconds"] < BATCHES * RTT, "the control: the link makes the difference"
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ RUNS = {
     "error": [*COMMON, "target=global", "space=activity", "guess=error"],
     "local": [*COMMON, "target=local"],
     "control": [*COMMON, "guess=end_to_end"],
+    "asynchronous": [*COMMON, "guess=end_to_end", "schedule=async_1f1b"],
 }
 TENSORS = [9, 6, 9, 6, 9, 6, 9]
 """Parameter tensors of each block that asks."""
@@ -107,14 +108,17 @@ def test_local(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_backpropagation_is_the_control(folder: Path) -> None:
+@pytest.mark.parametrize("name, messages", [("control", 4 * BATCHES), ("asynchronous", BATCHES)])
+def test_backpropagation_is_the_control(name: str, messages: int, folder: Path) -> None:
     """The same counters show a gradient as large as the activation on every link: 32 samples, 4 channels, 16 x 16."""
-    links = downward(ledger(folder, "control"))
+    links = downward(ledger(folder, name))
     assert set(links) == {(j + 1, j) for j in range(7)}
-    assert links[1, 0]["gradients"]["bytes"] == BATCHES * 32 * 4 * 16 * 16 * 4
-    seen = downward(kernel(folder, "control"))
+    assert links[1, 0]["gradients"] == {"bytes": BATCHES * 32 * 4 * 16 * 16 * 4, "messages": messages}
+    seen = downward(kernel(folder, name))
     for link, kinds in links.items():
         assert kinds["gradients"]["bytes"] <= seen[link] <= kinds["gradients"]["bytes"] + TRANSPORT
+    back = json.loads((folder / name / "summary.json").read_text())["bytes_back_per_batch"]
+    assert back == [links[j + 1, j]["gradients"]["bytes"] / BATCHES for j in range(7)] + [0]
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import itertools
 from collections import deque
+from dataclasses import replace
 
 import pytest
 
@@ -88,6 +89,15 @@ def test_windows(guess: str, depth: int | None, auto: tuple[int, ...], three: tu
     assert windows(method(guess, depth), 1) == (1, 1, 1, 1)
     own = tuple(w if a > 1 else 1 for w, a in zip((9, 5, 2, 7), auto, strict=True))
     assert windows(method(guess, depth), [9, 5, 2, 7]) == own, "a block that waits for nothing has 1"
+
+
+def test_windows_of_asynchronous_backpropagation() -> None:
+    """Those of 1F1B, J - j: the warm-up of PipeDream's stage j."""
+    found = windows(replace(method("end_to_end"), returns_gradients=True), "auto")
+    assert found == (4, 3, 2, 1)
+    assert [text(5, window) for window in found[:3]] == [
+        "f0 f1 f2 f3 a0 f4 a1 a2 a3 a4", "f0 f1 f2 a0 f3 a1 f4 a2 a3 a4", "f0 f1 a0 f2 a1 f3 a2 f4 a3 a4",
+    ]  # fmt: skip
 
 
 def test_targets() -> None:

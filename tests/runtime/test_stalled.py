@@ -3,16 +3,18 @@
 import re
 
 import pytest
+import torch
 
 from fgpipe.config import compose_config
-from fgpipe.errors import StalledError
+from fgpipe.errors import LinkError, StalledError
 from fgpipe.observe.observers import Observers
 from fgpipe.plan.plan import DataFacts, Plan
-from fgpipe.trainers.build import local_stages
+from fgpipe.trainers.build import asynchronous_stages, local_stages
 from fgpipe.trainers.worker import Worker
 from fgpipe.wire.batch import Batch
 from fgpipe.wire.feedback.mailbox import Due, Mailbox
 from fgpipe.wire.feedback.messages import Feedback
+from fgpipe.wire.gradients import Gradient, GradientBox
 from fgpipe.wire.inbox import Arrivals, Inbox
 from fgpipe.wire.post import Post
 from tests.runtime.noise import noise
@@ -51,6 +53,21 @@ def test_no_readings_came() -> None:
     for batch in batches:
         inbox.deliver_batch(3, batch)
     gives_up(worker, re.escape("block 3 for its readings of batch 0 from block 7 (feedback plane; nothing came yet)"))
+
+
+def test_no_gradient_came() -> None:
+    """Of asynchronous backpropagation, from the block above."""
+    config = compose_config(
+        ["guess=end_to_end", "schedule=async_1f1b", "model.width=0.07", "window=2", "batch_size=2", "deadline=1"]
+    )
+    plan, observers = Plan.make(config, DataFacts(4, 1, 10, 1, 8, 8)), Observers.of(8)
+    inbox = Inbox({3: Arrivals()}, {3: GradientBox(3, 0)}, observers.timeline)
+    worker = Worker(plan, [asynchronous_stages(plan)[3]], Outbox(inbox), observers, {})
+    for batch in range(4):
+        inbox.deliver_batch(3, noise(plan, 3, batch))
+    gives_up(worker, re.escape("block 3 for its gradient of batch 0 from block 4 (gradient plane; nothing came yet)"))
+    with pytest.raises(LinkError, match="^block 3 got the gradient of batch 2 where number 0 was due$"):
+        inbox.deliver_gradient(Gradient(2, 3, torch.zeros(1)))
 
 
 def test_age_of_the_last_message() -> None:

@@ -27,6 +27,7 @@ from fgpipe.study.contests.contest import (
     ratios,
     speed,
     speed_table,
+    stages,
     turns,
 )
 
@@ -153,6 +154,12 @@ def test_measures_the_split_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert Contest(*arguments).split == [1, 7]
 
 
+def test_windows_of_stages() -> None:
+    """Warm-up of PipeDream's three stages, block by block."""
+    assert stages([3, 1, 4]) == [3, 3, 3, 2, 1, 1, 1, 1]
+    assert stages([3, 1, 4], 3) == [7, 7, 7, 4, 1, 1, 1, 1]
+
+
 @pytest.mark.parametrize("processes, microbatches", [(2, 4), (3, 6), (5, 5), (8, 8)])
 def test_contestants_can_be_run(processes: int, microbatches: int, tmp_path: Path) -> None:
     """None is refused, no two have the same folder, and all peers of the issue are there."""
@@ -161,7 +168,7 @@ def test_contestants_can_be_run(processes: int, microbatches: int, tmp_path: Pat
     Contest(tmp_path, options, ["batch_size=120"], wanted)
     assert len({each.folder for each in wanted}) == len(wanted)
     schedules = {each for contestant in wanted for each in contestant.overrides if each.startswith("schedule=")}
-    assert schedules == {"schedule=gpipe", "schedule=1f1b", "schedule=zero_bubble"}
+    assert schedules == {f"schedule={each}" for each in ("gpipe", "1f1b", "zero_bubble", "async_1f1b")}
     found = {each for one in wanted for each in one.overrides if each.startswith("microbatches=")}
     assert found == {f"microbatches={microbatches}"}
 

@@ -19,7 +19,7 @@ def test_contestants_can_be_run(tmp_path: Path) -> None:
     wanted = contestants(2)
     Contest(tmp_path, LinkOptions(split=[4, 4], batches=2), [], [each for of in wanted.values() for each in of])
     for kind, of in wanted.items():
-        assert len(of) == 5 and sum("guess=end_to_end" in each.overrides for each in of) == 2
+        assert len(of) == 7 and sum("guess=end_to_end" in each.overrides for each in of) == 4
         assert all(("wire=bfloat16" in each.overrides) == (kind == "bfloat16") for each in of)
         assert all("interface=link0" in each.overrides for each in of)
 

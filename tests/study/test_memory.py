@@ -183,6 +183,20 @@ def test_copies_of_weights() -> None:
     assert [after - before for before, after in zip(one, more, strict=True)] == [*sizes[:-1], 0]
 
 
+def test_asynchronous_backpropagation() -> None:
+    """What backpropagation keeps of a block below the last, and with a window above 1 the weights of the batch on top; of two
+    versions none, as they are there whatever is in flight."""
+    keys = ("guess=end_to_end", "schedule=async_1f1b")
+    graphs = bytes_of(kept_by_blocks(plan("guess=end_to_end")))
+    sizes = [sum(each.nbytes for each in stage.block.parameters()) for stage in stages(plan("lanes=1"))]
+    one = bytes_of(kept_by_blocks(plan(*keys, "window=1")))
+    assert one == [*graphs[:-1], 0]
+    more = bytes_of(kept_by_blocks(plan(*keys)))
+    assert [after - before for before, after in zip(one, more, strict=True)] == [*sizes[:-1], 0]
+    two = bytes_of(kept_by_blocks(plan(*keys, "stash=two", f"microbatches={SAMPLES}", "window=2")))
+    assert two == one
+
+
 @pytest.mark.parametrize(
     "overrides, split, expected", [
         (["target=local"], [4, 4], [0] * 8),
@@ -190,6 +204,8 @@ def test_copies_of_weights() -> None:
         (["guess=gaussian"], [4, 4], [8, 7, 6, 5, 4, 3, 2, 0]),
         (["target=intermediate"], [4, 4], [2, 2, 2, 2, 2, 2, 2, 0]),
         (["window=3"], [4, 4], [3, 3, 3, 3, 3, 3, 3, 0]),
+        (["guess=end_to_end", "schedule=async_1f1b"], [4, 4], [8, 7, 6, 5, 4, 3, 2, 0]),
+        (["guess=end_to_end", "schedule=async_1f1b", "window=[2,2,2,1,1,1,1,1]"], [3, 5], [2, 2, 2, 1, 1, 1, 1, 0]),
         (["guess=end_to_end", "schedule=gpipe", "microbatches=4"], [3, 5], [4] * 8),
         (["guess=end_to_end", "schedule=1f1b", "microbatches=4"], [3, 5], [2, 2, 2, 1, 1, 1, 1, 1]),
         (["guess=end_to_end", "schedule=1f1b", "microbatches=8"], [1] * 8, [8, 7, 6, 5, 4, 3, 2, 1]),
@@ -231,7 +247,8 @@ def test_contestants_can_be_run(processes: int, tmp_path: Path) -> None:
     wanted = contestants(processes)
     options = MemoryOptions(processes=processes, split=[8 // processes] * processes)
     Contest(tmp_path, options, ["batch_size=16"], wanted)
-    assert [each.name for each in wanted[-2:]] == ["GPipe", "1F1B"] and len(wanted) == 7
+    peers = ["GPipe", "1F1B", "async 1F1B", "async 1F1B, two versions"]
+    assert [each.name for each in wanted[-4:]] == peers and len(wanted) == 9
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def test_command(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     )
     assert "Error unknown" in text
     found = rows(text)
-    assert list(found) == ["", *METHODS, "GPipe", "1F1B"]
+    assert list(found) == ["", *METHODS, "async 1F1B", "GPipe", "1F1B"]
     for name in METHODS:
         assert float(found[name][0]) == pytest.approx(1600)
     assert [found[name][4] for name in METHODS] == ["0", "7", "7"], "staleness"
@@ -75,7 +75,7 @@ def test_command(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     assert "12 equal blocks" in text
     found = rows(text)
-    assert list(found) == ["", *METHODS], "backpropagation's messages are not modelled over a round trip"
+    assert list(found) == ["", *METHODS, "async 1F1B"], "messages of GPipe and 1F1B are not modelled over a round trip"
     assert float(found["local target"][0]) == pytest.approx(1600)
     assert float(found["global target, local guess"][0]) == pytest.approx(4 * 16 / (0.12 + 11 * 0.05 + 0.05), abs=0.1)
 
@@ -139,18 +139,18 @@ def test_study(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     text = (tmp_path / "out" / "simulation.md").read_text()
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
     validated = [line for line in lines if line[-1].endswith("%")]
-    assert [line[0] for line in validated] == ["2"] * 8 + ["4"] * 5
-    assert {line[1] for line in validated[5:8]} == {f"{name}, slow link" for name in METHODS}
+    assert [line[0] for line in validated] == ["2"] * 10 + ["4"] * 6
+    assert {line[1] for line in validated[6:10]} == {f"{name}, slow link" for name in [*METHODS, "async 1F1B"]}
     local = validated[0]
     assert float(local[4]) == pytest.approx(2 * 16 / 0.12, abs=0.1), "two batches of 40 ms, once more to fill"
     assert local[5] == "+100%"
     assert text.count("simulated") > 4 and "### wide area, 100 Mbit/s, 50 ms, simulated" in text
     heads = [line for line in text.splitlines() if line.startswith("| stages |")]
-    assert ["1F1B" in head for head in heads] == [True, False, False]
+    assert [" | 1F1B" in head for head in heads] == [True, False, False]
     capsys.readouterr()
     assert main([f"calibration={study / 'calibration.json'}", *ARGUMENTS]) == 0
     within = sum(abs(float(line[-1].strip("+%"))) <= 15 for line in validated)
-    assert "Error of 13 predictions of runs on that machine: " in (said := capsys.readouterr().out)
+    assert "Error of 16 predictions of runs on that machine: " in (said := capsys.readouterr().out)
     assert f", {within} within 15%." in said
 
 

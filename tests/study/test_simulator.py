@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -24,7 +25,13 @@ from fgpipe.study.simulator.engine import Job, Message, Simulation
 from fgpipe.study.simulator.forecast import Forecast, epoch_seconds, forecast
 from fgpipe.study.simulator.machine import Machine
 from fgpipe.study.simulator.nets import equal_blocks, microbatches
-from fgpipe.study.simulator.programs import Backpropagation, Costs, ForwardGradients, Orders
+from fgpipe.study.simulator.programs import (
+    AsynchronousBackpropagation,
+    Backpropagation,
+    Costs,
+    ForwardGradients,
+    Orders,
+)
 from fgpipe.trainers.build import build_trainer, local_stages
 from fgpipe.trainers.stage import Stage
 from fgpipe.wire.batch import Batch
@@ -128,6 +135,29 @@ def test_bubble(schedule: str, stages: int, count: int) -> None:
     assert found.seconds == pytest.approx(3.0 * (count + stages - 1))
     assert [1 - busy for busy in found.busy] == pytest.approx([(stages - 1) / (count + stages - 1)] * stages)
     assert found.in_flight == 1
+
+
+@pytest.mark.parametrize(
+    "window, rtt, seconds",
+    [("auto", 0.0, 3.5), (1, 0.0, 12.5), (1, 2.0, 18.5), ([10, 7, 4, 1], 2.0, 3.5)],
+)
+def test_asynchronous_backpropagation(window: int | str | list[int], rtt: float, seconds: float) -> None:
+    """Without a drain all stages are busy, if as many batches are in flight as it takes; in lock-step a batch takes the way up
+    and down, 4 stages and 3 hops each, and the last update: the gradient leaves before it."""
+    costs = [{"forward": 1.0, "backward": 2.0, "update": 0.5}] * 4
+    method = replace(Method(4, make("end_to_end"), "weight", "block", None), returns_gradients=True)
+    of = AsynchronousBackpropagation(windows(method, window), costs, [0] * 3, batch_size=0)
+    found = forecast(of, [1] * 4, links(4, rtt=rtt), IDEAL)
+    assert found.seconds == pytest.approx(seconds)
+    assert found.held == of.windows[0]
+
+
+def test_two_blocks_of_asynchronous_backpropagation() -> None:
+    """In a process each and drained at the end: f0 f1 b0 f2 b1 b2 below, where b0 waits for 1 + 2 s above, and each pass above
+    for what is there: 1 + 3 x 3 + 2 s."""
+    of = AsynchronousBackpropagation((2, 1), [{"forward": 1.0, "backward": 2.0}] * 2, [100], batch_size=0)
+    assert epoch_seconds(of, [1, 1], links(2), IDEAL, 3) == pytest.approx(12.0)
+    assert (of.up(0), of.back(0)) == (100, 100)
 
 
 def test_orders_of_backpropagation() -> None:

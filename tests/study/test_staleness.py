@@ -35,8 +35,8 @@ def test_histogram() -> None:
 
 
 def test_cells() -> None:
-    """Windows times policies but for one; a multiple of auto is that of each block."""
-    assert len(cells()) == 9 and len({cell.name for cell in cells()}) == 9
+    """Windows times policies but for one, and asynchronous backpropagation; a multiple of auto is that of each block."""
+    assert len(cells()) == 14 and len({cell.name for cell in cells()}) == 14
     assert StalenessCell("2 x auto", "eager").overrides((3, 2, 1)) == ["window=[6,4,2]", "feedback=eager", "trace=true"]
     assert StalenessCell("auto", "in_order").overrides((3, 2, 1)) == ["window=auto", "feedback=in_order", "trace=true"]
     setting = settings(["data=digits", "scope=block"])
@@ -95,12 +95,16 @@ def test_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert main(command) == 130 and capsys.readouterr().err == "fgpipe: interrupted\n"
     assert main(command) == 1 and "a run has failed" in capsys.readouterr().err
     assert main(command) == 0
-    assert len(ran) == 9 + 2 and ran[2] == ran[3] and ran[4] == ran[5]
-    assert main(command) == 0 and len(ran) == 11
+    assert len(ran) == 14 + 2 and ran[2] == ran[3] and ran[4] == ran[5]
+    assert main(command) == 0 and len(ran) == 16
     text = (tmp_path / "study" / "staleness.md").read_text()
     assert "1 epochs of 384 images, 8 processes, 1 seed. On a machine; commit 1f." in text
     assert "| 4 x auto | eager | 1 diverged |" in text and "| auto | in_order | 50.0% | 50.0% to 50.0% |" in text
     assert "| 2 | eager | 0 | 0: 50.0%, 1: 50.0% |" in text
+    assert (
+        "| auto | async 1F1B | 0 | 0: 50.0%, 1: 50.0% |" in text
+        and "| auto | async 1F1B, two versions | 0 |" not in text
+    )
     assert (tmp_path / "study" / "staleness.png").stat().st_size > 1000
 
 

@@ -55,7 +55,7 @@ def test_contestants_can_be_run(processes: int, jitter: float, tmp_path: Path) -
     options = StragglerOptions(processes=processes, split=[8 // processes] * processes, batches=2, jitter=jitter)
     wanted = contestants(options)
     Contest(tmp_path, options, [], list(wanted.values()))
-    assert len({each.folder for each in wanted.values()}) == len(wanted) == 5 * 4
+    assert len({each.folder for each in wanted.values()}) == len(wanted) == 6 * 4
     for (_, factor), each in wanted.items():
         slow = [key for key in each.overrides if key.startswith("slow.")]
         assert slow == ([] if factor == 1 else ["slow.block=0", f"slow.factor={factor:g}", f"slow.jitter={jitter:g}"])

@@ -7,11 +7,15 @@ Windows 1, 2, auto, twice and four times auto, on CIFAR-10 at the scaled setting
 global target (`configs/profile/scaled.yaml`), but by forward mode, with a process for each block: that is where batches
 overlap. `scope=block` has 7 lanes on the last link, where the paper's scalars per tensor have 54.
 
+Beside them asynchronous backpropagation on the same processes, with a gradient back for every batch: async 1F1B without and
+with look-ahead, in lock-step and with twice its window, and with two versions.
+
 A batch's staleness at a block is the number of the block's updates between its forward pass and its own update, counted
-on the timeline. A run that diverges is reported as such. Runs that FOLDER has are not run again. The tables are printed
+on the timeline; with two versions it is 1. A run that diverges is reported as such. Runs that FOLDER has are not run again. The tables are printed
 and written to DIR/staleness.md, in FOLDER without `out`, with a plot if matplotlib is installed.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -29,6 +33,16 @@ from fgpipe.study.common.figure import drawn
 
 WINDOWS = ("1", "2", "auto", "2 x auto", "4 x auto")
 POLICIES = ("in_order", "eager")
+BACKPROPAGATION = ("guess=end_to_end", "schedule=async_1f1b")
+PEERS = {
+    "async 1F1B": BACKPROPAGATION,
+    "async 1F1B, look-ahead": (*BACKPROPAGATION, "optim.look_ahead=true", "optim.lr=1"),
+    "async 1F1B, two versions": (*BACKPROPAGATION, "stash=two", "microbatches=8"),
+}
+"""Feedback of gradients, by the name that stands in a policy's place. Look-ahead discounts the learning rate by 1 -
+momentum: 1 is the setting's 0.1 before that."""
+TRACED = POLICIES + tuple(name for name, keys in PEERS.items() if "stash=two" not in keys)
+"""Those whose passes are made with the weights of their time; two versions make every pass with those of one update ago."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +52,11 @@ class StalenessCell:
     window: str
     """One of `WINDOWS`."""
     policy: str
+    """One of `POLICIES` or `PEERS`."""
 
     @property
     def name(self) -> str:
-        return f"{self.window} {self.policy}".replace(" ", "-")
+        return re.sub(r"\W+", "-", f"{self.window} {self.policy}")
 
     def overrides(self, auto: Sequence[int]) -> list[str]:
         """Args: auto: the window of each block with window=auto."""
@@ -49,12 +64,15 @@ class StalenessCell:
         window = self.window
         if times[1]:
             window = f"[{','.join(str(int(times[0]) * each) for each in auto)}]"
-        return [f"window={window}", f"feedback={self.policy}", "trace=true"]
+        way = PEERS.get(self.policy, (f"feedback={self.policy}",))
+        return [f"window={window}", *way, "trace=true"]
 
 
 def cells() -> list[StalenessCell]:
-    """List all but the eager one with window 1, where nothing can come early."""
-    return [StalenessCell(*each) for each in product(WINDOWS, POLICIES) if each != ("1", "eager")]
+    """List all but the eager one with window 1, where nothing can come early; and the peers, whose window is auto."""
+    ours = [StalenessCell(*each) for each in product(WINDOWS, POLICIES) if each != ("1", "eager")]
+    peers = [StalenessCell("auto", peer) for peer in PEERS]
+    return [*ours, *peers, StalenessCell("2 x auto", "async 1F1B"), StalenessCell("1", "async 1F1B")]
 
 
 def staleness(events: Iterable[Event]) -> dict[int, Counter[int]]:
@@ -94,7 +112,7 @@ def measure(trainings: Trainings, cell: StalenessCell) -> StalenessRow:
     summaries = trainings.summaries(cell.name)
     histograms: dict[int, Counter[int]] = {}
     for path, summary in zip(trainings.paths(cell.name), summaries, strict=True):
-        if summary is not None and not histograms:
+        if summary is not None and not histograms and cell.policy in TRACED:
             histograms = staleness(trace.events(path / "trace.json"))
     return StalenessRow(cell, accuracies(summaries), histograms)
 
@@ -114,11 +132,11 @@ def tables(rows: Sequence[StalenessRow]) -> str:
 def plot(rows: Sequence[StalenessRow], path: Path) -> None:
     """Accuracy against the window, a line for each policy."""
     with drawn(path) as axes:
-        for policy, marker in zip(POLICIES, "os", strict=True):
+        for policy, marker in zip((*POLICIES, *PEERS), "os^vd", strict=True):
             known = {row.cell.window: mean_accuracy(row.accuracies) for row in rows if row.cell.policy == policy}
             points = {window: accuracy for window, accuracy in known.items() if accuracy is not None}
             at = [WINDOWS.index(window) for window in points]
-            axes.plot(at, [100 * accuracy for accuracy in points.values()], f"{marker}-", label=f"feedback={policy}")
+            axes.plot(at, [100 * accuracy for accuracy in points.values()], f"{marker}-", label=policy)
         axes.set_xticks(range(len(WINDOWS)), WINDOWS)
         axes.set(xlabel="window", ylabel="test accuracy, %")
         axes.legend()

@@ -74,6 +74,8 @@ class Contestant:
     overrides: tuple[str, ...]
     processes: int | None = None
     """Number of processes, with as many FLOPs each; None: that of the study, and its split."""
+    ahead: int = 0
+    """Windows as for `stages`; 0: as the study has them."""
 
     @property
     def folder(self) -> str:
@@ -101,6 +103,25 @@ class Spread:
 def microbatches(processes: int) -> int:
     """Count of microbatches: four, or one for each process; a multiple of the processes, for zero bubble."""
     return processes * math.ceil(4 / processes)
+
+
+def asynchronous(processes: int) -> dict[str, tuple[str, ...]]:
+    """Overrides of backpropagation that does not drain, by name."""
+    own = ("guess=end_to_end", "schedule=async_1f1b")
+    two = ("stash=two", f"microbatches={microbatches(processes)}")
+    return {"async 1F1B": own, "async 1F1B, two versions": (*own, *two)}
+
+
+AHEAD, AHEAD_OVER_SLOW_LINKS = 1, 3
+"""Batches that fill the way from a process to the next one and back: a gradient comes back for each."""
+
+
+def stages(split: Sequence[int], ahead: int = AHEAD) -> list[int]:
+    """Windows of asynchronous backpropagation whose stages are processes: all blocks of one have the same, the last 1, each
+    other one `ahead` more than the next; with 1 they are 1F1B's. With `window=auto`, which knows no processes, blocks
+    would have more in flight than keeps their process busy, and more delay."""
+    last = len(split) - 1
+    return [1 + ahead * (last - process) for process, size in enumerate(split) for _ in range(size)]
 
 
 def ratios(values: Sequence[float], reference: Sequence[float]) -> Spread:
@@ -191,9 +212,15 @@ class Contest:
             for processes, runs in missing.items():
                 start(runs, processes, self._folder / "runs.json")
 
+    def keys(self, contestant: Contestant) -> list[str]:
+        """A contestant's overrides, those that follow from the split included."""
+        if not contestant.ahead:
+            return list(contestant.overrides)
+        return [*contestant.overrides, f"window=[{','.join(map(str, stages(self.split, contestant.ahead)))}]"]
+
     def _overrides(self, contestant: Contestant, path: Path) -> list[str]:
         split = "counted" if contestant.processes else f"[{','.join(map(str, self.split))}]"
-        return [*self._common, *contestant.overrides, f"partition={split}", f"run_dir={quoted(str(path))}"]
+        return [*self._common, *self.keys(contestant), f"partition={split}", f"run_dir={quoted(str(path))}"]
 
     def path(self, contestant: Contestant, round: int) -> Path:
         """Folder of a run."""

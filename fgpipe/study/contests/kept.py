@@ -7,6 +7,7 @@ in one process. So what a process keeps is not the sum of what its blocks keep, 
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,8 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from fgpipe.plan.plan import Plan
 from fgpipe.plan.precision import DTYPES
-from fgpipe.trainers.build import local_stages
+from fgpipe.trainers.asynchronous import AsynchronousStage, Stashed
+from fgpipe.trainers.build import asynchronous_stages, local_stages
 from fgpipe.trainers.stage import Stage
 from fgpipe.wire.batch import Batch, within_process
 
@@ -77,7 +79,7 @@ def kept_by_blocks(plan: Plan) -> list[Storages]:
     """Measure what each block keeps of one batch in flight, from its forward pass to its update.
 
     What its graph saves counts, and its guess unless it can be redrawn. Its parameters do not, but a copy of them for
-    this batch does. A block that learns within its forward pass keeps nothing: what it makes is gone by then.
+    this batch does; not the two versions of 2BW, which are there whatever is in flight. A block that learns within its forward pass keeps nothing: what it makes is gone by then.
 
     Args: plan: of one process with all blocks.
     """
@@ -87,18 +89,20 @@ def kept_by_blocks(plan: Plan) -> list[Storages]:
     x = images.to(DTYPES[plan.config.dtype]).contiguous(memory_format=torch.channels_last)
     batch = Batch(0, 0, True, x, torch.randint(facts.classes, (size,), generator=source))
     kept = []  # it holds the tensors until all are there: no address comes twice
-    for stage in local_stages(plan):
-        if plan.config.guess_name == "end_to_end":
+    stages = asynchronous_stages(plan) if plan.config.asynchronous else local_stages(plan)
+    for stage in stages:
+        if isinstance(stage, Stage) and plan.config.guess_name == "end_to_end":
             found, x = kept_by_graph(stage.block, x)
         else:
             found, batch = kept_by_stage(stage, batch)
-        own = storages_of([*stage.block.parameters(), *stage.block.buffers()])
+        versions = [entry.weights.parameters() for entry in stage.in_flight] if plan.parts > 1 else []
+        own = storages_of([*stage.block.parameters(), *stage.block.buffers(), *chain(*versions)])
         kept.append([tensor for tensor in found if tensor.untyped_storage().data_ptr() not in own])
     return [storages_of(tensors) for tensors in kept]
 
 
-def kept_by_stage(stage: Stage, batch: Batch) -> tuple[list[Tensor], Batch]:
-    """Find what a block keeps of a training batch until its scalars arrive, and the batch for the block above, if any.
+def kept_by_stage(stage: Stage | AsynchronousStage, batch: Batch) -> tuple[list[Tensor], Batch]:
+    """Find what a block keeps of a training batch until its scalars or its gradient arrive, and the batch for the block above, if any.
 
     The batch goes over the link of two blocks in one process.
     """
@@ -109,7 +113,7 @@ def kept_by_stage(stage: Stage, batch: Batch) -> tuple[list[Tensor], Batch]:
         del message  # it may hold estimates
     tensors = graph.tensors
     for entry in stage.in_flight:
-        tensors += entry.directions or ()
+        tensors += [entry.x] if isinstance(entry, Stashed) else entry.directions or ()
         tensors += [] if entry.output is None else [entry.output]
         tensors += [] if entry.weights is stage.block else entry.weights.parameters()
     return tensors, (sent or [batch])[0]

@@ -22,7 +22,16 @@ from fgpipe.config.units import RATE, TIME, bits_per_second, seconds
 from fgpipe.errors import UserError, bad_value
 from fgpipe.study.common.arguments import read
 from fgpipe.study.common.series import launch
-from fgpipe.study.contests.contest import Contest, Contestant, ContestOptions, microbatches, speed_table
+from fgpipe.study.contests.contest import (
+    AHEAD,
+    AHEAD_OVER_SLOW_LINKS,
+    Contest,
+    Contestant,
+    ContestOptions,
+    asynchronous,
+    microbatches,
+    speed_table,
+)
 
 REFERENCE = "1F1B"
 TWO_HOSTS = CONFIGS.parent / "launch" / "two_hosts"
@@ -67,8 +76,13 @@ def contestants(processes: int) -> dict[str, list[Contestant]]:
         "GPipe": (*peers, "schedule=gpipe"),
         REFERENCE: (*peers, "schedule=1f1b"),
     }
+    late = asynchronous(processes)
+    ahead = {name: AHEAD if "stash=two" in keys else AHEAD_OVER_SLOW_LINKS for name, keys in late.items()}
     return {
-        kind: [Contestant(f"{name}, {kind}", (*keys, *wire, "interface=link0")) for name, keys in methods.items()]
+        kind: [
+            Contestant(f"{name}, {kind}", (*keys, *wire, "interface=link0"), ahead=ahead.get(name, 0))
+            for name, keys in {**methods, **late}.items()
+        ]
         for kind, wire in WIRES.items()
     }
 

@@ -73,11 +73,11 @@ def contestants(processes: int) -> list[Contestant]:
 
 
 def in_flight(config: Config, split: Sequence[int]) -> list[int]:
-    """Count the batches, or microbatches of GPipe and 1F1B, that each block keeps something of at one time, at most.
+    """Count the batches, or microbatches of GPipe, 1F1B and 2BW, that each block keeps something of at one time, at most.
 
     Args: split: blocks per process.
     """
-    if config.guess_name != "end_to_end":
+    if not config.pipelined:
         method = Method.of(config)
         return [window * method.waits(j) for j, window in enumerate(windows(method, config.window))]
     processes, counts = len(split), [config.microbatches] * len(split)
@@ -92,8 +92,8 @@ def kept_of_batch(config: Config, facts: DataFacts) -> list[Storages]:
 
 
 def microbatches(config: Config) -> int:
-    """Microbatches of a batch; 1 for all but pipelined backpropagation."""
-    return config.microbatches if config.guess_name == "end_to_end" else 1
+    """Microbatches of a batch; 1 where it goes as a whole."""
+    return config.microbatches if config.pipelined else config.parts
 
 
 def by_process(values: Sequence[Any], split: Sequence[int]) -> list[list[Any]]:
@@ -118,7 +118,7 @@ class MemoryRow:
 
 def measure(study: Contest, contestant: Contestant, facts: DataFacts) -> MemoryRow:
     """Read the runs of a contestant, and measure what its blocks keep."""
-    config, split = study.config(contestant.overrides), study.split
+    config, split = study.config(study.keys(contestant)), study.split
     one = replace(config, batch_size=config.batch_size // microbatches(config))
     counts = by_process(in_flight(config, split), split)
     each = by_process(kept_of_batch(one, facts), split)

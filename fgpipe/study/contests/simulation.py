@@ -20,10 +20,21 @@ from pathlib import Path
 from fgpipe.config import LinkConfig, compose_config
 from fgpipe.errors import bad_value
 from fgpipe.study.common.arguments import read
-from fgpipe.study.contests.contest import COMMON, Contest, Contestant, ContestOptions, Spread
+from fgpipe.study.contests.contest import (
+    AHEAD,
+    AHEAD_OVER_SLOW_LINKS,
+    COMMON,
+    Contest,
+    Contestant,
+    ContestOptions,
+    Spread,
+    asynchronous,
+    stages,
+)
 from fgpipe.study.simulator.calibration import METHODS, OWN, Calibration
 from fgpipe.study.simulator.forecast import epoch_seconds, forecast
-from fgpipe.study.simulator.nets import SCHEDULES, Setting, microbatches
+from fgpipe.study.simulator.nets import LATE, SCHEDULES, Setting, microbatches
+from fgpipe.study.simulator.programs import AsynchronousBackpropagation
 from fgpipe.wire.slow import SlowLinks
 
 STAGES = (1, 2, 4, 8, 16, 32, 64)
@@ -61,15 +72,19 @@ class Case:
 
 
 def cases(processes: int, batch_size: int, slow: LinkConfig | None) -> list[Case]:
-    """Args: slow: ours also over such links, which backpropagation refuses."""
+    """Args: slow: ours and asynchronous 1F1B also over such links, which the other peers refuse."""
     count = microbatches(batch_size, max(4, processes))
     found = [Case(Contestant(name, keys), name, LinkConfig()) for name, keys in METHODS.items()]
     for name, kind in SCHEDULES.items():
         peer = ("guess=end_to_end", "lanes=exact", f"microbatches={count}", f"schedule={kind}")
         found.append(Case(Contestant(name, peer), name, LinkConfig()))
+    late = ("lanes=exact", *asynchronous(processes)[LATE])
+    found.append(Case(Contestant(LATE, late, ahead=AHEAD), LATE, LinkConfig()))
     if slow is not None:
         link = (f"link.rate={slow.rate}", f"link.rtt={slow.rtt}")
-        found += [Case(Contestant(f"{name}, slow link", (*keys, *link)), name, slow) for name, keys in METHODS.items()]
+        for name, keys in {**METHODS, LATE: late}.items():
+            ahead = AHEAD_OVER_SLOW_LINKS if name == LATE else 0
+            found.append(Case(Contestant(f"{name}, slow link", (*keys, *link), ahead=ahead), name, slow))
     return found
 
 
@@ -85,7 +100,10 @@ def predicted(calibration: Calibration, case: Case, split: Sequence[int], batche
     """Images per second of an epoch on this machine's cores."""
     setting = Setting(calibration, sum(split), len(split))
     machine, links = calibration.on(calibration.cores), SlowLinks.of(case.link, len(split))
-    seconds = epoch_seconds(setting.nets(links)[case.net], split, links, machine, batches)
+    net = setting.nets(links)[case.net]
+    if isinstance(net, AsynchronousBackpropagation):
+        net = replace(net, windows=stages(split, case.contestant.ahead))
+    seconds = epoch_seconds(net, split, links, machine, batches)
     return batches * setting.batch_size / seconds
 
 
@@ -106,7 +124,7 @@ def scaling(calibration: Calibration, stages: Sequence[int] = STAGES) -> str:
     """Markdown: images per second of every contestant that is modelled, with a process and a core for each stage."""
     lines = []
     for network, link in NETWORKS.items():
-        names = [*METHODS, *({} if link.rtt else SCHEDULES)]
+        names = [*METHODS, LATE, *({} if link.rtt else SCHEDULES)]
         lines += [f"### {network}, simulated", "", f"| stages | {' | '.join(names)} |", "|" + "---|" * (1 + len(names))]
         for count in stages:
             setting, links = Setting(calibration, count, count, equal=True), SlowLinks.of(link, count)

@@ -23,13 +23,15 @@ from fgpipe.observe import trace
 from fgpipe.observe.timeline import Event
 from fgpipe.plan.topology import runs_of
 from fgpipe.study.common.arguments import read
-from fgpipe.study.contests.contest import Contest, Contestant, ContestOptions, Spread, ratios
+from fgpipe.study.contests.contest import AHEAD, Contest, Contestant, ContestOptions, Spread, asynchronous, ratios
 
 BUFFERS = ("replay.size=8", "replay.reuse=16")
 """Options of buffers that let a batch be used as often as the fast blocks can, at the factors of this study."""
 
 LANE = ("lanes=1", "scope=block", "decode=smoothed")
 """One lane that learns: a plain one, of a scalar for each tensor, ends at chance at the scaled setting of the grid."""
+
+LATE = "async 1F1B"
 
 
 @dataclass
@@ -66,6 +68,7 @@ def methods(processes: int) -> dict[str, tuple[str, ...]]:
         "global target, lock-step": (*LANE, "window=1"),
         "global target": LANE,
         "1F1B": peer,
+        LATE: asynchronous(processes)[LATE],
     }
 
 
@@ -75,7 +78,8 @@ def contestants(options: StragglerOptions) -> dict[tuple[str, float], Contestant
     for name, keys in methods(options.processes).items():
         for factor in options.factors:
             slowed = slow(options.block, factor, options.jitter)
-            found[name, factor] = Contestant(f"{name}, {factor:g}", (*keys, *slowed, "trace=true"))
+            overrides = (*keys, *slowed, "trace=true")
+            found[name, factor] = Contestant(f"{name}, {factor:g}", overrides, ahead=AHEAD * (name == LATE))
     return found
 
 

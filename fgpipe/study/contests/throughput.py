@@ -13,7 +13,15 @@ says what is compared and how.
 """
 
 from fgpipe.study.common.arguments import read
-from fgpipe.study.contests.contest import Contest, Contestant, ContestOptions, microbatches, speed_table
+from fgpipe.study.contests.contest import (
+    AHEAD,
+    Contest,
+    Contestant,
+    ContestOptions,
+    asynchronous,
+    microbatches,
+    speed_table,
+)
 
 REFERENCE = "1F1B"
 
@@ -31,6 +39,7 @@ def contestants(processes: int) -> list[Contestant]:
         Contestant("GPipe", (*peers, "schedule=gpipe")),
         Contestant(REFERENCE, (*peers, "schedule=1f1b")),
         Contestant("zero bubble", (*peers, "schedule=zero_bubble")),
+        *(Contestant(name, keys, ahead=AHEAD) for name, keys in asynchronous(processes).items()),
         Contestant("backpropagation, one process, one thread", alone, processes=1),
         Contestant(f"backpropagation, one process, {processes} threads", (*alone, f"threads={processes}"), processes=1),
     ]

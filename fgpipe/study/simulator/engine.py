@@ -28,7 +28,7 @@ class Message:
     size: int
     """Bytes."""
     plane: str
-    """`batches`: sent when there is room, received ahead. `microbatches`: sent at once, received when it is waited for,
+    """`batches`: sent when there is room, received ahead. `gradients`: sent at once, received ahead. `microbatches`: sent at once, received when it is waited for,
     as `torch.distributed.pipelining` does. `scalars`: sent and received at once."""
 
 
@@ -92,7 +92,7 @@ class _Channel:
         return self.plane != "batches" or self.leaving + max(0, len(self.arrived) - posted) < IN_FLIGHT
 
     def may_receive(self) -> bool:
-        if self.plane == "batches":
+        if self.plane in ("batches", "gradients"):
             return len(self.untaken) < IN_FLIGHT
         waits = any(node and node[0].needs == self.arrived[0].key for node in self.receiver.nodes)
         return self.receiver.sleeps and waits

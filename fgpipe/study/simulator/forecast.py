@@ -8,12 +8,12 @@ from itertools import accumulate
 from fgpipe.plan.topology import runs_of
 from fgpipe.study.simulator.engine import Done, Simulation
 from fgpipe.study.simulator.machine import Machine
-from fgpipe.study.simulator.programs import Backpropagation, ForwardGradients
+from fgpipe.study.simulator.programs import AsynchronousBackpropagation, Backpropagation, ForwardGradients
 from fgpipe.wire.slow import SlowLinks
 
-Net = ForwardGradients | Backpropagation
+Net = ForwardGradients | AsynchronousBackpropagation | Backpropagation
 FEWEST = 8
-"""Batches that a rate of forward gradients is counted over, at least."""
+"""Batches that a rate of what does not drain is counted over, at least."""
 ROUNDS = 5
 """Times those batches, or the largest window, that are simulated, at least; and `FULL` times those in flight."""
 FULL = 4
@@ -50,7 +50,7 @@ def forecast(net: Net, sizes: Sequence[int], links: SlowLinks, machine: Machine)
 
     Args: sizes: blocks per process.
     """
-    window, least = (max(net.windows), FEWEST) if isinstance(net, ForwardGradients) else (1, 1)
+    window, least = (1, 1) if isinstance(net, Backpropagation) else (max(net.windows), FEWEST)
     batches = ROUNDS * max(window, least)
     while True:
         found = Simulation(net.programs(sizes, batches), links, machine).run()

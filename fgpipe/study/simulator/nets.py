@@ -7,17 +7,20 @@ from statistics import fmean
 
 from fgpipe.config import compose_config
 from fgpipe.errors import bad_value
+from fgpipe.gradients.method import Method
 from fgpipe.gradients.probes import plan_lanes
 from fgpipe.plan.plan import DataFacts, Plan
 from fgpipe.plan.schedule import windows
 from fgpipe.plan.topology import balanced
 from fgpipe.study.common.synthetic import CLASSES, SHAPE
+from fgpipe.study.contests.contest import AHEAD, AHEAD_OVER_SLOW_LINKS, asynchronous, stages
 from fgpipe.study.simulator.calibration import DEFAULTS, METHODS, Calibration
 from fgpipe.study.simulator.forecast import Net
-from fgpipe.study.simulator.programs import Backpropagation, ForwardGradients, Orders
+from fgpipe.study.simulator.programs import AsynchronousBackpropagation, Backpropagation, ForwardGradients, Orders
 from fgpipe.wire.slow import SlowLinks
 
 SCHEDULES = {"GPipe": "gpipe", "1F1B": "1f1b"}
+LATE = "async 1F1B"
 
 
 def microbatches(batch_size: int, least: int) -> int:
@@ -92,10 +95,12 @@ class Setting:
     def nets(self, links: SlowLinks) -> dict[str, Net]:
         """Make the nets, by the contestant's name.
 
-        Backpropagation is left out over links with a round trip: how often `torch.distributed.pipelining` waits for
-        one is not modelled.
+        GPipe and 1F1B are left out over links with a round trip: how often `torch.distributed.pipelining` waits for
+        one is not modelled. Asynchronous 1F1B has the windows of `stages`, as in contests, unless `window` says others.
         """
         found: dict[str, Net] = {name: self._forward(name, overrides) for name, overrides in METHODS.items()}
+        slow = links.latency > 0 or links.rate is not None
+        found[LATE] = self._late(AHEAD_OVER_SLOW_LINKS if slow else AHEAD)
         if links.latency:
             return found
         config, activations = self._plan().config, self._activations()
@@ -121,6 +126,13 @@ class Setting:
             config.batch_size,
             _orders(self._arguments(*overrides)),
         )
+
+    def _late(self, ahead: int) -> AsynchronousBackpropagation:
+        batch_size = self.batch_size
+        costs = self._fit(self.calibration.of_piece(batch_size))
+        method = replace(Method.of(compose_config(asynchronous(self.processes)[LATE])), blocks=self.stages)
+        wanted = stages(self.split(), ahead) if self.window == "auto" else self.window
+        return AsynchronousBackpropagation(windows(method, wanted), costs, self._activations(), batch_size)
 
     def _fit(self, costs: Sequence[Mapping[str, float]]) -> Sequence[Mapping[str, float]]:
         return costs if self.is_measured else equal_blocks(costs, self.stages)

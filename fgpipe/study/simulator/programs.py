@@ -1,4 +1,5 @@
-"""Work of every process, in order: forward gradients by `plan.schedule`, backpropagation as GPipe or 1F1B."""
+"""Work of every process, in order: forward gradients and asynchronous 1F1B by `plan.schedule`, backpropagation that drains
+as GPipe or 1F1B."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -178,3 +179,50 @@ class Backpropagation:
                 below = Message(("gradient", p - 1, batch, i), p - 1, size, "microbatches") if p else None
                 jobs.append(job(kind, None if last else ("gradient", p, batch, i), total(kind), below))
         return [*jobs, job("apply", None, total("update"))]
+
+
+@dataclass(frozen=True)
+class AsynchronousBackpropagation:
+    """Net that learns by asynchronous 1F1B: the order of forward gradients, with a gradient for every batch."""
+
+    windows: Sequence[int]
+    costs: Costs
+    """`forward`, `loss`, `backward`, `update` and `fetch` of a batch."""
+    activations: Sequence[int]
+    """Bytes of each block's output, but the last one's."""
+    batch_size: int
+
+    def up(self, block: int) -> int:
+        """Bytes that leave a block upwards with a batch: activation, labels."""
+        return self.activations[block] + LABEL * self.batch_size
+
+    def back(self, block: int) -> int:
+        """Bytes of the gradient that comes back to a block with a batch."""
+        return self.activations[block]
+
+    def programs(self, sizes: Sequence[int], batches: int) -> Programs:
+        """Args: sizes: blocks per process."""
+        homes = [process for process, size in enumerate(sizes) for _ in range(size)]
+        return [[self._block(j, homes, range(batches)) for j in blocks] for blocks in runs_of(sizes)]
+
+    def _block(self, j: int, homes: Sequence[int], batches: range) -> list[Job]:
+        costs, last, jobs = self.costs[j], len(homes) - 1, []
+
+        def took(*kinds: str) -> float:
+            return sum(costs.get(kind, 0.0) for kind in kinds)
+
+        def back(batch: int) -> list[tuple[float, Message | None]]:
+            below = Message(("gradient", j - 1, batch), homes[j - 1], self.back(j - 1), "gradients") if j else None
+            return [(took("backward"), below), (took("update"), None)]
+
+        for action in actions(batches, self.windows[j], j < last):
+            batch = action.batch
+            if isinstance(action, Forward):
+                steps: list[tuple[float, Message | None]] = [(took("fetch", "forward", "loss"), None), *back(batch)]
+                if j < last:
+                    above = Message(("batch", j + 1, batch), homes[j + 1], self.up(j), "batches")
+                    steps = [(took("fetch", "forward"), above)]
+                jobs.append(Job("forward", j, batch, ("batch", j, batch) if j else None, tuple(steps)))
+            else:
+                jobs.append(Job("apply", j, batch, ("gradient", j, batch), tuple(back(batch))))
+        return jobs

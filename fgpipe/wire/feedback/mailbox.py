@@ -67,6 +67,14 @@ class Mailbox:
         self._ahead: dict[int, Feedback | Lost] = {}
         self._waiting: deque[Feedback | Lost] = deque()
 
+    plane, content = "feedback", "readings"
+    """Names in messages."""
+
+    @property
+    def sender(self) -> int:
+        """The block whose messages come here."""
+        return self.due.sender
+
     def put(self, message: Feedback | Lost) -> Request | None:
         """Accept a message that has arrived.
 

@@ -64,6 +64,13 @@ class Layout:
     """Shape of a training batch's activation, where it is not `shape`."""
     every: int = 1
     """Lanes ride with every so many-th training batch (`Method.every`)."""
+    labelled: bool = True
+    """Labels follow the header; not with gradients."""
+
+    @property
+    def labels(self) -> int:
+        """Labels that follow the header, zeros where a batch has fewer."""
+        return self.shape[0] if self.labelled else 0
 
     @property
     def trains_on(self) -> tuple[int, ...]:

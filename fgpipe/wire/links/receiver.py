@@ -1,4 +1,4 @@
-"""The downward end of a link between two processes.
+"""The receiving end of a link between two processes: of batches from below, of gradients from above.
 
 gloo sends nothing before the receiver has said that it is ready, which takes a round trip for each message. So the
 receives of a batch are posted while the one before it is still on its way, where its shape is known by then.
@@ -35,17 +35,31 @@ class _Coming(NamedTuple):
 
 
 class Receiver:
-    """Receives the batches of the block below into a ring of buffers; in a thread, up to two batches ahead."""
+    """Receives the batches of the block below into a ring of buffers; in a thread, up to two batches ahead.
 
-    def __init__(self, block: int, peer: int, layout: Layout, *, held: int, batches: int, timeline: Timeline) -> None:
+    With `gradients`, those of the block above.
+    """
+
+    def __init__(
+        self,
+        block: int,
+        peer: int,
+        layout: Layout,
+        *,
+        held: int,
+        batches: int,
+        timeline: Timeline,
+        gradients: bool = False,
+    ) -> None:
         """
         Args:
-            peer: rank of the process of block `block - 1`.
+            peer: rank of the process of block `block - 1`; of `block + 1` with gradients.
             held: batches whose input the block may need at one time, the one that it works on included.
             batches: training batches of an epoch.
             timeline: of this process.
         """
         self._block, self._peer, self._layout, self._batches, self._timeline = block, peer, layout, batches, timeline
+        self._sender, self._plane = (block + 1, "gradient") if gradients else (block - 1, "forward")
         self._new = partial(torch.empty, dtype=layout.dtype, device=layout.device, pin_memory=layout.pinned)
         self._early = layout.device.type == "cpu"
         """Post the payload's receive early too; NCCL's would keep a part of the GPU busy until it comes."""
@@ -64,7 +78,8 @@ class Receiver:
             fail: called with the `LinkError` that ended the thread.
         """
         arguments = (batches, deliver, fail)
-        threading.Thread(target=self._run, args=arguments, daemon=True, name=f"receive-{self._block}").start()
+        name = f"receive-{self._plane}-{self._block}"
+        threading.Thread(target=self._run, args=arguments, daemon=True, name=name).start()
 
     def taken(self) -> None:
         """The block has taken a batch that was delivered, and needs none but the last `held`."""
@@ -83,7 +98,7 @@ class Receiver:
         coming, self._coming = self._coming or self._post(), None
         self._wait(coming.work)
         began = time.monotonic_ns()
-        sender = f"block {self._block - 1} (rank {self._peer})"
+        sender = f"block {self._sender} (rank {self._peer})"
         batch, epoch, flags, samples = self._layout.check(coming.header[:FIELDS].tolist(), sender, self._peer)
         training, drain = bool(flags & TRAINING), bool(flags & DRAIN)
         lanes = self._layout.lanes_of(batch) if training else ()
@@ -101,13 +116,13 @@ class Receiver:
         received = Batch(batch, epoch, training, stacked[:samples], labels, tangent, drain)
         self._latest, self._arrived = received.name, time.monotonic()
         if self._timeline.on and training:
-            self._timeline.add(RECEIVE, self._block, batch, began, self._block - 1)
+            self._timeline.add(RECEIVE, self._block, batch, began, self._sender)
         return received
 
     def _post(self, early: int | None = None) -> _Coming:
         """Post the receives of the next batch, that of its payload only if it is sure to be the training batch `early`."""
-        samples = self._layout.shape[0]
-        header = torch.empty(FIELDS + samples, dtype=torch.int64)
+        samples = self._layout.trains_on[0]
+        header = torch.empty(FIELDS + self._layout.labels, dtype=torch.int64)
         work = self._receive(header)
         if early is None:
             return _Coming(header, work, None, None)
@@ -151,5 +166,5 @@ class Receiver:
             if self._latest
             else "nothing came yet"
         )
-        what = f"lost block {self._block - 1} (rank {self._peer}) on the forward plane; {last}: {first_line(error)}"
+        what = f"lost block {self._sender} (rank {self._peer}) on the {self._plane} plane; {last}: {first_line(error)}"
         return LinkError(what, self._peer)

@@ -1,4 +1,4 @@
-"""The upward end of a link between two processes."""
+"""The sending end of a link between two processes: upwards of batches, downwards of gradients."""
 
 import time
 from collections import deque
@@ -18,7 +18,11 @@ from fgpipe.wire.streams import Streams
 
 
 class Sender:
-    """Sends to the process of the block above. At most two batches wait here; then `send` blocks."""
+    """Sends to the process of the block above. At most two batches wait here; then `send` blocks.
+
+    With `gradients` it sends to the process of the block below, and `send` never blocks: two processes that wait for
+    each other to take something would wait for ever. No more gradients can wait than the window of the block below.
+    """
 
     def __init__(
         self,
@@ -29,17 +33,22 @@ class Sender:
         device: torch.device,
         streams: Streams,
         delay: Delay | None = None,
+        *,
+        gradients: bool = False,
     ) -> None:
         """
         Args:
-            peer: rank of the process of block `block + 1`.
-            samples: of a training batch; test batches may have fewer.
+            peer: rank of the process of block `block + 1`; of `block - 1` with gradients.
+            samples: labels that follow a header; those of a whole batch, or none with gradients.
             device: where the wire's tensors live.
             streams: of this process.
-            delay: makes the link slower than it is; and sends in a thread, which waits for copies from a GPU.
+            delay: makes the link slower than it is; and sends in a thread, which waits for copies from a GPU. Gradients need
+                one, of no time if the link is fast.
         """
         self._block, self._peer, self._samples = block, peer, samples
         self._ledger, self._device, self._streams, self._delay = ledger, device, streams, delay
+        self._to, self._kind = (block - 1, "gradients") if gradients else (block + 1, "activations")
+        self._room, self._plane = (None if gradients else IN_FLIGHT), ("gradient" if gradients else "forward")
         self._pending: deque[_Sending] = deque()
 
     def send(self, batch: Batch) -> None:
@@ -59,14 +68,14 @@ class Sender:
             self._post(batch.name, messages, copied)
         else:
             size = sum(message.nbytes for message in messages)
-            self._delay.put(size, partial(self._post, batch.name, messages, copied), room=IN_FLIGHT)
+            self._delay.put(size, partial(self._post, batch.name, messages, copied), room=self._room)
         lanes = len(batch.tangent.lanes) if batch.tangent else 0
         one = payload.nbytes // (lanes + 1)
         count = self._ledger.count
-        count(self._block, self._block + 1, "activations", one)
+        count(self._block, self._to, self._kind, one)
         if lanes:
-            count(self._block, self._block + 1, "tangents", lanes * one)
-        count(self._block, self._block + 1, "control", header.nbytes)
+            count(self._block, self._to, "tangents", lanes * one)
+        count(self._block, self._to, "control", header.nbytes)
 
     def _post(self, name: str, messages: list[Tensor], copied: Any) -> None:
         """Args: copied: event of the payload's copy from a GPU."""
@@ -91,7 +100,7 @@ class Sender:
 
     def _lost(self, sending: "_Sending", error: Exception) -> LinkError:
         way = f"{sending.name} was on its way to it for {time.monotonic() - sending.began:.1f} s"
-        what = f"lost block {self._block + 1} (rank {self._peer}) on the forward plane; {way}: {first_line(error)}"
+        what = f"lost block {self._to} (rank {self._peer}) on the {self._plane} plane; {way}: {first_line(error)}"
         return LinkError(what, self._peer)
 
     def close(self) -> None:
