@@ -41,6 +41,8 @@ HELD_OUT = 3000
 BY_ORACLE = ("tangents=oracle", "window=1")
 AT_OUTPUT = ("space=activity", "scope=sample")
 GLOBAL = ("target=global", "window=auto")
+STRIDED = "guess.beside=strided"
+OWN = ("target=local", "guess=mixture", "guess.second=own", *AT_OUTPUT)
 SMOOTH = (*GLOBAL, "decode=smoothed", "step=normalised")
 
 
@@ -65,7 +67,8 @@ METHODS = {
     ),
     "local": FrontierMethod(NOTHING, ("target=local",)),
     "local spatial": FrontierMethod(NOTHING, ("target=local", "head=spatial")),
-    "two heads": FrontierMethod(NOTHING, ("target=local", "guess=mixture", "guess.second=own", *AT_OUTPUT)),
+    "two heads": FrontierMethod(NOTHING, (*OWN, STRIDED)),
+    "two heads spatial": FrontierMethod(NOTHING, OWN),
     "scaled local": FrontierMethod(SCALARS, (*SMOOTH, "guess=local", "scope=block", "lanes=1")),
     "portfolio": FrontierMethod(SCALARS, (*SMOOTH, "guess=portfolio", "space=activity", "scope=batch")),
     "portfolio similarity": FrontierMethod(
@@ -73,8 +76,9 @@ METHODS = {
     ),
     "error": FrontierMethod(ROWS, (*GLOBAL, "guess=error", *AT_OUTPUT)),
     "error spatial": FrontierMethod(ROWS, (*GLOBAL, "head=spatial", "guess=error", *AT_OUTPUT)),
-    "mixture": FrontierMethod(ROWS, (*GLOBAL, "guess=mixture", *AT_OUTPUT)),
-    "mixture quarter": FrontierMethod(ROWS, (*GLOBAL, "guess=mixture", "guess.share=0.25", *AT_OUTPUT)),
+    "mixture": FrontierMethod(ROWS, (*GLOBAL, "guess=mixture", STRIDED, *AT_OUTPUT)),
+    "mixture lock-step": FrontierMethod(ROWS, ("target=global", "window=1", "guess=mixture", STRIDED, *AT_OUTPUT)),
+    "mixture spatial": FrontierMethod(ROWS, (*GLOBAL, "guess=mixture", *AT_OUTPUT)),
 }
 """Methods by name: controls first, then by what comes back."""
 REFERENCES = ("local", "end to end")
