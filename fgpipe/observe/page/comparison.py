@@ -101,10 +101,13 @@ def charts(runs: Sequence[FolderContent], names: Sequence[str]) -> Iterator[str]
         scores = run.epochs[-1].scores["test"] if run.epochs else {}
         return [(block, each.accuracy) for block, each in sorted(scores.items())]
 
-    accuracy, whole = "Test accuracy, %", (0.0, 1.0)
+    whole = (0.0, 1.0)
     by_number, by_seconds = by(_number, "accuracy"), by(_seconds, "accuracy")
-    yield figure(accuracy, lines(by_number, "epoch", shown=figures.plain, bounds=whole))
-    yield figure(accuracy, lines(by_seconds, "seconds of training", shown=figures.plain, bounds=whole, whole=False))
+    yield figure("Test accuracy by epoch, %", lines(by_number, "epoch", shown=figures.plain, bounds=whole))
+    yield figure(
+        "Test accuracy by time, %",
+        lines(by_seconds, "seconds of training", shown=figures.plain, bounds=whole, whole=False),
+    )
     yield figure("Test accuracy by depth, %", lines(_series(map(depth, runs), names), "block", shown=figures.plain))
     yield figure("Test loss, nats", lines(by(_number, "loss"), "epoch", log=True))
     yield from _bytes(runs, names)

@@ -1,6 +1,6 @@
 """Figures of one run, each as HTML; empty where the run has nothing to show."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from html import escape
 
 from fgpipe.observe.colors import LINK_COLORS, of_block
@@ -53,6 +53,9 @@ def by_depth(run: FolderContent) -> str:
     if not run.epochs:
         return ""
     scores, total = run.epochs[-1].scores, run.blocks
+    if all(len(each) == 1 for each in scores.values()):
+        hint = "<p class=muted>The net alone has a head; observe.heads=true trains one beside each block.</p>"
+        return figure("Accuracy by depth, %", hint)
     series = [
         Series(
             name,
@@ -100,26 +103,33 @@ def bytes_up(run: FolderContent) -> int:
 
 
 def links(run: FolderContent) -> Iterator[str]:
-    """Bytes per link, up and back."""
-    sent = traffic(run)
+    """Bytes per link: up, back, and between replicas."""
+    sent = sorted(traffic(run).items())
     if not run.summary:
         return
-    up = {link: kinds for link, kinds in sorted(sent.items()) if link[1] > link[0]}
-    rows = [Bar(f"{a} → {b}", [(kind, count, LINK_COLORS[kind]) for kind, count in kinds.items()]) for (a, b), kinds in up.items()]  # fmt: skip
-    if rows:
-        kinds = {kind: None for each in up.values() for kind in each}
-        yield figure("Bytes up, per link", bars(rows, size), f"In the whole run, tests included: {key(kinds)}.")
-    else:
-        yield figure("Bytes up, per link", "<p class=muted>None: all blocks are in one process.</p>")
+    up = {f"{a} → {b}": kinds for (a, b), kinds in sent if b > a}
+    within = "" if len(up) == run.blocks - 1 else " Links within a process carry none."
+    yield _by_kind("Bytes up, per link", up, "In the whole run, tests included", within)
     back = run.summary.get("bytes_back_per_batch", [])
-    if any(back):
-        kind = "gradients" if any("gradients" in each for each in sent.values()) else "feedback"
-        rows = [Bar(f"to {block}", [(kind, count, LINK_COLORS[kind])]) for block, count in enumerate(back)]
-        yield figure(
-            "Bytes back, per training batch", bars(rows, size), f"To each block from all above: {key({kind: None})}."
-        )
-    else:
-        yield figure("Bytes back, per training batch", "<p class=muted>None crossed a process.</p>")
+    kind = "gradients" if any("gradients" in kinds for _, kinds in sent) else "feedback"
+    down = {f"to {block}": {kind: count} for block, count in enumerate(back)} if any(back) else {}
+    yield _by_kind("Bytes back, per training batch", down, "To each block from all above")
+    if own := {f"block {a}": kinds for (a, b), kinds in sent if a == b}:
+        yield _by_kind("Bytes between replicas, per block", own, "In the whole run")
+
+
+def _by_kind(title: str, sent: Mapping[str, Mapping[str, float]], what: str, note: str = "") -> str:
+    """Bars of bytes by kind.
+
+    Args: sent: name of the bar -> kind -> bytes.
+    """
+    if not sent:
+        return figure(title, "<p class=muted>None crossed from process to process.</p>")
+    rows = [
+        Bar(name, [(kind, count, LINK_COLORS[kind]) for kind, count in kinds.items()]) for name, kinds in sent.items()
+    ]
+    kinds = {kind: None for each in sent.values() for kind in each}
+    return figure(title, bars(rows, size, left=52), f"{what}: {key(kinds)}.{note}")
 
 
 def key(kinds: dict[str, None], colors: dict[str, str] = LINK_COLORS) -> str:

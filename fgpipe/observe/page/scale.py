@@ -71,23 +71,18 @@ def percent(share: float) -> str:
 
 
 def size(count: float) -> str:
-    """Bytes with a decimal unit."""
-    power = min(3, max(0, int(math.log10(count)) // 3)) if count >= 1 else 0
-    scaled = count / 1000**power
-    return (
-        f"{scaled:.3g}" * (scaled < 999.5) + f"{scaled:.0f}" * (scaled >= 999.5) + f" {('B', 'kB', 'MB', 'GB')[power]}"
-    )
+    """Bytes in three digits, with a decimal unit."""
+    units = ("B", "kB", "MB", "GB", "TB")
+    power = next((k for k in range(len(units)) if count < 999.5 * 1000**k), len(units) - 1)
+    return f"{float(f'{count / 1000**power:.3g}'):g} {units[power]}"
 
 
 def duration(seconds: float) -> str:
+    """Seconds, minutes or hours."""
     minutes, left = divmod(round(seconds), 60)
-    return (
-        f"{minutes // 60} h {minutes % 60} min"
-        if minutes >= 60
-        else f"{minutes}:{left:02} min"
-        if minutes
-        else f"{seconds:.3g} s"
-    )
+    if not minutes:
+        return f"{seconds:.3g} s"
+    return f"{minutes}:{left:02} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def spread(places: Iterable[float], least: float, low: float, high: float) -> Iterator[float]:
