@@ -127,6 +127,30 @@ def test_same_process(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.yaml"]
 
 
+def test_asking_who_holds_it(tmp_path: Path, hold) -> None:
+    """Names the process while it lives, and changes nothing: the lock is still its own."""
+    run = tmp_path / "run"
+    assert claim.holder(tmp_path) is None
+    process = hold(run)
+    for _ in range(2):
+        assert claim.holder(run) == f"pid {process.pid} on host {socket.gethostname()}"
+        refused(run, process.pid)
+    process.kill()
+    process.wait()
+    assert claim.holder(run) is None and (run / claim.NAME).exists()
+
+
+def test_the_holder_may_ask(tmp_path: Path) -> None:
+    """Closing the file would lose the lock; another process finds it held."""
+    ask = f"from pathlib import Path; from fgpipe.saving.claim import holder; print(holder(Path({str(tmp_path / 'run')!r})))"
+    me = f"pid {os.getpid()} on host {socket.gethostname()}"
+    with claimed(into(tmp_path / "run")) as folder:
+        for _ in range(2):
+            assert claim.holder(folder) == me
+            done = subprocess.check_output([sys.executable, "-c", ask], env=environment(), text=True)
+            assert done.strip() == me
+
+
 def test_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that writes nothing leaves no folder, above it neither; what was there stays."""
     monkeypatch.chdir(tmp_path)

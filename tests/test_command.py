@@ -22,6 +22,7 @@ from tests.integration.launching import ROOT, Job, environment, wait_until
 MAINS = {
     "train": "fgpipe.train",
     "export": "fgpipe.export",
+    "show": "fgpipe.show",
     "doctor": "fgpipe.doctor",
     "grid": "fgpipe.study.paper.grid",
     "report": "fgpipe.study.card.report",

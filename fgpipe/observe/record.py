@@ -6,6 +6,7 @@ import math
 import os
 import platform
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from omegaconf import OmegaConf
 
 from fgpipe.config import Config
+from fgpipe.errors import typed_line
 from fgpipe.observe.growing import Events, Growing
 from fgpipe.observe.metrics import PHASES, Score
 from fgpipe.saving import durable
@@ -100,6 +102,17 @@ class RunFolder:
             file.catch_up()
             missing += [] if file.missing is None else [file.missing]
         return missing
+
+    def page(self) -> None:
+        """Write `report.html` of what the folder has; what keeps it from that is a warning, as the run is done."""
+        from fgpipe.observe.page import run  # for the end alone
+
+        file = self.path / run.NAME
+        try:
+            run.write(self.path, file)
+        except Exception as error:  # noqa: BLE001 - the run is done, and a page must not end it badly
+            why = unwritten(file, error) if isinstance(error, OSError) else f"{file} is not made: {typed_line(error)}"
+            print(f"fgpipe: warning: {why}", file=sys.stderr, flush=True)
 
 
 def _json_line(line: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ import fcntl
 import itertools
 import os
 import socket
+import struct
 import sys
 import threading
 import time
@@ -31,6 +32,8 @@ from fgpipe.saving.outputs import needed
 NAME = "lock"
 HELD = (errno.EACCES, errno.EAGAIN)
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+FLOCK = "hhqqi4x"
+"""Linux's `struct flock` of 64 bits: type, origin, start, length, pid."""
 _threads = threading.Lock()
 _own: set[tuple[int, int]] = set()
 """Device and inode of the files that this process has locked: its own locks do not stop it."""
@@ -86,6 +89,26 @@ def _new(path: Path) -> Path:
 def is_free(folder: Path) -> bool:
     """There is nothing but what another claim may have left."""
     return all(path.name == NAME for path in folder.iterdir())
+
+
+def holder(folder: Path) -> str | None:
+    """Who writes to a folder now, as far as its file system knows; asks, and takes no lock itself.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    file = folder / NAME
+    if not file.exists():
+        return None
+    if _identity(file.stat()) in _own:  # opening and closing it would lose the lock
+        return _me()
+    with file.open("rb") as opened:
+        asked = struct.pack(FLOCK, fcntl.F_RDLCK, os.SEEK_SET, 0, 0, 0)
+        try:
+            kind, *_ = struct.unpack(FLOCK, fcntl.fcntl(opened, fcntl.F_GETLK, asked))
+        except OSError:
+            return None
+        return None if kind == fcntl.F_UNLCK else opened.read(1000).decode(errors="replace").strip()
 
 
 def _lock(folder: Path) -> int:

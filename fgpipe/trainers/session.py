@@ -206,6 +206,7 @@ class _Run:
             print(f"{table}\ntest accuracy {accuracy:.2%}, {speed:.0f} images/s; see {self._folder.path}", flush=True)
         except OSError as error:
             self._unwritten.append(unwritten(Path("stdout"), error))
+        self._folder.page()
 
     def _end_badly(self, error: Exception) -> None:
         """Say on stderr what ended the run, and write the verdict; bad input and preemption are no bad ends."""

@@ -1,6 +1,7 @@
-"""The examples of docs: each under torchrun on the embedded digits, in a file of at most 80 lines."""
+"""The examples of docs: nets and guesses under torchrun on the embedded digits, one of cells; each in less than 80 lines."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,27 @@ def summary(run: Path) -> dict:
 def test_all_are_short() -> None:
     for path in EXAMPLES.glob("*.py"):
         assert len(path.read_text().splitlines()) < 80, path
+
+
+def test_first_look() -> None:
+    """Cells of a few lines, each of which says something, and numbers that agree as far as they must."""
+    file = EXAMPLES / "first_look.py"
+    head, *cells = [cell.splitlines() for cell in re.split("^# %%", file.read_text(), flags=re.MULTILINE)[1:]]
+    assert head[0] == " [markdown]" and all(line.startswith("#") for line in filter(None, head[1:]))
+    assert len(cells) >= 6 and all(len(cell) <= 25 and "print(" in "\n".join(cell) for cell in cells)
+    done = launch(0, str(file))
+    assert done.returncode == 0, done.stderr
+    number = r"(-?[\d.]+(?:e-?\d+)?)"
+    errors = [float(each) for each in re.findall(f"relative error {number}", done.stdout)]
+    assert len(errors) == 2 and errors[0] < 1e-5 and errors[1] < 1e-12, (
+        "by finite differences, and by two backward passes"
+    )
+    for pattern, tolerance in (
+        (f"scalar {number}, true directional derivative {number}", 1e-9),
+        (f"falls by {number}; to first order {number}", 0.02),
+    ):
+        (pair,) = re.findall(pattern, done.stdout)
+        assert float(pair[0]) == pytest.approx(float(pair[1]), rel=tolerance) and float(pair[0]) != 0, pattern
 
 
 @pytest.mark.slow

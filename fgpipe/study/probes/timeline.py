@@ -20,22 +20,11 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
 from fgpipe.errors import UserError, bad_value
+from fgpipe.observe.colors import COMPUTE_COLORS
 from fgpipe.observe.timeline import RECEIVE, SCALARS, WAITS, Event
 from fgpipe.observe.trace import chains, read
 from fgpipe.saving.outputs import check_file, written
 
-COLORS = {
-    "forward": "#2f7ed8",
-    "loss": "#2a9d8f",
-    "guess": "#d9822b",
-    "push": "#8e5cc9",
-    "read": "#c2447f",
-    "head": "#7fb069",
-    "update": "#e3b505",
-    "backward": "#b23a48",
-    "weights": "#b5893a",
-}
-"""Colour of compute, by kind."""
 WAIT_COLOR = "#e4e6ea"
 DEFAULT_BATCHES = 4
 
@@ -72,7 +61,9 @@ def draw(events: Mapping[int, Sequence[Event]], count: int, picture: Path) -> No
         raise bad_value("BATCHES", count, f"1 to {len(batches)}, as many as the trace has")
     middle = (len(batches) - count) // 2
     chosen = batches[middle : middle + count]
-    shown = [event for each in events.values() for event in each if event.batch in chosen and event.kind in COLORS]
+    shown = [
+        event for each in events.values() for event in each if event.batch in chosen and event.kind in COMPUTE_COLORS
+    ]
     start, end = min(event.began for event in shown), max(event.ended for event in shown)
     blocks = sorted({event.block for event in shown})
     figure, axes = plt.subplots(figsize=(11, 0.55 * len(blocks) + 1.6), layout="constrained")
@@ -86,8 +77,10 @@ def draw(events: Mapping[int, Sequence[Event]], count: int, picture: Path) -> No
     axes.set_yticks(blocks, [f"block {block}" for block in blocks])
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
-    kinds = [kind for kind in COLORS if any(event.kind == kind for event in shown)]
-    legend = [Patch(color=COLORS[kind], label=kind) for kind in kinds] + [Patch(color=WAIT_COLOR, label="waiting")]
+    kinds = [kind for kind in COMPUTE_COLORS if any(event.kind == kind for event in shown)]
+    legend = [Patch(color=COMPUTE_COLORS[kind], label=kind) for kind in kinds] + [
+        Patch(color=WAIT_COLOR, label="waiting")
+    ]
     figure.legend(handles=legend, loc="outside upper left", ncols=len(legend), frameon=False)
     with written(picture):
         figure.savefig(picture, dpi=110, format="png")
@@ -99,9 +92,9 @@ def _bar(axes: Axes, event: Event, start: int, chosen: bool) -> None:
     span = [((event.began - start) / 1e6, (event.ended - event.began) / 1e6)]
     if event.kind in WAITS:
         axes.broken_barh(span, (event.block - 0.1, 0.2), color=WAIT_COLOR)
-    elif event.kind in COLORS:
+    elif event.kind in COMPUTE_COLORS:
         axes.broken_barh(
-            span, (event.block - 0.3, 0.6), color=COLORS[event.kind], alpha=1.0 if chosen else 0.25, linewidth=0
+            span, (event.block - 0.3, 0.6), color=COMPUTE_COLORS[event.kind], alpha=1.0 if chosen else 0.25, linewidth=0
         )
         if chosen and event.kind == "forward":
             axes.text(span[0][0], event.block + 0.33, str(event.batch), fontsize=7, color="#2b2f36")
