@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fgpipe.gradients.dual import Tangent
+from fgpipe.plan.precision import Precision
 
 
 @dataclass(eq=False)
@@ -45,6 +46,16 @@ class Batch:
             return self
         tangent = self.tangent and Tangent(self.tangent.lanes, self.tangent.value.to(device, dtype))
         return replace(self, x=self.x.to(device, dtype), labels=self.labels.to(device), tangent=tangent)
+
+
+def rounded(batch: Batch, device: torch.device, precision: Precision) -> Batch:
+    """A batch for the block above, in the format of a link."""
+    if not precision.int8:
+        return batch.to(device, precision.wire)
+    x, tangent = precision.rounded(batch.x), batch.tangent
+    if tangent is not None:
+        tangent = Tangent(tangent.lanes, precision.rounded(tangent.value, len(tangent.lanes)))
+    return replace(batch, x=x, tangent=tangent)
 
 
 def canonical(x: Tensor) -> Tensor:

@@ -1,10 +1,10 @@
-"""Distance that bfloat16, for compute and for the wire, takes the estimates from the float64 oracle.
+"""Distance that bfloat16, for compute and for the wire, and 8 bits on the wire take the estimates from the float64 oracle.
 
     python -m fgpipe.study precision [key=value ...]
 
 Prints, for each block, the relative error of its estimate (the norm of the difference over the oracle's norm) and the
 cosine with the oracle's, the mean over some batches at the initial weights: in float32, with `wire=bfloat16`, with
-`autocast=true`, and with both. Random guesses cannot be compared, as their draws differ between formats.
+`wire=int8`, with `autocast=true`, and with it and the first. Random guesses cannot be compared, as their draws differ between formats.
 """
 
 import torch
@@ -26,6 +26,7 @@ ORACLE = ["tangents=oracle", "dtype=float64"]
 FORMATS = {
     "float32": [],
     "wire": ["wire=bfloat16"],
+    "wire=int8": ["wire=int8"],
     "autocast": ["autocast=true"],
     "both": ["wire=bfloat16", "autocast=true"],
 }

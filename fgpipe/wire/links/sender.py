@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fgpipe.errors import LinkError, first_line
 from fgpipe.observe.ledger import Ledger
+from fgpipe.plan import int8
 from fgpipe.wire.batch import Batch
 from fgpipe.wire.links.header import IN_FLIGHT, TAG, header_of, wire
 from fgpipe.wire.slow import Delay
@@ -33,16 +34,18 @@ class Sender:
         delay: Delay | None = None,
         *,
         gradients: bool = False,
+        packed: bool = False,
     ) -> None:
         """
         Args:
             peer: rank of the process of block `block + 1`; of `block - 1` with gradients.
             samples: labels that follow a header; those of a whole batch, or none with gradients.
             device: where the wire's tensors live.
+            packed: as `Layout.packed`.
             delay: makes the link slower than it is; gradients need one, of no time if the link is fast.
         """
         self._block, self._peer, self._samples = block, peer, samples
-        self._ledger, self._device, self._delay = ledger, device, delay
+        self._ledger, self._device, self._delay, self._packed = ledger, device, delay, packed
         self._to, self._kind = (block - 1, "gradients") if gradients else (block + 1, "activations")
         self._room, self._plane = (None if gradients else IN_FLIGHT), ("gradient" if gradients else "forward")
         self._pending: deque[_Sending] = deque()
@@ -55,6 +58,9 @@ class Sender:
         """
         x = wire(batch.x)
         stacked = torch.cat([x, wire(batch.tangent.value)]) if batch.tangent else x.contiguous()
+        lanes = len(batch.tangent.lanes) if batch.tangent else 0
+        if self._packed and stacked.numel():
+            stacked = int8.pack(stacked, lanes + 1)
         payload = _on_wire(stacked, self._device)
         header = header_of(batch, self._samples)
         messages = [header, payload] if payload.numel() else [header]
@@ -63,7 +69,6 @@ class Sender:
         else:
             size = sum(message.nbytes for message in messages)
             self._delay.put(size, partial(self._post, batch.name, messages), room=self._room)
-        lanes = len(batch.tangent.lanes) if batch.tangent else 0
         one = payload.nbytes // (lanes + 1)
         count = self._ledger.count
         count(self._block, self._to, self._kind, one)
