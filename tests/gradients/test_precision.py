@@ -1,4 +1,4 @@
-"""bfloat16 for compute and for the wire: how far it takes the estimates from the float64 oracle."""
+"""bfloat16 for compute, bfloat16 and int8 for the wire: how far it takes the estimates from the float64 oracle."""
 
 import pytest
 import torch

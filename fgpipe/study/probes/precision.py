@@ -4,7 +4,8 @@
 
 Prints, for each block, the relative error of its estimate (the norm of the difference over the oracle's norm) and the
 cosine with the oracle's, the mean over some batches at the initial weights: in float32, with `wire=bfloat16`, with
-`wire=int8`, with `autocast=true`, and with it and the first. Random guesses cannot be compared, as their draws differ between formats.
+`wire=int8`, with `autocast=true`, and with it and `wire=bfloat16`. Random guesses cannot be compared, as their draws
+differ between formats.
 """
 
 import torch
