@@ -120,6 +120,8 @@ def refuse(key: str, value: str) -> str:
     (["autocast=true", "dtype=float64"], "autocast=true: allowed: false with dtype=float64"),
     (["autocast=true", "guess=end_to_end"], "autocast=true: allowed: false with guess=end_to_end"),
     (["wire=bfloat16", "tangents=oracle", "window=1"], "wire=bfloat16: allowed: null with tangents=oracle"),
+    (["wire=int8", "dtype=float64"], "wire=int8: allowed: null with dtype=float64"),
+    (["wire=int8", "guess=end_to_end", "replicas=2"], "wire=int8: allowed: null | bfloat16 with replicas=2"),
     (["data.std=[1,1,1]"], "data.std=[1.0, 1.0, 1.0]: allowed: as many numbers as data.mean has (1)"),
     (["streams=true", "guess=end_to_end", "schedule=async_1f1b"], "streams=true: allowed: false with schedule=async_1f1b"),
     (["epochs"], "epochs: allowed: key=value"),

@@ -182,6 +182,10 @@ def _check_precision(config: Config) -> None:
         for other, excluded in (("dtype", "float64"), ("tangents", "oracle")):
             if value and getattr(config, other) == excluded:
                 raise bad_value(key, str(value).lower(), f"{off} with {other}={excluded}")
+    if config.wire == "int8" and config.replicas > 1 and config.guess_name == "end_to_end":
+        raise bad_value(
+            "wire", "int8", f"null | bfloat16 with replicas={config.replicas}, whose residuals would differ"
+        )
     if config.autocast and config.guess_name == "end_to_end":
         raise bad_value("autocast", "true", "false with guess=end_to_end")
 

@@ -141,7 +141,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "batch_size": _at_least(2),
     "seed": _at_least(0),
     "dtype": _one_of("float32", "float64"),
-    "wire": _optional(_one_of("bfloat16")),
+    "wire": _optional(_one_of("bfloat16", "int8")),
     "device": _one_of("auto", "cpu", "cuda"),
     "threads": (lambda value: value == "auto" or _is_count(value), "auto, or a whole number of at least 1"),
     "partition": (_is_partition, "counted, or a list of blocks per process such as [4,4]"),

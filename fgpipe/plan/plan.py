@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import torch
+
 from fgpipe.config import Config
 from fgpipe.data import Batches, Dataset
 from fgpipe.errors import bad_value
@@ -122,8 +124,8 @@ class Plan:
     @property
     def link_bytes(self) -> list[int]:
         """Most bytes of a training batch in one replica, activation and tangents, upwards from each block but the last."""
-        size = self.config.share * Precision.of(self.config).wire.itemsize
-        one = [size * shape.numel() for shape in self.forward.shapes[1:-1]]
+        precision, samples = Precision.of(self.config), self.config.share
+        one = [precision.bytes_of(torch.Size([samples, *shape])) for shape in self.forward.shapes[1:-1]]
         return [(1 + len(self.lanes.on_link(j))) * each for j, each in enumerate(one)]
 
     @property

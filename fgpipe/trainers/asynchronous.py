@@ -25,9 +25,10 @@ from fgpipe.plan.plan import Plan
 from fgpipe.plan.precision import Precision
 from fgpipe.trainers.findings import Findings
 from fgpipe.trainers.learner import Learner
+from fgpipe.trainers.rounding import Rounding
 from fgpipe.trainers.stash import Stash, TwoVersions
 from fgpipe.trainers.step import Given, Message
-from fgpipe.wire.batch import Batch
+from fgpipe.wire.batch import Batch, rounded
 from fgpipe.wire.gradients import Gradient
 
 
@@ -66,6 +67,8 @@ class AsynchronousStage:
         self._stash = self._versions or Stash(modules, window if window > 1 else 0)
         self._in_flight: deque[Stashed] = deque()
         self._version = plan.step
+        shape = plan.config.share // plan.parts, *plan.forward.shapes[self.index]
+        self._rounding = Rounding.of(self._precision, shape if self.index else (), device)
         self._sums: list[Tensor] = []
         """Gradients of the parts of a batch so far, summed."""
         self._judged: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -74,7 +77,7 @@ class AsynchronousStage:
     def trained(self) -> dict[int, dict[str, Trained]]:
         """Everything that the block has learnt, by block and name, when no batch is in flight."""
         older = None if self._versions is None else self._versions.older
-        return {self.index: self._learner.trained({"older": older})}
+        return {self.index: self._learner.trained({"older": older, "residual": self._rounding.memory})}
 
     @property
     def in_flight(self) -> tuple[Stashed, ...]:
@@ -121,7 +124,7 @@ class AsynchronousStage:
 
     def _outgoing(self, batch: Batch, y: Tensor) -> Batch:
         """The batch for the block above, in the wire's format; apart from the one that came, whose buffer is used again."""
-        return replace(batch, x=_apart(y.detach(), batch.x)).to(self._device, self._precision.wire)
+        return rounded(replace(batch, x=_apart(y.detach(), batch.x)), self._device, self._precision)
 
     def _drawing(self, batch: Batch) -> AbstractContextManager[None]:
         """Around a run of the block: its layers draw numbers of the batch's own, or none."""
@@ -163,7 +166,7 @@ class AsynchronousStage:
         found = gradients(value, [*below, *trainable(entry.weights).values()], signal)
         yield Worked("backward")
         if below:
-            findings, dx = Findings(), found[0].to(self._precision.wire)
+            findings, dx = Findings(), self._rounding(found[0])
             findings.finite(dx, self.index, f"gradient of batch {entry.batch}")
             yield findings
             x = dx if signal is None else _apart(dx, signal)

@@ -26,7 +26,9 @@ from fgpipe.plan.precision import Precision
 from fgpipe.plan.topology import Topology
 from fgpipe.trainers.findings import Findings
 from fgpipe.trainers.learner import Learner
+from fgpipe.trainers.packing import Packed, Rounded, Sending, Unpacked, floats_of
 from fgpipe.trainers.phases import Phases
+from fgpipe.trainers.rounding import Rounding
 from fgpipe.trainers.step import Given, Message
 from fgpipe.wire.batch import Batch
 from fgpipe.wire.links.header import unwire, wire
@@ -40,7 +42,7 @@ not neighbours."""
 class Part(nn.Module):
     """The blocks of one process, from and to what crosses a link: NHWC views, which are contiguous, on `host`.
 
-    Between blocks, in a process and across a link, activations and their gradients are rounded to `precision.wire`.
+    Between blocks, in a process and across a link, activations and their gradients are rounded as `precision` says.
     """
 
     def __init__(
@@ -64,6 +66,10 @@ class Part(nn.Module):
         """Head of the last process; used by its loss, and here so that its gradients are scaled with the others."""
         self._device, self._host, self._keep, self._copy = device, host, keep_outputs, copy
         self._precision = precision
+        self.roundings: Sequence[Rounding] = ()
+        """Of the gradients at each block's input, with 8 bits."""
+        self.arrives = torch.Size()
+        """Shape of what a link brings, with 8 bits: `[B, H, W, C]`, or `[B, ..., C]`."""
         self._phases, self.at = phases, (0, 0)
         """`at`: the batch and microbatch that come next."""
         self.drawing: Callable[[int], AbstractContextManager[None]] = lambda j: nullcontext()
@@ -72,21 +78,31 @@ class Part(nn.Module):
         """Outputs of each block, by microbatch, detached, if they are to be kept."""
 
     def forward(self, x: Tensor) -> Tensor:
-        x, outputs = unwire(x.to(self._device)), []
+        x = x.to(self._device)
+        if self.arrives:
+            x = Unpacked.apply(x, self.arrives)
+        x, outputs = unwire(x), []
         for j, phase in enumerate(self._phases):
             with phase("forward", *self.at), self.drawing(j):
                 y, x = self.block(j, x)
             outputs.append(y.detach())
         if self._keep:
             self.outputs.append(outputs)
-        sent = wire(x).contiguous().to(self._host)
+        sent = wire(x).contiguous()
+        if self._precision.int8 and self.classifier is None:
+            sent = Packed.apply(sent)
+        sent = sent.to(self._host)
         return sent.clone() if self._copy else sent
 
     def block(self, j: int, x: Tensor) -> tuple[Tensor, Tensor]:
         """The output of the j-th block here, and what the next one gets of it, or the classifier."""
+        if self.roundings and x.requires_grad:
+            x = Sending.apply(x, self.roundings[j])
         y = self.blocks[j](input_for(self.blocks[j], x.to(self._precision.dtype)))
         ends = self.classifier is not None and j == len(self.blocks) - 1
-        return y, y if ends else y.to(self._precision.wire)
+        if ends:
+            return y, y
+        return y, Rounded.apply(y, self._precision) if self._precision.int8 else y.to(self._precision.wire)
 
 
 class ObservedStage(PipelineStage):
@@ -176,6 +192,17 @@ class PipelinedStep:
             wire(torch.empty(size, dtype=dtype, device=host)).contiguous().requires_grad_()
             for size, dtype in zip(sizes, dtypes, strict=True)
         ]
+        self._roundings = [
+            Rounding.of(precision, (sizes[0][0], *plan.forward.shapes[j]) if j else (), device) for j in topology.local
+        ]
+        if precision.int8:
+            self._part.roundings = self._roundings
+            links = [not self._is_first, not self._is_last]
+            self._part.arrives = examples[0].shape if links[0] else torch.Size()
+            examples = [
+                torch.empty(floats_of(each.shape), device=host).requires_grad_() if packed else each
+                for each, packed in zip(examples, links, strict=True)
+            ]
         examples[0].requires_grad_(not self._is_first)
         place = (topology.position, len(topology.pipeline), host)
         self._stage = stage = ObservedStage(
@@ -278,7 +305,8 @@ class PipelinedStep:
 
     def trained(self) -> dict[int, dict[str, Trained]]:
         """Everything that each block has learnt, by block and name."""
-        return {each.index: each.trained({}) for each in self._learners}
+        pairs = zip(self._learners, self._roundings, strict=True)
+        return {each.index: each.trained({"residual": rounding.memory}) for each, rounding in pairs}
 
 
 def _no_loss(y: Tensor, labels: Tensor) -> Tensor:

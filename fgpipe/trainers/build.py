@@ -106,6 +106,7 @@ def _connect(
 ) -> Post:
     config, method, topology, metrics = plan.config, plan.method, plan.topology, observers.metrics
     first, last, wire = topology.local[0], topology.local[-1], cluster.place.wire_device(device)
+    packed = Precision.of(config).int8
     links = SlowLinks.of(config.link, len(topology.pipeline))
     mailboxes: dict[int, Mailbox | GradientBox] = {}
     gradients = _gradients(plan, device, observers) if config.asynchronous and last < method.last else None
@@ -125,11 +126,12 @@ def _connect(
         delay = None if plan.pipelined else links.delay(topology.position, topology.position + 1, inbox.fail)
         if delay is None and wire.type != device.type:
             delay = Delay(None, 0.0, inbox.fail)
-        upwards = Sender(last, topology.rank_of(last + 1), config.share, observers.ledger, wire, streams, delay)
+        above = topology.rank_of(last + 1)
+        upwards = Sender(last, above, config.share, observers.ledger, wire, streams, delay, packed=packed)
     if config.asynchronous and first:
         slow = links.delay(topology.position, topology.position - 1, inbox.fail) or Delay(None, 0.0, inbox.fail)
         below = topology.rank_of(first - 1)
-        downwards = Sender(first, below, 0, observers.ledger, CPU, streams, slow, gradients=True)
+        downwards = Sender(first, below, 0, observers.ledger, CPU, streams, slow, gradients=True, packed=packed)
     if cluster.store is not None and plan.has_readings:
         probes, counts = max(1, *plan.lanes.counts), plan.lanes.counts
         terms = Terms(
@@ -164,7 +166,8 @@ def _gradients(plan: Plan, device: torch.device, observers: Observers) -> Receiv
     the batches that go wait for each other."""
     last = plan.topology.local[-1]
     shape = plan.config.share // plan.parts, *plan.forward.shapes[last + 1]
-    layout = Layout(shape, (), Precision.of(plan.config).wire, CPU, pinned=device.type != "cpu", labelled=False)
+    precision = Precision.of(plan.config)
+    layout = Layout(shape, (), precision.wire, CPU, pinned=device.type != "cpu", packed=precision.int8, labelled=False)
     return Receiver(
         last,
         plan.topology.rank_of(last + 1),
@@ -203,6 +206,7 @@ def _receiver(plan: Plan, device: torch.device, wire: torch.device, observers: O
         pinned=device.type != wire.type,
         training_shape=(share, 0) if plan.pipelined else training_shape,
         every=plan.method.every,
+        packed=Precision.of(plan.config).int8,
     )
     return Receiver(
         first,

@@ -30,7 +30,7 @@ from fgpipe.trainers.findings import Findings
 from fgpipe.trainers.learner import Learner
 from fgpipe.trainers.stash import Stash
 from fgpipe.trainers.step import Given, Message, Part
-from fgpipe.wire.batch import Batch
+from fgpipe.wire.batch import Batch, rounded
 from fgpipe.wire.feedback.messages import Feedback
 from fgpipe.wire.gradients import Gradient
 
@@ -159,7 +159,7 @@ class Stage:
         """The batch for the block above, in the wire's format; apart from the one that came, whose buffer is used again."""
         same = y.untyped_storage().data_ptr() == batch.x.untyped_storage().data_ptr()
         x = y.detach().clone() if same else y.detach()
-        return replace(batch, x=x, tangent=tangent).to(self._device, self._precision.wire)
+        return rounded(replace(batch, x=x, tangent=tangent), self._device, self._precision)
 
     def _primal(self, weights: nn.Module, batch: Batch) -> tuple[Tensor, Push | None]:
         guessing = self._projects and (self._method.space == "activity" or self._method.guess.head is not None)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fgpipe.gradients.dual import Tangent
+from fgpipe.plan.precision import Precision
 
 
 @dataclass(eq=False)
@@ -56,6 +57,16 @@ class Batch:
         )
         on_host = self.labels if self.labels.device.type == "cpu" else self.host_labels
         return replace(self, x=x, labels=labels, tangent=tangent, host_labels=on_host)
+
+
+def rounded(batch: Batch, device: torch.device, precision: Precision) -> Batch:
+    """A batch for the block above, in the format of a link."""
+    if not precision.int8:
+        return batch.to(device, precision.wire)
+    x, tangent = precision.rounded(batch.x), batch.tangent
+    if tangent is not None:
+        tangent = Tangent(tangent.lanes, precision.rounded(tangent.value, len(tangent.lanes)))
+    return replace(batch, x=x, tangent=tangent)
 
 
 def canonical(x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""bfloat16 for compute and for the wire: how far it takes the estimates from the float64 oracle."""
+"""bfloat16 for compute, bfloat16 and int8 for the wire: how far it takes the estimates from the float64 oracle."""
 
 import pytest
 import torch
@@ -44,5 +44,5 @@ def test_bfloat16_is_used_and_near(case: Case, monkeypatch: pytest.MonkeyPatch) 
     """
     full = errors(case, monkeypatch).median()
     assert full < 1e-4
-    for overrides in (["wire=bfloat16"], ["autocast=true"], ["autocast=true", "wire=bfloat16"]):
+    for overrides in (["wire=bfloat16"], ["wire=int8"], ["autocast=true"], ["autocast=true", "wire=bfloat16"]):
         assert 100 * full < errors(case, monkeypatch, *overrides).median() < 0.7, overrides

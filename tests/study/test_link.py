@@ -21,6 +21,7 @@ def test_contestants_can_be_run(tmp_path: Path) -> None:
     for kind, of in wanted.items():
         assert len(of) == 7 and sum("guess=end_to_end" in each.overrides for each in of) == 4
         assert all(("wire=bfloat16" in each.overrides) == (kind == "bfloat16") for each in of)
+        assert all(("wire=int8" in each.overrides) == (kind == "int8") for each in of)
         assert all("interface=link0" in each.overrides for each in of)
 
 

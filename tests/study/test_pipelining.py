@@ -91,6 +91,63 @@ def test_rounds_between_blocks(last: bool) -> None:
             assert mine.grad is not None and theirs.grad is not None and torch.equal(mine.grad, theirs.grad)
 
 
+def in_eight_bits(x: torch.Tensor) -> torch.Tensor:
+    dims = (0, 2, 3) if x.dim() == 4 else 0
+    step = x.abs().amax(dims, keepdim=True).clamp(min=1e-30) / 127
+    return (x / step).round() * step
+
+
+def trained_in_eight_bits(batches: list[tuple[torch.Tensor, torch.Tensor]], feedback: bool) -> torch.Tensor:
+    """All parameters after a plain loop that rounds activations upwards, and gradients downwards."""
+    net = small_net()
+    parts = [*net.blocks[:-1], nn.Sequential(net.blocks[-1], net.heads[-1])]
+    optimizers = [torch.optim.SGD(part.parameters(), lr=0.02, momentum=0.9, weight_decay=5e-4) for part in parts]
+    errors = {j: torch.zeros(()) for j in (0, 1)}
+    for x, labels in batches:
+        inputs, outputs = [x], []
+        for part in parts:
+            outputs.append(part(inputs[-1]))
+            inputs.append(in_eight_bits(outputs[-1].detach()).requires_grad_())
+        nn.functional.cross_entropy(outputs[-1], labels).backward()
+        for j in (1, 0):
+            gradient = inputs[j + 1].grad
+            assert gradient is not None
+            whole = gradient + errors[j] * feedback
+            errors[j] = whole - in_eight_bits(whole)
+            outputs[j].backward(in_eight_bits(whole))
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+    return torch.cat([parameter.detach().flatten() for part in parts for parameter in part.parameters()])
+
+
+@pytest.mark.parametrize(
+    "schedule", [["schedule=gpipe", "microbatches=1"], ["schedule=async_1f1b", "window=1"]], ids=str
+)
+def test_eight_bits(schedule: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`wire=int8` in lock-step is a plain loop that rounds and adds to a gradient what was taken from those before; but for
+    numbers in the middle between two steps, which float32 rounds to either side; after three batches that hides the rest."""
+    batches: list[tuple[torch.Tensor, torch.Tensor]] = []
+    draw = Batches.train
+
+    def recorded(self: Batches, epoch: int, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        batches.append(draw(self, epoch, index))
+        return batches[-1]
+
+    monkeypatch.setattr("fgpipe.data.Batches.train", recorded)
+    net, start = small_net(), small_net()
+    few = ["dtype=float32", "wire=int8", "epochs=1", "data.train_samples=64", f"run_dir={tmp_path / 'run'}"]
+    run(compose_config([*OVERRIDES, *schedule, *few]), net)
+    assert len(batches) == 2
+    want, without = (trained_in_eight_bits(batches, feedback) for feedback in (True, False))
+    before, got = (
+        torch.cat([p.detach().flatten() for part in (*each.blocks, each.heads[-1]) for p in part.parameters()])
+        for each in (start, net)
+    )
+    off, apart = ((got - each).norm() / (want - before).norm() for each in (want, without))
+    assert off < 0.5 * apart
+
+
 def test_too_few_microbatches(tmp_path: Path) -> None:
     done = fork(2, "-m", "fgpipe.train", *OVERRIDES, "schedule=1f1b", "microbatches=1", f"run_dir={tmp_path / 'run'}")
     assert "microbatches=1: allowed: at least the 2 processes with schedule=1f1b" in done.stderr

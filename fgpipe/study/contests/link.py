@@ -5,7 +5,7 @@
 
 All contestants cross the same link, between two network namespaces of this machine: each launch is
 `launch/two_hosts --rate RATE --rtt RTT -- torchrun ...`, with half of the processes on each host. That takes root, and
-a checkout. Everybody runs with float32 and with bfloat16 on the wire, and is compared with 1F1B on the same wire. The
+a checkout. Everybody runs with float32, bfloat16 and int8 on the wire, and is compared with 1F1B on the same wire. The
 rest is as in `throughput`.
 
 The tables are printed and written to DIR/link.md, in FOLDER without `out`. docs/benchmarks/README.md says what is
@@ -63,7 +63,7 @@ class LinkOptions(ContestOptions):
         return [sys.executable, str(TWO_HOSTS), "--rate", self.rate, "--rtt", self.rtt, "--"]
 
 
-WIRES = {"float32": (), "bfloat16": ("wire=bfloat16",)}
+WIRES = {"float32": (), "bfloat16": ("wire=bfloat16",), "int8": ("wire=int8",)}
 
 
 def contestants(processes: int) -> dict[str, list[Contestant]]:

@@ -64,6 +64,8 @@ class Layout:
     """Shape of a training batch's activation, where it is not `shape`."""
     every: int = 1
     """Lanes ride with every so many-th training batch (`Method.every`)."""
+    packed: bool = False
+    """Payloads are bytes (`plan.int8`), for tensors of `dtype`."""
     labelled: bool = True
     """Labels follow the header; not with gradients."""
 

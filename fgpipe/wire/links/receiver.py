@@ -17,6 +17,7 @@ from torch import Tensor
 from fgpipe.errors import LinkError, first_line
 from fgpipe.gradients.dual import Tangent
 from fgpipe.observe.timeline import RECEIVE, Timeline
+from fgpipe.plan import int8
 from fgpipe.wire.batch import Batch
 from fgpipe.wire.links.header import DRAIN, FIELDS, IN_FLIGHT, TAG, TRAINING, Layout, unwire, wire
 
@@ -60,7 +61,8 @@ class Receiver:
         """
         self._block, self._peer, self._layout, self._batches, self._timeline = block, peer, layout, batches, timeline
         self._sender, self._plane = (block + 1, "gradient") if gradients else (block - 1, "forward")
-        self._new = partial(torch.empty, dtype=layout.dtype, device=layout.device, pin_memory=layout.pinned)
+        dtype = torch.int8 if layout.packed else layout.dtype
+        self._new = partial(torch.empty, dtype=dtype, device=layout.device, pin_memory=layout.pinned)
         self._early = layout.device.type == "cpu"
         """Post the payload's receive early too; NCCL's would keep a part of the GPU busy until it comes."""
         self._ring = [self._new(0) for _ in range(held + IN_FLIGHT)]
@@ -104,13 +106,16 @@ class Receiver:
         lanes = self._layout.lanes_of(batch) if training else ()
         payload, work = coming.payload, coming.payload_work
         if payload is None:
-            payload, work = self._post_payload((len(lanes) + 1) * samples, training)
+            payload, work = self._post_payload(len(lanes) + 1, samples, training)
         ends = drain or (batch + 1) % self._batches == 0
         if training and not ends and self._room.acquire(timeout=SOON):
             self._coming = self._post(batch + 1 if self._early else None)
         if work is not None:
             self._wait(work, payload)
-        stacked = unwire(payload)
+        shape = self._shape(len(lanes) + 1, samples, training)
+        if self._layout.packed and payload.numel():
+            payload = int8.unpack(payload, shape, len(lanes) + 1)
+        stacked = unwire(payload.view(shape))
         tangent = Tangent(lanes, stacked[samples:]) if lanes else None
         labels = coming.header[FIELDS : FIELDS + samples]
         received = Batch(batch, epoch, training, stacked[:samples], labels, tangent, drain)
@@ -126,12 +131,18 @@ class Receiver:
         work = self._receive(header)
         if early is None:
             return _Coming(header, work, None, None)
-        return _Coming(header, work, *self._post_payload((len(self._layout.lanes_of(early)) + 1) * samples, True))
+        return _Coming(header, work, *self._post_payload(len(self._layout.lanes_of(early)) + 1, samples, True))
 
-    def _post_payload(self, samples: int, training: bool) -> tuple[Tensor, dist.Work | None]:
-        """Its buffer, and what to wait for; nothing comes if it is empty."""
+    def _shape(self, groups: int, samples: int, training: bool) -> torch.Size:
+        """Shape of an activation and its lanes, stacked, as the link has it."""
         shape = self._layout.trains_on if training else self._layout.shape
-        payload = self._buffer(wire(torch.empty((samples, *shape[1:]), device="meta")).shape)
+        return wire(torch.empty((groups * samples, *shape[1:]), device="meta")).shape
+
+    def _post_payload(self, groups: int, samples: int, training: bool) -> tuple[Tensor, dist.Work | None]:
+        """Its buffer, and what to wait for; nothing comes if it is empty."""
+        shape = self._shape(groups, samples, training)
+        packed = self._layout.packed and shape.numel()
+        payload = self._buffer(torch.Size([int8.packed_size(shape, groups)]) if packed else shape)
         return payload, self._receive(payload) if payload.numel() else None
 
     def _buffer(self, shape: torch.Size) -> Tensor:

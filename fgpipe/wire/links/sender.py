@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fgpipe.errors import LinkError, first_line
 from fgpipe.observe.ledger import Ledger
+from fgpipe.plan import int8
 from fgpipe.wire.batch import Batch
 from fgpipe.wire.links.header import IN_FLIGHT, TAG, header_of, wire
 from fgpipe.wire.slow import Delay
@@ -35,17 +36,19 @@ class Sender:
         delay: Delay | None = None,
         *,
         gradients: bool = False,
+        packed: bool = False,
     ) -> None:
         """
         Args:
             peer: rank of the process of block `block + 1`; of `block - 1` with gradients.
             samples: labels that follow a header; those of a whole batch, or none with gradients.
             device: where the wire's tensors live.
+            packed: as `Layout.packed`.
             streams: of this process.
             delay: makes the link slower than it is; and sends in a thread, which waits for copies from a GPU. Gradients need
                 one, of no time if the link is fast.
         """
-        self._block, self._peer, self._samples = block, peer, samples
+        self._block, self._peer, self._samples, self._packed = block, peer, samples, packed
         self._ledger, self._device, self._streams, self._delay = ledger, device, streams, delay
         self._to, self._kind = (block - 1, "gradients") if gradients else (block + 1, "activations")
         self._room, self._plane = (None if gradients else IN_FLIGHT), ("gradient" if gradients else "forward")
@@ -59,6 +62,9 @@ class Sender:
         """
         x = wire(batch.x)
         stacked = torch.cat([x, wire(batch.tangent.value)]) if batch.tangent else x.contiguous()
+        lanes = len(batch.tangent.lanes) if batch.tangent else 0
+        if self._packed and stacked.numel():
+            stacked = int8.pack(stacked, lanes + 1)
         payload, copied = (
             (stacked, None) if stacked.device.type == self._device.type else self._streams.to_host(stacked)
         )
@@ -69,7 +75,6 @@ class Sender:
         else:
             size = sum(message.nbytes for message in messages)
             self._delay.put(size, partial(self._post, batch.name, messages, copied), room=self._room)
-        lanes = len(batch.tangent.lanes) if batch.tangent else 0
         one = payload.nbytes // (lanes + 1)
         count = self._ledger.count
         count(self._block, self._to, self._kind, one)
