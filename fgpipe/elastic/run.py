@@ -1,6 +1,5 @@
 """One member's run, from configuration to its end: the place is claimed, the newest state taken, and the loop run."""
 
-import os
 import signal
 import sys
 import time
@@ -36,8 +35,6 @@ from fgpipe.trainers.stage import Stage
 from fgpipe.wire.links.header import Layout
 
 CPU = torch.device("cpu")
-NICE = 5
-"""Niceness of a member that trains: one that comes back starts in seconds although all cores are busy."""
 
 
 def run_member(config: Config) -> None:
@@ -111,7 +108,6 @@ class _Life:
         directory.say = member.figures
         if isinstance(source, Buffer):
             self._downlink.start(source, member.tally, lambda: directory.generation(block - 1), member.fail)
-        os.nice(NICE)
         ending = member.run(places, directory)
         directory.say = lambda: {**member.figures(), "left": True}
         if ending is Ending.DONE and isinstance(source, Batches):
