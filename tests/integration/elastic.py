@@ -5,15 +5,15 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 from typing_extensions import Self
 
 from fgpipe.elastic.places import Places
-from tests.integration.launching import ROOT, environment, living, processes_with, wait_until
-
-BLOCKS = 8
+from tests.integration.launching import ROOT, environment, launch, living, processes_with, wait_until
 
 
 def free_port() -> int:
@@ -25,13 +25,13 @@ def free_port() -> int:
 class Elastic:
     """`launch/elastic` in the background, with torchrun for each block; as a context, nothing of it is left afterwards."""
 
-    def __init__(self, run: Path, *overrides: str, port: int | None = None) -> None:
-        self.run, self.places, self._log = run, Places(run), run.with_suffix(".log")
-        self.port = port or free_port()
+    def __init__(self, run: Path, blocks: int, *overrides: str) -> None:
+        self.blocks, self.run, self.places, self._log = blocks, run, Places(run), run.with_suffix(".log")
+        self.port = free_port()
         arguments = [
             "bash",
             str(ROOT / "launch/elastic"),
-            str(BLOCKS),
+            str(blocks),
             "-m",
             "fgpipe.train",
             f"run_dir={run}",
@@ -57,23 +57,54 @@ class Elastic:
                 found.update({int(word[14:]): pid for word in words if word.startswith("elastic.block=")})
         return found
 
-    def store(self) -> int:
-        """Pid of the store."""
-        words = {pid: Path(f"/proc/{pid}/cmdline").read_text() for pid in processes_with(f"127.0.0.1:{self.port}")}
-        return next(pid for pid, line in words.items() if "fgpipe.store" in line and "torchrun" not in line)
+    def store(self) -> int | None:
+        """Pid of the store; None while there is none."""
+        for pid in processes_with(f"127.0.0.1:{self.port}"):
+            with suppress(OSError):
+                line = Path(f"/proc/{pid}/cmdline").read_text()
+                if "fgpipe.store" in line and "torchrun" not in line:
+                    return pid
+        return None
+
+    def launcher(self, block: int) -> int:
+        """Pid of the torchrun that keeps a block alive."""
+        return psutil.Process(self.workers()[block]).ppid()
 
     def count(self, block: int, name: str = "updates") -> int:
         return self.places.tally(block).get(name, 0)
 
     def counts(self, name: str = "updates") -> list[int]:
-        return [self.count(block, name) for block in range(BLOCKS)]
+        return [self.count(block, name) for block in range(self.blocks)]
 
     def wait(self, condition: Callable[[], bool], seconds: float) -> None:
         assert wait_until(lambda: condition() or self.process.poll() is not None, seconds), self.text
         assert condition(), self.text
 
-    def kill(self, block: int, signum: int = signal.SIGKILL) -> None:
-        os.kill(self.workers()[block], signum)
+    def back(self, victims: Sequence[int], act: Callable[[], object], seconds: float) -> float:
+        """Seconds from an act until each victim has been restarted and has made an update."""
+        before = {j: (self.count(j, "restarts"), self.count(j)) for j in victims}
+        act()
+        began = time.monotonic()
+        self.wait(
+            lambda: all(self.count(j, "restarts") > r and self.count(j) > u for j, (r, u) in before.items()), seconds
+        )
+        return time.monotonic() - began
+
+    def rates(self, seconds: float) -> list[float]:
+        """Updates per second of each block."""
+        before, began = self.counts(), time.monotonic()
+        time.sleep(seconds)
+        took = time.monotonic() - began
+        return [(now - then) / took for then, now in zip(before, self.counts(), strict=True)]
+
+    def status(self, *options: str) -> subprocess.CompletedProcess[str]:
+        arguments = [str(self.run), "--store", f"127.0.0.1:{self.port}", *options]
+        return launch(1, "-m", "fgpipe.status", *arguments, timeout=120)
+
+    def kill(self, *blocks: int, signum: int = signal.SIGKILL) -> None:
+        """Send a signal to the processes that train these blocks, at once."""
+        for pid in map(self.workers().__getitem__, blocks):
+            os.kill(pid, signum)
 
     def end(self) -> None:
         marks = (str(self.run), f"127.0.0.1:{self.port}")
