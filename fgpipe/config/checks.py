@@ -184,7 +184,7 @@ def _check_replay(config: Config) -> None:
             if (value := getattr(replay, key)) != getattr(off, key):
                 raise bad_value(f"replay.{key}", value, f"{getattr(off, key)} unless replay.size is given")
         return
-    if config.target.depth != 0:
+    if config.target.depth != 0 and not config.elastic.on:
         raise bad_value(
             "replay.size", replay.size, f"null with target={config.target.name}, whose scalars go by the batch"
         )

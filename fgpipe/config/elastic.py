@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Mapping
+from importlib import import_module
 
 from fgpipe.config.schema import Config, ElasticConfig
 from fgpipe.errors import bad_value
@@ -35,7 +36,8 @@ def check_elastic(config: Config) -> None:
     if config.replay.size is None:
         raise bad_value("replay.size", "null", f"a number {there}: batches that a block buffers")
     refused = (
-        ("target", config.target.name, "local", "whose blocks wait for nobody"),
+        ("feedback.every", config.feedback.every, 1, "where a batch may be missing"),
+        ("feedback", config.feedback.policy, "in_order", "which applies what comes, in order"),
         ("tangents", config.tangents, "forward", "as each block is a process"),
         (
             "model.modules",
@@ -55,8 +57,23 @@ def check_elastic(config: Config) -> None:
         if value != only:
             allowed = "null" if only is None else str(only).lower()
             raise bad_value(key, str(value).lower(), f"{allowed} {there}, {reason}")
+    if config.target.depth != 0:
+        _check_beyond(config, there)
     if config.link.slow:
         raise config.link.refused(f"null {there}, whose links are as slow as they are")
+
+
+def _check_beyond(config: Config, there: str) -> None:
+    """Of a target that is not the block's own loss."""
+    target = f"target={config.target.name} {there}"
+    if config.space != "weight":
+        raise bad_value("space", config.space, f"weight with {target}, where a batch may be missing")
+    guess = import_module("fgpipe.gradients.guesses").make(config.guess)
+    if (
+        config.elastic.fallback == "local"
+        and guess.head is not import_module("fgpipe.gradients.guesses").GuessHead.TRAINED
+    ):
+        raise bad_value("elastic.fallback", "local", f"wait with guess={guess.name}, which trains no head of its own")
 
 
 def block_of(config: Config, environment: Mapping[str, str] = os.environ) -> int:

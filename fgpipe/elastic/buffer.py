@@ -80,7 +80,7 @@ class Buffer:
             at = {"newest": -1, "oldest": 0}.get(self._which)
             entry = usable[self._draw(len(usable)) if at is None else at]
             entry.uses += 1
-            return replace(entry.batch, id=position, extra=self._extra)
+            return replace(entry.batch, id=position, extra=self._extra, tangent=None)
 
     def _draw(self, count: int) -> int:
         source = generator(self._seed, "replay_take", self._block, -self._extra)

@@ -1,15 +1,13 @@
-"""The forward plane between members: zmq with CURVE, which connects again by itself whatever happened to the other end.
+"""The forward plane between members. One message is one batch, in two frames:
 
-A `torch.distributed` group of two would have to be made anew for each generation, by both ends at once, and gloo is no
-faster on batches of up to a megabyte (docs/elastic.md). One message is one batch, in two frames:
-
-    frame 1   int64: block, generation, sequence number of the sender, then the header and labels of `wire.links.header`
-    frame 2   the activation, channels last, as bytes
+frame 1   int64: block, generation, sequence number of the sender, then the header and labels of `wire.links.header`
+frame 2   the activation and, where the blocks below follow their target, its lanes; channels last, as bytes
 """
 
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,71 +15,20 @@ import zmq
 from torch import Tensor
 
 from fgpipe.elastic.buffer import Buffer
-from fgpipe.elastic.directory import Directory
 from fgpipe.elastic.secret import RunSecret
+from fgpipe.elastic.sockets import Dialled, Listener, Mine
 from fgpipe.elastic.tally import Tally
 from fgpipe.errors import LinkError
+from fgpipe.gradients.dual import Tangent
 from fgpipe.observe.ledger import Ledger
 from fgpipe.wire.batch import Batch
-from fgpipe.wire.feedback.keys import Keys
-from fgpipe.wire.feedback.zmq import HANDSHAKE, SEAL
-from fgpipe.wire.links.header import FIELDS, IN_FLIGHT, TRAINING, Layout, header_of, unwire, wire
+from fgpipe.wire.links.header import FIELDS, TRAINING, Layout, header_of, unwire, wire
 
-PREFIX = 3
-"""Numbers before the header."""
-AHEAD = 64
-"""Generations after the newest known one that a connection is accepted from: a new one may be here before the store says so."""
-HEARTBEAT, TIMEOUT = 1000, 5000
-"""Milliseconds between zmq's own signs of life, and without one until a connection counts as broken."""
-PATIENCE, STEPS = 0.5, 4
-"""A sender waits for room for so many seconds, and for so many of its own steps if these take longer."""
-QUEUE = 1 << 18
-"""Bytes that the kernel may hold on either side: what is in there is old."""
-
-
-def socket_of(context: "zmq.Context[zmq.Socket[bytes]]", kind: int, limit: int = 0) -> "zmq.Socket[bytes]":
-    """A socket with every option set that by default waits for ever, drops silently or has no bound.
-
-    Args: limit: bytes of the largest frame that may come.
-    """
-    socket = context.socket(kind)
-    for option, value in (
-        (zmq.LINGER, 0), (zmq.SNDHWM, IN_FLIGHT), (zmq.RCVHWM, IN_FLIGHT), (zmq.IMMEDIATE, 1), (zmq.RECONNECT_IVL, 100),
-        (zmq.MAXMSGSIZE, max(HANDSHAKE, SEAL + limit)), (zmq.HEARTBEAT_IVL, HEARTBEAT), (zmq.HEARTBEAT_TIMEOUT, TIMEOUT),
-        (zmq.SNDBUF, QUEUE), (zmq.RCVBUF, QUEUE),
-    ):  # fmt: skip
-        socket.set(option, value)
-    return socket
-
-
-class Dialled:
-    """A socket that is connected to whoever is in a block's place now."""
-
-    def __init__(self, mine: tuple[int, int], block: int, secret: RunSecret, directory: Directory) -> None:
-        """Args:
-        mine: block and generation of this process.
-        block: the other end's.
-        """
-        self._mine, self._block, self._secret, self._directory = mine, block, secret, directory
-        self._context = zmq.Context()
-        self._generation = 0
-        self._socket: zmq.Socket[bytes] | None = None
-
-    def socket(self) -> "zmq.Socket[bytes] | None":
-        """The socket; None if nobody was ever there."""
-        there = self._directory.of(self._block)
-        if there is not None and there.generation != self._generation:
-            if self._socket is not None:
-                self._socket.close()
-            server, _ = self._secret.pair(self._block, there.generation)
-            self._socket, self._generation = socket_of(self._context, zmq.PUSH), there.generation
-            Keys(*self._secret.pair(*self._mine), {server: self._block}).dial(self._socket, self._block)
-            self._socket.connect(there.address)
-        return self._socket
-
-    def close(self) -> None:
-        """Free the socket; what has not left is lost."""
-        self._context.destroy()
+PREFIX, LANES = 3, 4
+"""Numbers before the header, and the place in it of the number of lanes."""
+FIRST, PATIENCE, STEPS = 5.0, 0.5, 4
+"""A sender waits for so many seconds until its first batch can leave; then for room, for so many seconds, or for so many
+of its own steps if these take longer."""
 
 
 class Uplink:
@@ -89,39 +36,41 @@ class Uplink:
 
     A living neighbour is waited for while it has no room, but one that takes nothing for a while is not waited for again
     until it does.
+
+    Args: samples: of a training batch.
     """
 
-    def __init__(self, mine: tuple[int, int], dialled: Dialled, samples: int, tally: Tally, ledger: Ledger) -> None:
-        """Args:
-        mine: block and generation of this process.
-        samples: of a training batch.
-        """
+    def __init__(self, mine: Mine, dialled: Dialled, samples: int, tally: Tally, ledger: Ledger) -> None:
         self._mine, self._dialled, self._samples, self._tally, self._ledger = mine, dialled, samples, tally, ledger
-        self._takes = True
-
-    def close(self) -> None:
-        """Leave; what has not left is lost."""
-        self._dialled.close()
+        self._takes, self._first = True, True
 
     def send(self, batch: Batch, step: float) -> None:
         """Hand over a batch, which must not be changed afterwards.
 
         Args: step: seconds that a step of this block takes.
         """
-        payload = wire(batch.x).contiguous()
+        x = wire(batch.x).contiguous()
+        payload = torch.cat([x, wire(batch.tangent.value)]) if batch.tangent else x
         prefix = torch.tensor([*self._mine, self._tally["sent"]])
         header = torch.cat([prefix, header_of(batch, self._samples)])
         socket = self._dialled.socket()
-        patience = max(PATIENCE, STEPS * step) if self._takes else 0.0
+        patience = FIRST if self._first else max(PATIENCE, STEPS * step) if self._takes else 0.0
+        self._first = False
         self._takes = socket is not None and bool(socket.poll(int(1000 * patience), zmq.POLLOUT))
         if socket is None or not self._takes:
             self._tally.add("dropped")
             return
         socket.send_multipart([_bytes_of(header), _bytes_of(payload)], copy=False)
         self._tally.add("sent")
-        block = self._mine[0]
-        self._ledger.count(block, block + 1, "activations", payload.nbytes)
-        self._ledger.count(block, block + 1, "control", header.nbytes)
+        ends = self._mine[0], self._mine[0] + 1
+        self._ledger.count(*ends, "activations", x.nbytes)
+        self._ledger.count(*ends, "control", header.nbytes)
+        if batch.tangent:
+            self._ledger.count(*ends, "tangents", payload.nbytes - x.nbytes)
+
+    def close(self) -> None:
+        """Leave; what has not left is lost."""
+        self._dialled.close()
 
 
 def _bytes_of(tensor: Tensor) -> Any:
@@ -129,27 +78,22 @@ def _bytes_of(tensor: Tensor) -> Any:
 
 
 class Downlink:
-    """Receives from whoever is in the place of the block below, in a thread; refuses, and counts, older generations."""
+    """Receives from whoever is in the place of the block below, in a thread; refuses, and counts, older generations.
 
-    def __init__(self, mine: tuple[int, int], secret: RunSecret, address: str, layout: Layout) -> None:
-        """Listen, at a port of the system's choice.
+    Args:
+        address: of this host, to listen on.
+        layout: of the batches that come; those of blocks that follow their own losses have no lanes.
+    """
 
-        Args:
-            mine: block and generation of this process.
-            address: of this host, to listen on.
-            layout: of the batches that come.
-        """
-        self._block, self._secret, self._layout = mine[0], secret, layout
-        self._keys = Keys(*secret.pair(*mine), {})
-        self._context = zmq.Context()
-        self._authenticator = self._keys.admit(self._context)
-        limit = 8 * (PREFIX + FIELDS + layout.shape[0]) + layout.dtype.itemsize * torch.Size(layout.shape).numel()
-        self._socket = socket_of(self._context, zmq.PULL, limit)
-        self._keys.listen(self._socket)
-        self.address = f"tcp://{address}:{self._socket.bind_to_random_port(f'tcp://{address}')}"
-        self._generation, self._sequence = 0, 0
-        self._admit(0)
+    def __init__(self, mine: Mine, secret: RunSecret, address: str, layout: Layout) -> None:
+        self._below, self._layouts = mine[0] - 1, {True: layout, False: replace(layout, lanes=())}
+        numbers = (1 + len(layout.lanes)) * torch.Size(layout.shape).numel()
+        limit = 8 * (PREFIX + FIELDS + layout.shape[0]) + layout.dtype.itemsize * numbers
+        self._listener = Listener(mine, self._below, secret, address, limit)
+        self.address = self._listener.address
+        self._sequence, self._newest = 0, -1
         self._closing = threading.Event()
+        self._thread: threading.Thread | None = None
 
     def start(self, buffer: Buffer, tally: Tally, known: Callable[[], int], fail: Callable[[Exception], None]) -> None:
         """Begin to receive.
@@ -165,55 +109,48 @@ class Downlink:
     def _run(self, buffer: Buffer, tally: Tally, known: Callable[[], int], fail: Callable[[Exception], None]) -> None:
         try:
             while not self._closing.is_set():
-                if known() > self._generation:
-                    self._admit(known())
+                self._listener.admit(known())
                 if not buffer.has_room():
                     time.sleep(0.002)
-                elif self._socket.poll(100):
-                    head, *body = self._socket.recv_multipart(copy=False)
-                    if (batch := self._read(head, body, tally)) is not None:
-                        tally.add("received")
-                        buffer.put(batch, self._closing.is_set)
+                elif (frames := self._listener.receive(100)) and (batch := self._read(frames, tally)) is not None:
+                    tally.add("received")
+                    buffer.put(batch, self._closing.is_set)
         except Exception as error:  # noqa: BLE001 - of a thread, to be raised in the main one
             fail(error)
 
-    def _admit(self, generation: int) -> None:
-        """Accept the block below from this generation on; those before it were accepted once, and may still be connected."""
-        self._generation = generation
-        later = range(generation, generation + AHEAD)
-        self._keys.ranks.update({self._secret.pair(self._block - 1, each)[0]: self._block - 1 for each in later})
-
-    def _read(self, head: zmq.Frame, body: list[zmq.Frame], tally: Tally) -> Batch | None:
-        """The batch in a message; None if it is refused, as not from the newest generation of the block below.
+    def _read(self, frames: list[zmq.Frame], tally: Tally) -> Batch | None:
+        """The batch in a message; None if it is refused: not from the newest generation, or not after the newest batch.
 
         Raises:
             LinkError: it is, and has no batch of ours in it.
         """
-        below, layout = self._block - 1, self._layout
+        head, *body = frames
+        samples, name = self._layouts[True].shape[0], f"block {self._below}"
         numbers = torch.frombuffer(bytearray(head.buffer), dtype=torch.int64) if len(head.buffer) % 8 == 0 else None
-        if numbers is None or len(numbers) != PREFIX + FIELDS + layout.shape[0] or len(body) != 1:
-            raise LinkError(f"block {below} sent a message of another form")
+        if numbers is None or len(numbers) != PREFIX + FIELDS + samples or len(body) != 1:
+            raise LinkError(f"{name} sent a message of another form")
         block, generation, sequence, *header = numbers[: PREFIX + FIELDS].tolist()
-        user = str(head.get("User-Id")).encode()
-        if block != below or generation < self._generation or user != self._secret.pair(block, generation)[0]:
+        if not self._listener.accepts(head, block, generation):
             tally.add("refused")
             return None
-        if generation > self._generation:
-            self._admit(generation)
         tally.add("missed", max(0, sequence - self._sequence) if self._sequence else 0)
         self._sequence = sequence + 1
-        name = f"block {below}"
-        batch, epoch, flags, samples = layout.check(header, name, below)
-        shape = wire(torch.empty(layout.trains_on, device="meta")).shape
+        layout = self._layouts[header[LANES] > 0]
+        batch, epoch, flags, samples = layout.check(header, name, self._below)
+        if batch <= self._newest:  # scalars go by the batch, and must not be taken for those of another one
+            tally.add("refused")
+            return None
+        self._newest = batch
+        shape = wire(torch.empty(((1 + len(layout.lanes)) * samples, *layout.shape[1:]), device="meta")).shape
         if not flags & TRAINING or len(body[0].buffer) != layout.dtype.itemsize * shape.numel():
             raise LinkError(f"{name} sent something else than a training batch")
-        x = torch.frombuffer(bytearray(body[0].buffer), dtype=layout.dtype).view(shape)
-        return Batch(batch, epoch, True, unwire(x), numbers[PREFIX + FIELDS :][:samples])
+        stacked = unwire(torch.frombuffer(bytearray(body[0].buffer), dtype=layout.dtype).view(shape))
+        tangent = Tangent(layout.lanes, stacked[samples:]) if layout.lanes else None
+        return Batch(batch, epoch, True, stacked[:samples], numbers[PREFIX + FIELDS :][:samples], tangent)
 
     def close(self) -> None:
+        """Stop to receive."""
         self._closing.set()
-        if hasattr(self, "_thread"):
+        if self._thread is not None:
             self._thread.join()
-        self._socket.close()
-        self._authenticator.stop()
-        self._context.term()
+        self._listener.close()

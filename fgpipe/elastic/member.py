@@ -14,11 +14,12 @@ import torch
 from fgpipe.data import Batches
 from fgpipe.elastic.buffer import Buffer
 from fgpipe.elastic.directory import Directory
-from fgpipe.elastic.links import Uplink
+from fgpipe.elastic.outgoing import Outgoing
 from fgpipe.elastic.pace import Pace
 from fgpipe.elastic.places import Places
 from fgpipe.elastic.saver import BlockSaver
 from fgpipe.elastic.tally import Tally
+from fgpipe.elastic.target import BRIEF, Target
 from fgpipe.observe.events import Learnt
 from fgpipe.observe.observers import Observers
 from fgpipe.plan.plan import Plan
@@ -26,7 +27,7 @@ from fgpipe.saving.checkpoint import read_block, serialised
 from fgpipe.trainers.findings import Findings
 from fgpipe.trainers.stage import Stage
 from fgpipe.wire.batch import Batch
-from fgpipe.wire.feedback.messages import Feedback
+from fgpipe.wire.feedback.messages import Feedback, Lost
 
 QUIET = 2.0
 """Seconds without a batch after which none is on its way any more, if the block below has made all its steps."""
@@ -49,23 +50,27 @@ class Member:
 
     Args:
         stage: the block.
+        target: its way to its target.
         tally: of its generation.
         source: its images, for block 0; the buffer of what comes, for others.
-        uplink: None for the last block.
+        post: to the block above, and to those that ask here.
     """
 
     def __init__(
         self,
         plan: Plan,
         stage: Stage,
+        target: Target,
         tally: Tally,
         source: Batches | Buffer,
-        uplink: Uplink | None,
+        post: Outgoing,
         saver: BlockSaver,
         observers: Observers,
     ) -> None:
-        self._plan, self._stage, self.tally, self._source, self._uplink = plan, stage, tally, source, uplink
+        self._plan, self._stage, self._target, self.tally, self._source = plan, stage, target, tally, source
+        self._post = post
         self._block, self._saver, self._pace = stage.index, saver, Pace()
+        self._every, self._due = plan.config.checkpoint.every_steps or 1, False
         self._observers = observers
         self._batches = plan.facts.train_batches
         self._end = plan.config.epochs * self._batches
@@ -116,12 +121,16 @@ class Member:
         while (ending := self._ending(places, directory)) is None:
             if self.done or not self._may_begin(directory):
                 time.sleep(LOOK)
+            elif self._answered():
+                continue
             elif (batch := self._next(directory)) is not None:
                 self._step(batch)
-            elif self._nothing_will_come(directory):
+            elif self._target.in_flight == 0 and self._nothing_will_come(directory):
                 self.tally["position"] = self._end
                 self._save(done=True)
                 self.done = True
+            if self._due and not self._saver.busy:
+                self._save(done=False)
         if ending is not Ending.SUPERSEDED and not self.done:
             self._save(done=False)
         self._saver.wait()
@@ -148,18 +157,33 @@ class Member:
         others = range(1, self._plan.method.blocks)
         return self._block > 0 or self.tally["position"] > 0 or all(map(directory.generation, others))
 
+    def _answered(self) -> bool:
+        """Apply readings that have come, or give up those that have not; whether there were any, or others are waited for."""
+        ends = self.tally["position"] >= self._end
+        found = False
+        for answer in self._target.answers(self._pace, wait=self._target.full or ends):
+            self._follow(self._stage, answer)
+            found = True
+        return found or self._target.full
+
     def _next(self, directory: Directory) -> Batch | None:
         """The batch to train on, or to train on again; None if there is none now."""
         position = self.tally["position"]
+        if not self._target.may_begin:
+            time.sleep(BRIEF)
+            return None
         if isinstance(self._source, Batches):
             if position >= self._end:
                 return None
             epoch, index = divmod(position, self._batches)
             return Batch(position, epoch, True, *self._source.train(epoch, index))
-        if (batch := self._source.take(self._pace.patience)) is not None or position >= self._end:
+        patience = BRIEF if self._target.in_flight else self._pace.patience
+        if (batch := self._source.take(patience)) is not None or position >= self._end:
             return batch
-        if not self._pace.known or directory.figures(self._block - 1).get("done"):
+        if self._pace.patience or not self._pace.known or directory.figures(self._block - 1).get("done"):
             return None
+        if self._plan.config.target.depth != 0 and directory.alive(self._block - 1):
+            return None  # an extra step is on the block's own loss: only while nobody is below
         return self._source.again(position)
 
     def _nothing_will_come(self, directory: Directory) -> bool:
@@ -170,26 +194,37 @@ class Member:
         return time.monotonic() - self._source.came > QUIET
 
     def _step(self, batch: Batch) -> None:
-        for message in self._stage.run(batch):
+        self._pace.begin(extra=batch.extra > 0)
+        if not batch.extra:
+            self.tally["position"] = batch.id + 1  # before the step: no generation takes a batch that another had
+        stage = self._target.stage_for(batch)
+        self._follow(stage, batch)
+        if not batch.extra:
+            self._score(batch.epoch)
+
+    def _follow(self, stage: Stage, given: Batch | Feedback | Lost) -> None:
+        """Run a step, post what leaves the block, and count its updates."""
+        extra = isinstance(given, Batch) and given.extra > 0
+        for message in stage.run(given):
             if isinstance(message, Batch):
-                if self._uplink is not None and not message.extra:
-                    self._uplink.send(message, self._pace.interval)
+                if not extra:
+                    self._post.up(message, self._pace.interval)
             elif isinstance(message, Findings):
                 for found in message.send().read():
-                    assert not isinstance(found, Feedback), "a local target asks nobody"
-                    self._observers.observe(found)
+                    if isinstance(found, Feedback):
+                        self._post.back(found)
+                    else:
+                        self._observers.observe(found)
             else:
                 self._observers.observe(message)
                 if isinstance(message, Learnt) and message.part == "block":
-                    self.tally.add("updates")
-                    self.tally.add("extra", batch.extra > 0)
-        if not batch.extra:
-            self.tally["position"] = batch.id + 1
-            self._score(batch.epoch)
-        self._pace.stepped(extra=batch.extra > 0)
-        every = self._plan.config.checkpoint.every_steps
-        if every is not None and self.tally.kept % every == 0 and not self._saver.busy:
-            self._save(done=False)
+                    self._learnt(extra=extra, fallback=stage is not self._stage)
+
+    def _learnt(self, *, extra: bool, fallback: bool) -> None:
+        self.tally.add("updates")
+        self.tally.add("extra", extra)
+        self.tally.add("fallback", fallback)
+        self._due = self.tally.kept % self._every == 0
 
     def _score(self, epoch: int) -> None:
         found = self._observers.metrics.take()[1, self._block].tolist()
@@ -198,6 +233,7 @@ class Member:
 
     def _save(self, *, done: bool) -> None:
         """Copy the state and begin to write it; wait for it if it is the last."""
+        self._due = False
         kept, position = self.tally.kept, self.tally["position"]
         if kept == self._saver.saved and not done:
             return

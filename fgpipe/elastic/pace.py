@@ -5,6 +5,8 @@ from collections import deque
 
 SHARE, FEW = 0.2, 4
 """Weight of the newest interval in the mean, and intervals before there is one."""
+LATE = 1.5
+"""Intervals after a batch of the stream by which the next one is late."""
 WINDOW, MOST = 10.0, 10_000
 """Seconds that a rate is taken over, and steps at most."""
 LONGEST = 1.0
@@ -19,8 +21,8 @@ class Pace:
         self._count, self._last, self._again = 0, 0.0, False
         self._recent: deque[float] = deque(maxlen=MOST)
 
-    def stepped(self, *, extra: bool) -> None:
-        """A step has ended."""
+    def begin(self, *, extra: bool) -> None:
+        """A step begins."""
         now = time.monotonic()
         if not extra and not self._again and self._last:
             self._count += 1
@@ -31,10 +33,10 @@ class Pace:
 
     @property
     def patience(self) -> float:
-        """Seconds to wait for a new batch before an extra step: two intervals after a new one, then the rest of one each."""
-        if self._count < FEW:
+        """Seconds to wait for a new batch before an extra step: until it is late, or an interval after the last extra one."""
+        if not self.known:
             return LONGEST
-        due = self._last + self.interval * (1 if self._again else 2)
+        due = self._last + self.interval * (1 if self._again else LATE)
         return min(LONGEST, max(0.0, due - time.monotonic()))
 
     @property

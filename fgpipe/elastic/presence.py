@@ -26,18 +26,20 @@ class Presence:
 
     block: int
     generation: int
-    address: str
+    forward: str
     """Where it listens for batches; empty for block 0."""
+    feedback: str
+    """Where it listens for readings; empty if it asks for none."""
     host: str
     pid: int
     began: float
     """When the process began, by its host's clock."""
 
     @classmethod
-    def here(cls, block: int, generation: int, address: str) -> "Presence":
+    def here(cls, block: int, generation: int, forward: str, feedback: str = "") -> "Presence":
         """That of this process."""
         began = psutil.Process().create_time()
-        return cls(block, generation, address, _host(), os.getpid(), began)
+        return cls(block, generation, forward, feedback, _host(), os.getpid(), began)
 
     @classmethod
     def of(cls, value: dict[str, Any] | None) -> "Presence | None":
@@ -76,12 +78,14 @@ def beat(block: int) -> str:
     return f"beat/{block}"
 
 
-def claim(store: StoreClient, places: Places, block: int, deadline: float, listen: Callable[[int], str]) -> Presence:
+def claim(
+    store: StoreClient, places: Places, block: int, deadline: float, listen: Callable[[int], tuple[str, str]]
+) -> Presence:
     """Take a block's place, as its next generation.
 
     Args:
         deadline: seconds that the store may be away.
-        listen: from the generation to the address where this process listens.
+        listen: from the generation to the addresses where this process listens, `forward` and `feedback`.
 
     Raises:
         UserError: a living process has the place.
@@ -89,7 +93,7 @@ def claim(store: StoreClient, places: Places, block: int, deadline: float, liste
     """
     before = _patiently(deadline, lambda: _vacated(store, places, block))
     generation = places.take(block, 1 + (before.generation if before else 0))
-    mine = Presence.here(block, generation, listen(generation))
+    mine = Presence.here(block, generation, *listen(generation))
     was = before.value() if before else None
     if not _patiently(deadline, lambda: store.replace(member(block), was, mine.value())):
         raise _taken(block, "another process, just now")

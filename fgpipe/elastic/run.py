@@ -16,14 +16,18 @@ from fgpipe.data import Batches, load
 from fgpipe.elastic.assemble import finish, warn
 from fgpipe.elastic.buffer import Buffer
 from fgpipe.elastic.directory import Directory
-from fgpipe.elastic.links import Dialled, Downlink, Uplink
+from fgpipe.elastic.feedback import WAITING, FeedbackIn, FeedbackOut
+from fgpipe.elastic.links import Downlink, Uplink
 from fgpipe.elastic.member import Ending, Member
+from fgpipe.elastic.outgoing import Outgoing
 from fgpipe.elastic.places import Places
 from fgpipe.elastic.presence import POLL, Presence, beat, claim
 from fgpipe.elastic.saver import BlockSaver
 from fgpipe.elastic.secret import RunSecret
+from fgpipe.elastic.sockets import Dialled
 from fgpipe.elastic.store import StoreClient
 from fgpipe.elastic.tally import Tally
+from fgpipe.elastic.target import Target, own_plan
 from fgpipe.errors import LinkError, RunError, StalledError, UserError, bad_value, one_line, typed_line
 from fgpipe.observe.observers import Observers
 from fgpipe.plan.plan import DataFacts, Plan
@@ -32,7 +36,8 @@ from fgpipe.saving.outputs import needed
 from fgpipe.trainers.learner import Learner
 from fgpipe.trainers.saver import Preempted
 from fgpipe.trainers.stage import Stage
-from fgpipe.wire.links.header import Layout
+from fgpipe.wire.feedback.mailbox import Due
+from fgpipe.wire.links.header import IN_FLIGHT, Layout
 
 CPU = torch.device("cpu")
 
@@ -83,12 +88,16 @@ class _Life:
     def __init__(self, config: Config, block: int, places: Places, secret: RunSecret, closing: ExitStack) -> None:
         self._config, self._block, self._places, self._secret, self._closing = config, block, places, secret, closing
         self._store = StoreClient(config.elastic.store, secret)
+        depth, self._last = config.target.depth, config.blocks - 1
+        self._target = self._last if depth is None else min(block + depth, self._last)
+        self._downlink: Downlink | None = None
+        self._readings: FeedbackIn | None = None
 
     def run(self) -> Ending:
         config, block, places = self._config, self._block, self._places
         source: Batches | Buffer
-        if block == 0:
-            mine = claim(self._store, places, block, config.deadline, lambda _: "")
+        if block == 0:  # it gives signs of life while it reads the data
+            mine = self._claim(None)
             directory = self._directory(mine)
             dataset = load(config.data)
             source = Batches(dataset, config.data, config.batch_size, config.seed, DTYPES[config.dtype])
@@ -97,28 +106,51 @@ class _Life:
             plan = Plan.make(config, facts, rank=block, world_size=config.blocks)
         else:
             facts = self._await_facts()
-            plan, source = (
-                Plan.make(config, facts, rank=block, world_size=config.blocks),
-                Buffer(block, config.replay, config.seed),
-            )
-            mine = claim(self._store, places, block, config.deadline, lambda generation: self._listen(plan, generation))
+            plan = Plan.make(config, facts, rank=block, world_size=config.blocks)
+            source = Buffer(block, config.replay, config.seed)
+            mine = self._claim(plan)
             directory = self._directory(mine)
         member = self._member(plan, mine, source, directory)
         signal.signal(signal.SIGTERM, lambda *_: member.preempt())
         directory.say = member.figures
-        if isinstance(source, Buffer):
+        if self._downlink is not None and isinstance(source, Buffer):
             self._downlink.start(source, member.tally, lambda: directory.generation(block - 1), member.fail)
+        if self._readings is not None:
+            probes = plan.lanes.counts[block]
+            due = Due(0, self._target, block, probes, plan.method.numbers(probes))
+            self._readings.start(due, member.tally, lambda: directory.generation(self._target), member.fail)
         ending = member.run(places, directory)
         directory.say = lambda: {**member.figures(), "left": True}
         if ending is Ending.DONE and isinstance(source, Batches):
             finish(config, places, source, facts)
         return ending
 
+    def _claim(self, plan: Plan | None) -> Presence:
+        """Args: plan: None for block 0, to whom nobody sends batches."""
+        address = Interface.find(self._config.interface, several_hosts=False).address
+
+        def listen(generation: int) -> tuple[str, str]:
+            identity, forward, feedback = (self._block, generation), "", ""
+            if plan is not None:
+                shape = (self._config.batch_size, *plan.forward.shapes[self._block])
+                layout = Layout(shape, plan.lanes.on_link(self._block - 1), Precision.of(self._config).wire, CPU)
+                self._downlink = Downlink(identity, self._secret, address, layout)
+                self._closing.callback(self._downlink.close)
+                forward = self._downlink.address
+            if self._target != self._block:
+                self._readings = FeedbackIn(identity, self._target, self._secret, address)
+                self._closing.callback(self._readings.close)
+                feedback = self._readings.address
+            return forward, feedback
+
+        return claim(self._store, self._places, self._block, self._config.deadline, listen)
+
     def _directory(self, mine: Presence) -> Directory:
-        """Block 0, which ends the run, looks for all others; these look for their neighbours."""
-        others = range(self._config.blocks)
-        watched = [j for j in others if j != self._block and (self._block == 0 or abs(j - self._block) == 1)]
-        directory = Directory(self._store, mine, watched)
+        """Block 0, which ends the run, looks for all others; these look for those whom they have to do with."""
+        block, depth = self._block, self._config.target.depth
+        reach = self._last if depth is None else max(1, depth)
+        others = (j for j in range(self._config.blocks) if j != block and (block == 0 or abs(j - block) <= reach))
+        directory = Directory(self._store, mine, others)
         self._closing.callback(directory.close)
         return directory
 
@@ -145,26 +177,27 @@ class _Life:
             time.sleep(POLL)
         return self._places.agreed(self._config)
 
-    def _listen(self, plan: Plan, generation: int) -> str:
-        config = self._config
-        address = Interface.find(config.interface, several_hosts=False).address
-        shape = (config.batch_size, *plan.forward.shapes[self._block])
-        layout = Layout(shape, (), Precision.of(config).wire, CPU)
-        self._downlink = Downlink((self._block, generation), self._secret, address, layout)
-        self._closing.callback(self._downlink.close)
-        return self._downlink.address
-
     def _member(self, plan: Plan, mine: Presence, source: Batches | Buffer, directory: Directory) -> Member:
         config, places, block = self._config, self._places, self._block
         before, identity = places.tally(block), (block, mine.generation)
         tally = Tally(places.generation(*identity) / "tally", {**before, "restarts": before.get("restarts", -1) + 1})
-        observers, uplink = Observers.of(plan.method.blocks), None
-        if block < plan.method.last:
-            dialled = Dialled(identity, block + 1, self._secret, directory)
-            uplink = Uplink(identity, dialled, config.batch_size, tally, observers.ledger)
-            self._closing.callback(uplink.close)
+        observers = Observers.of(plan.method.blocks)
+
+        def dialled(other: int, plane: str, most: int) -> Dialled:
+            return Dialled(identity, other, self._secret, directory, plane, most)
+
+        uplink = None
+        if block < self._last:
+            above = dialled(block + 1, "forward", IN_FLIGHT)
+            uplink = Uplink(identity, above, config.batch_size, tally, observers.ledger)
+        post = Outgoing(uplink, FeedbackOut(lambda other: dialled(other, "feedback", WAITING), observers.ledger))
+        self._closing.callback(post.close)
+        learner = Learner.make(plan, block, CPU)
+        stage, own = Stage(plan, learner, CPU, run=mine.generation), None
+        if self._readings is not None and config.elastic.fallback == "local":
+            own = Stage(own_plan(config, plan.facts, block), learner, CPU)
+        target = Target(plan, stage, own, self._readings, directory, tally)
         saver = BlockSaver(places, *identity, config, plan.facts.train_batches)
-        stage = Stage(plan, Learner.make(plan, block, CPU), CPU)
-        member = Member(plan, stage, tally, source, uplink, saver, observers)
+        member = Member(plan, stage, target, tally, source, post, saver, observers)
         member.restore(places, warn)
         return member

@@ -11,19 +11,21 @@ FIELDS = (
     "updates",
     "extra",
     "fallback",
+    "skipped",
     "sent",
     "dropped",
     "received",
     "missed",
     "refused",
+    "late",
     "lost",
     "restarts",
     "position",
 )
 """Of all generations: updates of the block; of these, made on a batch that was used before, and on its own loss in place
-of the target; batches sent up, and dropped as nobody above took them; batches that came, that were sent and did not, and
-messages refused; updates that no saved state has, of generations that ended; restarts; the batch of the stream after the
-last one that it trained on."""
+of the target; batches whose readings did not come; batches sent up, and dropped as nobody above took them; batches that
+came, that were sent and did not, and messages refused; readings of no batch in flight; updates that no saved state has,
+of generations that ended; restarts; the batch of the stream after the last one that it took."""
 SIZE = 8
 
 

@@ -10,9 +10,10 @@ import torch
 from fgpipe.config import ReplayConfig
 from fgpipe.elastic.buffer import Buffer
 from fgpipe.elastic.directory import Directory
-from fgpipe.elastic.links import Dialled, Downlink, Uplink
+from fgpipe.elastic.links import Downlink, Uplink
 from fgpipe.elastic.presence import Presence
 from fgpipe.elastic.secret import RunSecret
+from fgpipe.elastic.sockets import Dialled
 from fgpipe.elastic.store import StoreClient
 from fgpipe.elastic.tally import Tally
 from fgpipe.observe.ledger import Ledger
@@ -51,7 +52,7 @@ class Ends:
         mine, tally = (0, generation), Tally(self._folder / f"down-{generation}", {})
         directory = Directory(StoreClient(self._server.address, self._secret), Presence.here(0, generation, ""), [1])
         assert wait_until(lambda: directory.of(1) is not None, 5)
-        uplink = Uplink(mine, Dialled(mine, 1, key or self._secret, directory), SHAPE[0], tally, Ledger(2))
+        uplink = Uplink(mine, Dialled(mine, 1, key or self._secret, directory, "forward"), SHAPE[0], tally, Ledger(2))
         self._closing.callback(directory.close)
         self._closing.callback(uplink.close)
         return uplink, tally
@@ -95,7 +96,7 @@ def test_an_older_generation_is_refused_and_counted(ends: Ends) -> None:
 def test_without_the_runs_key_nothing_gets_through(ends: Ends) -> None:
     stranger, sent = ends.sender(1, RunSecret(bytes(32)))
     stranger.send(batch(0), 1.0)
-    assert (sent["sent"], sent["dropped"]) == (0, 1)
+    assert (sent["sent"], sent["dropped"]) == (0, 1), "the connection never comes about"
     assert ends.buffer.take(0.2) is None and ends.received["refused"] == 0
 
 

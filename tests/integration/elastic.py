@@ -27,7 +27,7 @@ class Elastic:
 
     def __init__(self, run: Path, blocks: int, *overrides: str) -> None:
         self.blocks, self.run, self.places, self._log = blocks, run, Places(run), run.with_suffix(".log")
-        self.port = free_port()
+        self.port, self._others = free_port(), list[subprocess.Popen[bytes]]()
         arguments = [
             "bash",
             str(ROOT / "launch/elastic"),
@@ -106,6 +106,15 @@ class Elastic:
         for pid in map(self.workers().__getitem__, blocks):
             os.kill(pid, signum)
 
+    def arguments(self, block: int) -> list[str]:
+        """The command line of the process that trains a block."""
+        return Path(f"/proc/{self.workers()[block]}/cmdline").read_text().split("\0")[:-1]
+
+    def start(self, arguments: list[str]) -> None:
+        """Start another process of the run, without torchrun."""
+        with self._log.open("a") as log:
+            self._others.append(subprocess.Popen(arguments, env=environment(), stdout=log, stderr=log, cwd=ROOT))
+
     def end(self) -> None:
         marks = (str(self.run), f"127.0.0.1:{self.port}")
         for _ in range(20):
@@ -118,8 +127,10 @@ class Elastic:
             if not pids:
                 break
             time.sleep(0.1)
-            self.process.poll()
-        self.process.wait()
+            for process in (self.process, *self._others):
+                process.poll()
+        for process in (self.process, *self._others):
+            process.wait()
 
     def __enter__(self) -> Self:
         return self

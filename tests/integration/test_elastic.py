@@ -4,21 +4,21 @@ import json
 import os
 import random
 import signal
-import subprocess
 import time
 from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
 from fgpipe import export
 from fgpipe.config import compose_config
 from fgpipe.elastic.presence import SILENCE
 from fgpipe.elastic.run import run_member
-from fgpipe.saving.checkpoint import Checkpoints
+from fgpipe.saving.checkpoint import Checkpoints, read_tensors
 from fgpipe.trainers.session import run
 from tests.integration.elastic import Elastic
-from tests.integration.launching import ROOT, Job, environment, launch, living, processes_with, wait_until
+from tests.integration.launching import Job, launch, living, processes_with, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 THREE = ["model.modules=[3,3,2]", "model.width=0.125"]
@@ -92,6 +92,47 @@ def test_ends_by_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 
 @pytest.mark.long
+def test_nothing_lost_is_the_ordinary_run(tmp_path: Path) -> None:
+    """In lock-step, and with nobody lost, a global target gives the bits of one process: each batch met its own scalars."""
+    few = [*THREE, "scope=block", "window=1", "epochs=2", "threads=1", "observe.tensorboard=false"]
+    run(compose_config([*few, f"run_dir={tmp_path / 'one'}", "checkpoint.every_steps=1000"]))
+    elastic = ["elastic.fallback=wait", "replay.size=2", "checkpoint.every_steps=10"]
+    with Elastic(tmp_path / "run", 3, *few, *elastic) as job:
+        assert job.process.wait(START) == 0, job.text
+        steps = 2 * (1437 // 64)
+        assert job.counts() == [steps] * 3 and job.counts("skipped") == job.counts("late") == [0] * 3
+    for block in range(3):
+        one, three = (read_tensors(Checkpoints(path).folder(steps), block) for path in (tmp_path / "one", job.run))
+        assert one.keys() == three.keys()
+        assert not [name for name, tensor in one.items() if not torch.equal(tensor, three[name])]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("fallback", ["local", "wait"])
+@pytest.mark.parametrize("target", [["target=global"], ["target=intermediate", "target.depth=1"]])
+def test_a_target_out_of_reach(target: list[str], fallback: str, tmp_path: Path) -> None:
+    """Blocks whose target, or the way to it, is lost follow their own loss meanwhile, or wait; afterwards as before."""
+    settings = [*THREE, *ENDLESS[1:], *target, "scope=block", f"elastic.fallback={fallback}"]
+    with Elastic(tmp_path / "run", 3, *settings) as job:
+        job.wait(lambda: min(job.counts()) > 25, START)
+        before, followed = job.counts(), job.counts("fallback")
+        job.back([2], partial(job.kill, 2), BACK)
+        made = [now - then for then, now in zip(before, job.counts(), strict=True)]
+        own = [now - then for then, now in zip(followed, job.counts("fallback"), strict=True)]
+        if fallback == "wait":
+            assert own == [0, 0, 0] and made[1] <= 25
+        else:
+            assert made[0] >= 10 and made[1] >= 10 and own[1] >= 10
+            assert own[0] >= 10 or target[0] == "target=intermediate", "its target, block 1, is there"
+        wait_until(lambda: False, 8)
+        before, followed = job.counts(), job.counts("fallback")
+        job.wait(lambda: min(now - then for then, now in zip(before, job.counts(), strict=True)) > 5, BACK)
+        assert sum(job.counts("fallback")) - sum(followed) <= (sum(job.counts()) - sum(before)) / 2
+        assert job.status("--stop").returncode == 0 and job.process.wait(60) == 0
+        accounted_for(job)
+
+
+@pytest.mark.long
 def test_each_of_eight_in_turn(tmp_path: Path) -> None:
     """Over the gap all below keep 0.9 of their own rate, and all above as long as their buffers last, here all of it."""
     with Elastic(tmp_path / "run", 8, *ENDLESS, "replay.reuse=100") as job:
@@ -137,13 +178,9 @@ def test_a_zombie_is_told_to_end(tmp_path: Path) -> None:
     """The process is stopped, another takes its place from elsewhere, and then the first one goes on."""
     with Elastic(tmp_path / "run", 3, *THREE, *ENDLESS) as job:
         job.wait(lambda: min(job.counts()) > 25, START)
-        zombie = job.workers()[1]
-        arguments = Path(f"/proc/{zombie}/cmdline").read_text().split("\0")[:-1]
+        zombie, arguments = job.workers()[1], job.arguments(1)
         os.kill(zombie, signal.SIGSTOP)
-        log = (tmp_path / "second.log").open("w")
-        second = job.back(
-            [1], lambda: subprocess.Popen(arguments, env=environment(), stdout=log, stderr=log, cwd=ROOT), BACK
-        )
+        second = job.back([1], partial(job.start, arguments), BACK)
         assert second > SILENCE
         os.kill(zombie, signal.SIGCONT)
         assert wait_until(lambda: not living([zombie]), 10)
@@ -158,15 +195,11 @@ def test_sigterm_to_one_block(tmp_path: Path) -> None:
     """It saves and leaves, and its launcher with it; the others go on; the same command brings it back."""
     with Elastic(tmp_path / "run", 3, *THREE, *ENDLESS) as job:
         job.wait(lambda: min(job.counts()) > 25, START)
-        pid = job.workers()[1]
-        arguments = Path(f"/proc/{pid}/cmdline").read_text().split("\0")[:-1]
+        pid, arguments = job.workers()[1], job.arguments(1)
         os.kill(job.launcher(1), signal.SIGTERM)
         assert wait_until(lambda: not living([pid]), 30)
         assert job.rates(3)[0] > 0
-        with (tmp_path / "second.log").open("w") as log:
-            job.back(
-                [1], lambda: subprocess.Popen(arguments, env=environment(), stdout=log, stderr=log, cwd=ROOT), BACK
-            )
+        job.back([1], partial(job.start, arguments), BACK)
         assert job.count(1, "lost") == 0, "it had saved"
         assert job.status("--stop").returncode == 0
 
