@@ -29,6 +29,8 @@ def check_elastic(config: Config) -> None:
             "elastic.block", elastic.block, f"0 to {config.blocks - 1} with {config.blocks} blocks, or auto"
         )
     there = f"with elastic.block={elastic.block}"
+    if config.guess_name == "end_to_end":
+        raise bad_value("guess", config.guess_name, f"another one {there}, as backpropagation waits for every block")
     if config.run_dir is None:
         raise bad_value("run_dir", "null", f"a folder {there}, where all blocks save")
     if config.checkpoint.every_steps is None:
@@ -38,6 +40,7 @@ def check_elastic(config: Config) -> None:
     refused = (
         ("feedback.every", config.feedback.every, 1, "where a batch may be missing"),
         ("feedback", config.feedback.policy, "in_order", "which applies what comes, in order"),
+        ("feedback.lost", "fail" if config.feedback.lost == "fail" else "skip", "skip", "which skips what is lost"),
         ("tangents", config.tangents, "forward", "as each block is a process"),
         (
             "model.modules",
@@ -56,7 +59,8 @@ def check_elastic(config: Config) -> None:
     for key, value, only, reason in refused:
         if value != only:
             allowed = "null" if only is None else str(only).lower()
-            raise bad_value(key, str(value).lower(), f"{allowed} {there}, {reason}")
+            shown = str(value).lower() if isinstance(value, bool) else value
+            raise bad_value(key, shown, f"{allowed} {there}, {reason}")
     if config.target.depth != 0:
         _check_beyond(config, there)
     if config.link.slow:
@@ -65,7 +69,7 @@ def check_elastic(config: Config) -> None:
 
 def _check_beyond(config: Config, there: str) -> None:
     """Of a target that is not the block's own loss."""
-    target = f"target={config.target.name} {there}"
+    target = f"target={config.target.name} {there.removeprefix('with ')}"
     if config.space != "weight":
         raise bad_value("space", config.space, f"weight with {target}, where a batch may be missing")
     guess = import_module("fgpipe.gradients.guesses").make(config.guess)

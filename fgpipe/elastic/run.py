@@ -40,6 +40,8 @@ from fgpipe.wire.feedback.mailbox import Due
 from fgpipe.wire.links.header import IN_FLIGHT, Layout
 
 CPU = torch.device("cpu")
+LOOPBACK = ("127.0.0.1", "localhost")
+"""Hosts of a store that no other host can reach."""
 
 
 def run_member(config: Config) -> None:
@@ -127,7 +129,8 @@ class _Life:
 
     def _claim(self, plan: Plan | None) -> Presence:
         """Args: plan: None for block 0, to whom nobody sends batches."""
-        address = Interface.find(self._config.interface, several_hosts=False).address
+        several_hosts = self._config.elastic.store.rpartition(":")[0] not in LOOPBACK
+        address = Interface.find(self._config.interface, several_hosts).address
 
         def listen(generation: int) -> tuple[str, str]:
             identity, forward, feedback = (self._block, generation), "", ""
