@@ -10,8 +10,6 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 
-import zmq
-
 from fgpipe.elastic.secret import RunSecret
 from fgpipe.elastic.sockets import Dialled, Listener, Mine
 from fgpipe.elastic.tally import Tally
@@ -110,8 +108,8 @@ class FeedbackOut:
         if block not in self._dialled:
             self._dialled[block] = self._dial(block)
             self._closing.callback(self._dialled[block].close)
-        socket, data = self._dialled[block].socket(), encode(feedback)
-        if socket is not None and socket.poll(0, zmq.POLLOUT):
+        data = encode(feedback)
+        if (socket := self._dialled[block].ready(0)) is not None:
             socket.send(data)
             self._ledger.count(feedback.sender, block, "feedback", len(data))
 

@@ -26,9 +26,8 @@ from fgpipe.wire.links.header import FIELDS, TRAINING, Layout, header_of, unwire
 
 PREFIX, LANES = 3, 4
 """Numbers before the header, and the place in it of the number of lanes."""
-FIRST, PATIENCE, STEPS = 5.0, 0.5, 4
-"""A sender waits for so many seconds until its first batch can leave; then for room, for so many seconds, or for so many
-of its own steps if these take longer."""
+PATIENCE, STEPS = 0.5, 4
+"""A sender waits for room for so many seconds, and for so many of its own steps if these take longer."""
 
 
 class Uplink:
@@ -42,7 +41,7 @@ class Uplink:
 
     def __init__(self, mine: Mine, dialled: Dialled, samples: int, tally: Tally, ledger: Ledger) -> None:
         self._mine, self._dialled, self._samples, self._tally, self._ledger = mine, dialled, samples, tally, ledger
-        self._takes, self._first = True, True
+        self._takes = True
 
     def send(self, batch: Batch, step: float) -> None:
         """Hand over a batch, which must not be changed afterwards.
@@ -53,11 +52,9 @@ class Uplink:
         payload = torch.cat([x, wire(batch.tangent.value)]) if batch.tangent else x
         prefix = torch.tensor([*self._mine, self._tally["sent"]])
         header = torch.cat([prefix, header_of(batch, self._samples)])
-        socket = self._dialled.socket()
-        patience = FIRST if self._first else max(PATIENCE, STEPS * step) if self._takes else 0.0
-        self._first = False
-        self._takes = socket is not None and bool(socket.poll(int(1000 * patience), zmq.POLLOUT))
-        if socket is None or not self._takes:
+        socket = self._dialled.ready(max(PATIENCE, STEPS * step) if self._takes else 0.0)
+        self._takes = socket is not None
+        if socket is None:
             self._tally.add("dropped")
             return
         socket.send_multipart([_bytes_of(header), _bytes_of(payload)], copy=False)

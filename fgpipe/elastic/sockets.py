@@ -16,6 +16,8 @@ AHEAD = 64
 """Generations after the newest known one that a connection is accepted from: a new one may be here before the store says so."""
 HEARTBEAT, TIMEOUT = 1000, 5000
 """Milliseconds between zmq's own signs of life, and without one until a connection counts as broken."""
+CONNECT = 2.0
+"""Seconds in which a process that has just come, and listens, is connected to."""
 QUEUE = 1 << 18
 """Bytes that the kernel may hold on either side: what is in there is old."""
 Mine = tuple[int, int]
@@ -57,8 +59,11 @@ class Dialled:
         self._generation = 0
         self._socket: zmq.Socket[bytes] | None = None
 
-    def socket(self) -> "zmq.Socket[bytes] | None":
-        """The socket; None if nobody was ever there."""
+    def ready(self, seconds: float) -> "zmq.Socket[bytes] | None":
+        """The socket, once it takes a message; None if it takes none in time.
+
+        Args: seconds: to wait, and `CONNECT` at least for one that was just dialled.
+        """
         there = self._directory.of(self._block)
         if there is not None and there.generation != self._generation:
             if self._socket is not None:
@@ -67,7 +72,9 @@ class Dialled:
             self._socket, self._generation = _socket_of(self._context, zmq.PUSH, self._most), there.generation
             Keys(*self._secret.pair(*self._mine), {server: self._block}).dial(self._socket, self._block)
             self._socket.connect(getattr(there, self._plane))
-        return self._socket
+            seconds = max(seconds, CONNECT)
+        takes = self._socket is not None and self._socket.poll(int(1000 * seconds), zmq.POLLOUT)
+        return self._socket if takes else None
 
     def close(self) -> None:
         """Free the socket; what has not left is lost."""

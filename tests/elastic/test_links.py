@@ -118,16 +118,18 @@ def test_drops_what_nobody_takes_and_finds_who_comes_back(ends: Ends) -> None:
 
 def test_a_neighbour_without_room_is_waited_for_once(ends: Ends) -> None:
     """Blocks whose batches are all unused take no more; what does not fit on the way is dropped."""
-    uplink, sent = ends.sender(1)
+    (uplink, sent), left = ends.sender(1), []
     for number in range(40_000):
+        before = sent["sent"]
         uplink.send(batch(number), 0.01)
+        left += [number] if sent["sent"] > before else []
         if sent["dropped"] == 3:
             break
-    assert sent["dropped"] == 3
+    assert sent["dropped"] == 3 and len(left) >= 4
     came = []
-    while (next_one := ends.buffer.take(0.5)) is not None:
+    while len(came) < len(left) and (next_one := ends.buffer.take(5)) is not None:
         came.append(next_one.id)
-    assert came == list(range(sent["sent"])), "in order, without a gap"
+    assert came == left, "in order, and all of them"
 
 
 def test_another_shape_ends_the_receiver(ends: Ends) -> None:
