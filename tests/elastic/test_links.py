@@ -126,7 +126,7 @@ def test_a_neighbour_without_room_is_waited_for_once(ends: Ends) -> None:
         if sent["dropped"] == 3:
             break
     assert sent["dropped"] == 3 and len(left) >= 4
-    came = []
+    came: list[int] = []
     while len(came) < len(left) and (next_one := ends.buffer.take(5)) is not None:
         came.append(next_one.id)
     assert came == left, "in order, and all of them"
