@@ -19,6 +19,7 @@ from fgpipe.cluster.allocator import keep_pages
 from fgpipe.cluster.process import Place
 from fgpipe.command import FAILED, command, say
 from fgpipe.config import CONFIGS, compose_config, known_keys
+from fgpipe.elastic.run import run_member
 from fgpipe.errors import RunError, one_line
 from fgpipe.saving.checkpoint import CheckpointError
 from fgpipe.trainers.saver import Preempted
@@ -41,7 +42,10 @@ def main(arguments: list[str]) -> int:
         return 0
     keep_pages()
     try:
-        run(config)
+        if config.elastic.on:
+            run_member(config)
+        else:
+            run(config)
     except RunError as error:
         if isinstance(error, CheckpointError) and not error.elsewhere:
             say(f"rank {place.rank}: {one_line(error)}")  # the others are said already

@@ -138,7 +138,7 @@ class Cluster:
                 ) from error
             self.store = dist.PrefixStore(attempt, shared)
             self._start = Start(self.store, place.rank, place.world_size, deadline)
-            _follow_launcher()
+            follow_launcher()
         self.run = 0
         self.preempted = False
         """SIGTERM has asked for a last checkpoint (`save_on_sigterm`)."""
@@ -297,7 +297,7 @@ class Cluster:
             dist.destroy_process_group()
 
 
-def _follow_launcher() -> None:
+def follow_launcher() -> None:
     """SIGTERM for this process when torchrun dies, even by SIGKILL: nobody else would end it."""
     if sys.platform == "linux" and "TORCHELASTIC_RUN_ID" in os.environ:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))

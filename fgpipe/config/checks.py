@@ -4,6 +4,7 @@ from dataclasses import asdict
 from importlib import import_module
 from typing import Any
 
+from fgpipe.config.elastic import check_elastic
 from fgpipe.config.rules import RULES, is_list
 from fgpipe.config.schema import SCOPES, Config, DataConfig, LinkConfig, ReplayConfig
 from fgpipe.errors import bad_value
@@ -43,6 +44,7 @@ def check(config: Config) -> None:
     _check_link(config)
     _check_slow(config)
     _check_replay(config)
+    check_elastic(config)
     _check_precision(config)
     _check_asynchronous(config)
     if (config.pipelined or config.parts > 1) and config.share % config.microbatches:
@@ -197,7 +199,7 @@ def _check_replay(config: Config) -> None:
             if (value := getattr(replay, key)) != getattr(off, key):
                 raise bad_value(f"replay.{key}", value, f"{getattr(off, key)} unless replay.size is given")
         return
-    if config.target.depth != 0:
+    if config.target.depth != 0 and not config.elastic.on:
         raise bad_value(
             "replay.size", replay.size, f"null with target={config.target.name}, whose scalars go by the batch"
         )
@@ -205,7 +207,7 @@ def _check_replay(config: Config) -> None:
         raise bad_value("replay.size", replay.size, "null with tangents=oracle, which has no pipeline")
     if config.replicas > 1:
         raise bad_value("replay.size", replay.size, f"null with replicas={config.replicas}, whose updates go together")
-    if config.checkpoint.on or config.resume is not None:
+    if (config.checkpoint.on or config.resume is not None) and not config.elastic.on:
         raise bad_value(
             "replay.size", replay.size, "null with checkpoint.* or resume; what is in a buffer is not saved"
         )
@@ -237,7 +239,7 @@ def check_world(config: Config, world_size: int) -> None:
             "microbatches", config.microbatches, f"a multiple of the {world_size} processes with schedule=zero_bubble"
         )
     _check_boundaries(config.link, world_size)
-    if config.replay.size is not None and world_size == 1:
+    if config.replay.size is not None and world_size == 1 and not config.elastic.on:
         raise bad_value("replay.size", config.replay.size, "null in one process, whose blocks take turns")
     if config.slow.block is not None and config.slow.block >= blocks:
         raise bad_value("slow.block", config.slow.block, f"0 to {blocks - 1} with {blocks} blocks")

@@ -71,6 +71,15 @@ def optimizers() -> dict[str, type]:
     return found
 
 
+def _is_place(value: Any) -> bool:
+    return value in (None, "auto") or (isinstance(value, int) and not isinstance(value, bool) and value >= 0)
+
+
+def _is_address(value: str) -> bool:
+    host, _, port = value.rpartition(":")
+    return bool(host) and port.isdecimal() and 0 < int(port) < 1 << 16
+
+
 def _is_modules(value: Any) -> bool:
     return value == "nproc" or (is_list(value) and len(value) > 0 and all(map(_is_count, value)))
 
@@ -107,6 +116,9 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "link.rate": _optional(_reads(bits_per_second, RATE)),
     "link.rtt": _optional(_reads(seconds, TIME)),
     "link.between": _optional((_is_boundaries, "a list such as [0], where k is between processes k and k + 1")),
+    "elastic.block": (_is_place, "null, auto or a whole number of at least 0"),
+    "elastic.store": (_is_address, "HOST:PORT"),
+    "elastic.fallback": _one_of("local", "wait"),
     "slow.block": _optional(_at_least(0)),
     "slow.factor": _at_least(1),
     "slow.jitter": _at_least(0),

@@ -144,6 +144,20 @@ class CheckpointConfig:
 
 
 @dataclass
+class ElasticConfig:
+    """A process for each block that is a job of its own and may be lost; off while block is null."""
+
+    block: Any = None
+    """The block of this process; auto: from the environment."""
+    store: str = "127.0.0.1:29400"
+    fallback: str = "local"
+
+    @property
+    def on(self) -> bool:
+        return self.block is not None
+
+
+@dataclass
 class Config:
     """One run. See `configs/train.yaml` for what each key means."""
 
@@ -158,6 +172,7 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     observe: ObserveConfig = field(default_factory=ObserveConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    elastic: ElasticConfig = field(default_factory=ElasticConfig)
     guess: dict[str, Any] = field(default_factory=dict)
     """Its name, and the keys of its own."""
     space: str = MISSING

@@ -219,9 +219,22 @@ def write_block(
     Returns:
         The two files by name.
     """
-    tensors = _apart(_state(trained))
-    contents = zip(names_of(block), (safetensors.torch.save(tensors), json.dumps(counters).encode()), strict=True)
-    return {name: _write(folder / name, content) for name, content in contents}
+    return write_files(folder, serialised(block, trained, counters))
+
+
+def serialised(block: int, trained: Mapping[str, Trained], counters: Mapping[str, Any]) -> dict[str, bytes]:
+    """The files of one block by name, as they are to be written: a copy, which later updates do not change."""
+    contents = safetensors.torch.save(_apart(_state(trained))), json.dumps(counters).encode()
+    return dict(zip(names_of(block), contents, strict=True))
+
+
+def write_files(folder: Path, contents: Mapping[str, bytes]) -> dict[str, Stored]:
+    """Write files of a checkpoint, each durably.
+
+    Raises:
+        CheckpointError: one cannot be written.
+    """
+    return {name: _write(folder / name, content) for name, content in contents.items()}
 
 
 def read_block(folder: Path, block: int, trained: Mapping[str, Trained]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from fgpipe.saving.outputs import needed
 FREE = {
     "run_dir", "resume", "device", "threads", "partition", "placement", "replicas", "interface", "deadline", "data.root", "observe.tensorboard",
     "checkpoint.every_minutes", "checkpoint.keep", "link.rate", "link.rtt", "link.between",
+    "elastic.block", "elastic.store",
 }  # fmt: skip
 """Keys that a run may be resumed with another value of: they say where and how fast it runs, not what it computes."""
 
