@@ -28,6 +28,7 @@ from fgpipe.trainers.findings import Findings
 from fgpipe.trainers.stage import Stage
 from fgpipe.wire.batch import Batch
 from fgpipe.wire.feedback.messages import Feedback, Lost
+from fgpipe.wire.gradients import Gradient
 
 QUIET = 2.0
 """Seconds without a batch after which none is on its way any more, if the block below has made all its steps."""
@@ -216,6 +217,7 @@ class Member:
                     else:
                         self._observers.observe(found)
             else:
+                assert not isinstance(message, Gradient), "only asynchronous backpropagation returns gradients"
                 self._observers.observe(message)
                 if isinstance(message, Learnt) and message.part == "block":
                     self._learnt(extra=extra, fallback=stage is not self._stage)

@@ -106,7 +106,6 @@ def _connect(
 ) -> Post:
     config, method, topology, metrics = plan.config, plan.method, plan.topology, observers.metrics
     first, last, wire = topology.local[0], topology.local[-1], cluster.place.wire_device(device)
-    packed = Precision.of(config).int8
     links = SlowLinks.of(config.link, len(topology.pipeline))
     mailboxes: dict[int, Mailbox | GradientBox] = {}
     gradients = _gradients(plan, device, observers) if config.asynchronous and last < method.last else None
@@ -127,11 +126,12 @@ def _connect(
         if delay is None and wire.type != device.type:
             delay = Delay(None, 0.0, inbox.fail)
         above = topology.rank_of(last + 1)
-        upwards = Sender(last, above, config.share, observers.ledger, wire, streams, delay, packed=packed)
+        upwards = Sender(last, above, _layout(plan, last + 1, device, wire), observers.ledger, streams, delay)
     if config.asynchronous and first:
         slow = links.delay(topology.position, topology.position - 1, inbox.fail) or Delay(None, 0.0, inbox.fail)
         below = topology.rank_of(first - 1)
-        downwards = Sender(first, below, 0, observers.ledger, CPU, streams, slow, gradients=True, packed=packed)
+        layout = _gradient_layout(plan, first - 1, device)
+        downwards = Sender(first, below, layout, observers.ledger, streams, slow, gradients=True)
     if cluster.store is not None and plan.has_readings:
         probes, counts = max(1, *plan.lanes.counts), plan.lanes.counts
         terms = Terms(
@@ -162,20 +162,39 @@ def _gradient_boxes(plan: Plan, receiver: Receiver | None) -> Mapping[int, Gradi
 
 
 def _gradients(plan: Plan, device: torch.device, observers: Observers) -> Receiver:
-    """The receiver of the gradients of the highest block here, always by the host: NCCL would have those that come and
-    the batches that go wait for each other."""
+    """The receiver of the gradients of the highest block here."""
     last = plan.topology.local[-1]
-    shape = plan.config.share // plan.parts, *plan.forward.shapes[last + 1]
-    precision = Precision.of(plan.config)
-    layout = Layout(shape, (), precision.wire, CPU, pinned=device.type != "cpu", packed=precision.int8, labelled=False)
     return Receiver(
         last,
         plan.topology.rank_of(last + 1),
-        layout,
+        _gradient_layout(plan, last, device),
         held=1,
         batches=plan.facts.train_batches * plan.parts,
         timeline=observers.timeline,
         gradients=True,
+    )
+
+
+def _gradient_layout(plan: Plan, block: int, device: torch.device) -> Layout:
+    """Gradients of the output of a block, always by the host: NCCL would have those that come and the batches that go wait
+    for each other."""
+    shape = plan.config.share // plan.parts, *plan.forward.shapes[block + 1]
+    precision = Precision.of(plan.config)
+    return Layout(shape, (), precision.wire, CPU, pinned=device.type != "cpu", packed=precision.int8, labelled=False)
+
+
+def _layout(plan: Plan, block: int, device: torch.device, wire: torch.device) -> Layout:
+    """Batches on their way to a block."""
+    share, shape, precision = plan.config.share, plan.forward.shapes[block], Precision.of(plan.config)
+    return Layout(
+        (share, *shape),
+        plan.lanes.on_link(block - 1),
+        precision.wire,
+        wire,
+        pinned=device.type != wire.type,
+        training_shape=(share, 0) if plan.pipelined else (share // plan.parts, *shape),
+        every=plan.method.every,
+        packed=precision.int8,
     )
 
 
@@ -196,22 +215,11 @@ def _mailboxes(plan: Plan, run: int, observers: Observers) -> Mapping[int, Mailb
 
 
 def _receiver(plan: Plan, device: torch.device, wire: torch.device, observers: Observers) -> Receiver:
-    first, share = plan.topology.local[0], plan.config.share
-    training_shape = (share // plan.parts, *plan.forward.shapes[first])
-    layout = Layout(
-        (share, *plan.forward.shapes[first]),
-        plan.lanes.on_link(first - 1),
-        Precision.of(plan.config).wire,
-        wire,
-        pinned=device.type != wire.type,
-        training_shape=(share, 0) if plan.pipelined else training_shape,
-        every=plan.method.every,
-        packed=Precision.of(plan.config).int8,
-    )
+    first = plan.topology.local[0]
     return Receiver(
         first,
         plan.topology.rank_of(first - 1),
-        layout,
+        _layout(plan, first, device, wire),
         held=(plan.windows[first] if plan.method.keeps_graph(first) else 1) + QUEUED * (wire.type == "cuda"),
         batches=plan.facts.train_batches * plan.parts,
         timeline=observers.timeline,

@@ -13,7 +13,7 @@ from fgpipe.errors import LinkError, first_line
 from fgpipe.observe.ledger import Ledger
 from fgpipe.plan import int8
 from fgpipe.wire.batch import Batch
-from fgpipe.wire.links.header import IN_FLIGHT, TAG, header_of, wire
+from fgpipe.wire.links.header import IN_FLIGHT, TAG, Layout, header_of, wire
 from fgpipe.wire.slow import Delay
 from fgpipe.wire.streams import Streams
 
@@ -29,27 +29,23 @@ class Sender:
         self,
         block: int,
         peer: int,
-        samples: int,
+        layout: Layout,
         ledger: Ledger,
-        device: torch.device,
         streams: Streams,
         delay: Delay | None = None,
         *,
         gradients: bool = False,
-        packed: bool = False,
     ) -> None:
         """
         Args:
             peer: rank of the process of block `block + 1`; of `block - 1` with gradients.
-            samples: labels that follow a header; those of a whole batch, or none with gradients.
-            device: where the wire's tensors live.
-            packed: as `Layout.packed`.
+            layout: of what it sends.
             streams: of this process.
             delay: makes the link slower than it is; and sends in a thread, which waits for copies from a GPU. Gradients need
                 one, of no time if the link is fast.
         """
-        self._block, self._peer, self._samples, self._packed = block, peer, samples, packed
-        self._ledger, self._device, self._streams, self._delay = ledger, device, streams, delay
+        self._block, self._peer, self._layout = block, peer, layout
+        self._ledger, self._streams, self._delay = ledger, streams, delay
         self._to, self._kind = (block - 1, "gradients") if gradients else (block + 1, "activations")
         self._room, self._plane = (None if gradients else IN_FLIGHT), ("gradient" if gradients else "forward")
         self._pending: deque[_Sending] = deque()
@@ -63,12 +59,11 @@ class Sender:
         x = wire(batch.x)
         stacked = torch.cat([x, wire(batch.tangent.value)]) if batch.tangent else x.contiguous()
         lanes = len(batch.tangent.lanes) if batch.tangent else 0
-        if self._packed and stacked.numel():
+        if self._layout.packed and stacked.numel():
             stacked = int8.pack(stacked, lanes + 1)
-        payload, copied = (
-            (stacked, None) if stacked.device.type == self._device.type else self._streams.to_host(stacked)
-        )
-        header = header_of(batch, self._samples)
+        there = stacked.device.type == self._layout.device.type
+        payload, copied = (stacked, None) if there else self._streams.to_host(stacked)
+        header = header_of(batch, self._layout.labels)
         messages = [header, payload] if payload.numel() else [header]
         if self._delay is None:
             self._post(batch.name, messages, copied)
