@@ -54,6 +54,14 @@ def test_the_site_has_every_page() -> None:
     assert sorted(listed) == sorted(str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md"))
 
 
+def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "never wait for a backward pass" in (tmp_path / "site" / "index.html").read_text()
+
+
 def test_every_study_has_its_command() -> None:
     pages = [page for page in sorted((DOCS / "results").glob("*.md")) if page.name != "README.md"]
     commands = re.compile(r"```bash\n[^`]*(?:python -m fgpipe\.|bash launch/)")
