@@ -1,6 +1,6 @@
 """The command `python -m fgpipe.export RUN_DIR FILE.safetensors`: the trained net by itself, without auxiliary heads.
 
-The file loads into an ordinary module (docs/checkpoints.md):
+The file loads into an ordinary module (docs/reference/checkpoints.md):
 
     net = sequential(resnet(config.model, config.head, in_channels=3, classes=10)).to_empty(device="cpu")
     net.load_state_dict(safetensors.torch.load_file("FILE.safetensors"))

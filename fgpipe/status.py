@@ -1,7 +1,7 @@
 """The command `python -m fgpipe.status RUN [--stop | --assemble] [--store HOST:PORT]`: an elastic run from outside.
 
 Without an option: who is alive, how fast, how far behind, and what was lost. `--stop` asks all blocks to save and leave.
-`--assemble` makes an ordinary checkpoint of their newest states, to export or to resume from (docs/elastic.md).
+`--assemble` makes an ordinary checkpoint of their newest states, to export or to resume from (docs/reference/elastic.md).
 
 Exit codes: 0, done; 1, the store does not answer, or blocks have not left; 2, bad input; 130, interrupted.
 """

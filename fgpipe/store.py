@@ -1,4 +1,4 @@
-"""The command `python -m fgpipe.store HOST:PORT`: where the members of an elastic run find each other (docs/elastic.md).
+"""The command `python -m fgpipe.store HOST:PORT`: where the members of an elastic run find each other (docs/reference/elastic.md).
 
 It holds no state of training, and may be killed and started again while they train.
 

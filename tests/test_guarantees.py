@@ -1,4 +1,4 @@
-"""Every test that docs/guarantees.md names is there."""
+"""Every test that docs/reference/guarantees.md names is there."""
 
 import ast
 import re
@@ -7,7 +7,9 @@ import pytest
 
 from tests.integration.launching import ROOT
 
-NAMED = sorted(set(re.findall(r"`([\w/]+\.py)::(test_\w+)`", (ROOT / "docs" / "guarantees.md").read_text())))
+NAMED = sorted(
+    set(re.findall(r"`([\w/]+\.py)::(test_\w+)`", (ROOT / "docs" / "reference" / "guarantees.md").read_text()))
+)
 
 
 def test_rows_are_read() -> None:

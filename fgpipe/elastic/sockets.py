@@ -1,7 +1,7 @@
 """Sockets between members: zmq with CURVE, which connects again by itself whatever happened to the other end.
 
 A `torch.distributed` group of two would have to be made anew for each generation, by both ends at once, and gloo is no
-faster on batches of up to a megabyte (docs/elastic.md).
+faster on batches of up to a megabyte (docs/reference/elastic.md).
 """
 
 import zmq

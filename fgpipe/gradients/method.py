@@ -12,7 +12,7 @@ class Method:
     """Way in which every block of a net of `blocks` blocks learns (paper, sections 3.1 to 3.3).
 
     `depth` is the target's: the loss at block min(j + depth, J - 1), None for the last. `decode` and `step` say what
-    becomes of the scalars and of the coefficients (docs/algorithm.md).
+    becomes of the scalars and of the coefficients (docs/reference/algorithm.md).
     """
 
     blocks: int

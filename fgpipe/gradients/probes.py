@@ -2,7 +2,7 @@
 
 A probe is one guess of one block on one batch. Its scalar is read at the block whose loss is its target. With exact
 lanes each probe has a lane to itself, from the block that asks to the block that evaluates. With coded lanes the
-probes of one target share some, and each one's scalar is decoded from the readings of all (docs/algorithm.md).
+probes of one target share some, and each one's scalar is decoded from the readings of all (docs/reference/algorithm.md).
 """
 
 from abc import ABC, abstractmethod

@@ -1,4 +1,4 @@
-"""Checkpoints as files: complete, or not a checkpoint (docs/checkpoints.md).
+"""Checkpoints as files: complete, or not a checkpoint (docs/reference/checkpoints.md).
 
     RUN/checkpoints/step-200/block-0.safetensors, block-0.json, block-1.safetensors, ...
     RUN/checkpoints/step-200/manifest.json      written last; without it there is no checkpoint

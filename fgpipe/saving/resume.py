@@ -1,4 +1,4 @@
-"""Resumption of a run: an unfinished run in its own folder, or another run's checkpoint (docs/checkpoints.md)."""
+"""Resumption of a run: an unfinished run in its own folder, or another run's checkpoint (docs/reference/checkpoints.md)."""
 
 import json
 import sys

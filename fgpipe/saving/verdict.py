@@ -1,4 +1,4 @@
-"""The verdict on a run that ended badly: `verdict.json` in its folder says why, and how it goes on (docs/operations.md)."""
+"""The verdict on a run that ended badly: `verdict.json` in its folder says why, and how it goes on (docs/reference/operations.md)."""
 
 import json
 import os

@@ -208,7 +208,7 @@ def test_sigterm_to_one_block(tmp_path: Path) -> None:
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("seed", range(int(os.environ.get("SEEDS", "1"))))
 def test_twenty_random_kills(seed: int, tmp_path: Path) -> None:
-    """A run of eight ends by itself, as accurate as the ones without faults (docs/elastic.md has their figures)."""
+    """A run of eight ends by itself, as accurate as the ones without faults (docs/reference/elastic.md has their figures)."""
     chance = random.Random(f"elastic {seed}")
     with Elastic(tmp_path / "run", 8, *COMMON, "epochs=120", f"seed={seed}") as job:
         job.wait(lambda: min(job.counts()) > 30, START)

@@ -12,7 +12,7 @@ from tests.integration.test_processes import recorded
 from tests.test_transparency import Pipeline, assert_close, configuration
 
 DECAY = 0.95
-"""Weight of what was before in the running means (docs/algorithm.md)."""
+"""Weight of what was before in the running means (docs/reference/algorithm.md)."""
 
 
 @pytest.mark.parametrize("every", [1, 2, 3, 5])

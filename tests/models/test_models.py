@@ -59,7 +59,7 @@ def configured(blocks: int, head: str, width: float = 1):
 @pytest.mark.parametrize("blocks", [8, 16])
 @pytest.mark.parametrize("head", ["cnn", "mlp", "linear"])
 def test_heads_cost_less_than_a_tenth(blocks: int, head: str) -> None:
-    """At width 1, in FLOPs of a forward pass (paper, A.2). predsim is beyond: docs/algorithm.md says by how much."""
+    """At width 1, in FLOPs of a forward pass (paper, A.2). predsim is beyond: docs/reference/algorithm.md says by how much."""
     net = configured(blocks, head)
     of_blocks, of_heads = ForwardPass.of(net, (2, 3, 32, 32)).flops, head_flops(net, (2, 3, 32, 32))
     shares = [a / b for a, b in zip(of_heads[:-1], of_blocks, strict=False)]

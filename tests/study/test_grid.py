@@ -221,7 +221,7 @@ def test_done_is_done_with_the_settings_of_now(tmp_path: Path, capsys: pytest.Ca
 
 
 def test_the_committed_runs_are_done() -> None:
-    """Committed runs are done by the commands of docs/grid.md; they lack keys that `configs/train.yaml` got later."""
+    """Committed runs are done by the commands of docs/results/grid.md; they lack keys that `configs/train.yaml` got later."""
     out = ROOT / "docs" / "results" / "scaled"
     cells = ("table=all", "unpublished=true", "profile=scaled", "seeds=[0,1,2]")
     runs = plan(*cells).runs

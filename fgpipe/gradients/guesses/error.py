@@ -16,7 +16,7 @@ from fgpipe.gradients.reverse import gradients
 @guess("error")
 @dataclass(frozen=True)
 class Error(Guess):
-    """The transposed Jacobian of the trained head, applied to the target's `softmax - onehot` (docs/algorithm.md).
+    """The transposed Jacobian of the trained head, applied to the target's `softmax - onehot` (docs/reference/algorithm.md).
 
     No tangent travels. With a local target it is the gradient of the block's own loss.
     """

@@ -6,7 +6,7 @@
                     only=tangents,start
     quick=true      every section once at a tiny size: shows that it works, the figures mean nothing
 
-docs/benchmarks/speed.md says what is measured how. Exit codes: 0, done; 1, a run failed, or FILE
+docs/results/speed.md says what is measured how. Exit codes: 0, done; 1, a run failed, or FILE
 cannot be written; 2, bad input; 130, interrupted.
 """
 

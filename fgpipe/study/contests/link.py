@@ -8,7 +8,7 @@ All contestants cross the same link, between two network namespaces of this mach
 a checkout. Everybody runs with float32, bfloat16 and int8 on the wire, and is compared with 1F1B on the same wire. The
 rest is as in `throughput`.
 
-The tables are printed and written to DIR/link.md, in FOLDER without `out`. docs/benchmarks/README.md says what is
+The tables are printed and written to DIR/link.md, in FOLDER without `out`. docs/results/link.md says what is
 compared and how.
 """
 

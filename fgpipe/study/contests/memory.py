@@ -10,7 +10,7 @@ process keep together for all of them, and the most memory that the process held
 when training began (`fgpipe.observe.memory`). All in MB, which are 1,000,000 bytes.
 
 The tables are printed and written to DIR/memory-PROCESSES.md, in FOLDER without `out`. Runs that FOLDER has are not run
-again. The other arguments go to every run, as in `model.width=0.25 batch_size=64`. docs/benchmarks/README.md says what
+again. The other arguments go to every run, as in `model.width=0.25 batch_size=64`. docs/results/memory.md says what
 is compared and how.
 """
 

@@ -8,7 +8,7 @@ contestant in `processes` and in `most` processes, and ours in `processes` also 
 (`link.*`), and simulates the same epochs on as many cores. The rest is as in `throughput`. It takes some 8 minutes on
 2 cores.
 
-The tables are printed and written to DIR/simulation.md, in FOLDER without `out`. docs/benchmarks/README.md says what is
+The tables are printed and written to DIR/simulation.md, in FOLDER without `out`. docs/results/simulation.md says what is
 simulated how.
 """
 

@@ -8,7 +8,7 @@ update rate is that of a whole epoch, up to the last update of any block; "other
 other processes than the slow one's, whose blocks share its thread. Rates and images per second are also given over
 those of the same contestant with factor 1, in the same round. The rest is as in `throughput`.
 
-The table is printed and written to DIR/straggler.md, in FOLDER without `out`. docs/benchmarks/README.md says what is
+The table is printed and written to DIR/straggler.md, in FOLDER without `out`. docs/results/straggler.md says what is
 compared and how.
 """
 

@@ -8,7 +8,7 @@ blocks are balanced by the time of their forward passes, which is measured first
 every contestant once; a ratio is that of two runs of the same round. The first epoch is warm-up.
 
 The table is printed and written to DIR/throughput-PROCESSES-WIDTH.md, in FOLDER without `out`. Runs that FOLDER has are
-not run again. The other arguments go to every run, as in `model.width=0.25 batch_size=64`. docs/benchmarks/README.md
+not run again. The other arguments go to every run, as in `model.width=0.25 batch_size=64`. docs/results/throughput.md
 says what is compared and how.
 """
 

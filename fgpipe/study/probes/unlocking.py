@@ -11,7 +11,7 @@ The extra compute, in units of the blocks' forward passes, is that of runs in on
 simulator's costs are (`study.simulator.calibration`); it alone depends on a clock, and wants a quiet machine.
 
 The table is printed and written to DIR/unlocking.md, in FOLDER without `out`. Runs that FOLDER has are not run again.
-The other arguments go to every run, as in `data=cifar10 data.root=DIR model.width=0.5`. docs/benchmarks/README.md says
+The other arguments go to every run, as in `data=cifar10 data.root=DIR model.width=0.5`. docs/results/unlocking.md says
 what the checks and the columns are. The exit code is 1 if something is unlocked that the paper has not, or the reverse.
 """
 

@@ -12,7 +12,7 @@
     window=W            as fgpipe.train has it
 
 All other keys are those of fgpipe.train, such as model.width=0.25 batch_size=64 lanes=4 microbatches=8, and go to the
-measurements. docs/benchmarks/README.md says what is simulated how, and what is left out. Exit codes: 0, done; 1, a run
+measurements. docs/results/simulation.md says what is simulated how, and what is left out. Exit codes: 0, done; 1, a run
 failed, or FILE cannot be written; 2, bad input; 130, interrupted.
 """
 

@@ -1,4 +1,4 @@
-"""The messages of the feedback plane, the only thing that travels backward, and their codec (docs/protocol.md).
+"""The messages of the feedback plane, the only thing that travels backward, and their codec (docs/reference/protocol.md).
 
 msgpack with fixed types and no extensions: nothing that arrives can do more than be a list of numbers.
 """

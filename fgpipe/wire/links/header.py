@@ -1,7 +1,7 @@
 """One batch between two processes, over `torch.distributed` point to point: two messages, whose order is the protocol.
 
 A header of int64 with the labels comes first, then the activation and its lanes, stacked and channels last (gloo refuses
-strided tensors: the NHWC view is contiguous); docs/protocol.md.
+strided tensors: the NHWC view is contiguous); docs/reference/protocol.md.
 """
 
 from collections.abc import Sequence

@@ -1,0 +1,68 @@
+"""README and docs: short enough to be read, made of what is there, and without a link that leads nowhere."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.integration.launching import ROOT
+
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*/*.md"))]
+CODE = [
+    path for folder in ("fgpipe", "tests", "configs", "launch") for path in (ROOT / folder).rglob("*") if path.is_file()
+]
+
+
+def output(script: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(DOCS / script)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_prose_is_within_its_limits() -> None:
+    done = output("words.py")
+    assert done.returncode == 0, done.stderr
+
+
+def test_keys_are_those_of_the_schema() -> None:
+    done = output("keys.py")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == (DOCS / "reference" / "keys.md").read_text(), "python docs/keys.py > docs/reference/keys.md"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL))
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_pages_that_code_names_are_there() -> None:
+    named = {
+        name
+        for path in CODE
+        if path.suffix in (".py", ".yaml", "")
+        for name in re.findall(r"docs/[\w/-]+\.(?:md|py|yaml)", path.read_text(errors="ignore"))
+    }
+    assert len(named) > 10
+    assert sorted(name for name in named if not (ROOT / name).exists()) == []
+
+
+def test_the_site_has_every_page() -> None:
+    listed = re.findall(r"- (?:\w+: )?(\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), flags=re.MULTILINE)
+    assert sorted(listed) == sorted(str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md"))
+
+
+def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "never wait for a backward pass" in (tmp_path / "site" / "index.html").read_text()
+
+
+def test_every_study_has_its_command() -> None:
+    pages = [page for page in sorted((DOCS / "results").glob("*.md")) if page.name != "README.md"]
+    commands = re.compile(r"```bash\n[^`]*(?:python -m fgpipe\.|bash launch/)")
+    assert [page.name for page in pages if not commands.search(page.read_text())] == []
