@@ -1,12 +1,15 @@
 """README and docs: short enough to be read, made of what is there, and without a link that leads nowhere."""
 
+import math
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from fgpipe.config import check_world, compose_config
 from tests.integration.launching import ROOT
 
 DOCS = ROOT / "docs"
@@ -14,6 +17,13 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*/*.md
 CODE = [
     path for folder in ("fgpipe", "tests", "configs", "launch") for path in (ROOT / folder).rglob("*") if path.is_file()
 ]
+
+
+def trainings() -> list[str]:
+    """Commands that train, of all pages, each in one line and without its comment."""
+    blocks = [block for page in PAGES for block in re.findall(r"```bash\n(.*?)```", page.read_text(), flags=re.DOTALL)]
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return sorted({" ".join(shlex.split(line, comments=True)) for line in lines if "-m fgpipe.train " in f"{line} "})
 
 
 def output(script: str) -> subprocess.CompletedProcess[str]:
@@ -30,6 +40,15 @@ def test_keys_are_those_of_the_schema() -> None:
     done = output("keys.py")
     assert done.returncode == 0, done.stderr
     assert done.stdout == (DOCS / "reference" / "keys.md").read_text(), "python docs/keys.py > docs/reference/keys.md"
+
+
+@pytest.mark.parametrize("command", trainings())
+def test_trainings_are_accepted(command: str) -> None:
+    """By the checks of the configuration, for as many processes as the command starts."""
+    launcher, keys = command.split("-m fgpipe.train")
+    processes = math.prod(int(number) for number in re.findall(r"--(?:nproc_per_node|nnodes)=(\d+)", launcher))
+    overrides = [key for key in keys.split() if "=" in key and "$" not in key]
+    check_world(compose_config(overrides), processes)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
