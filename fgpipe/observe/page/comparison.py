@@ -1,13 +1,13 @@
 """The page of several runs beside each other: one colour for each run."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 from string import ascii_uppercase
 
 from fgpipe.observe.colors import RUN_COLORS
 from fgpipe.observe.page import figures, html, settings
 from fgpipe.observe.page.chart import Bar, Series, bars, figure, lines
-from fgpipe.observe.page.folder import Epoch, FolderContent
+from fgpipe.observe.page.folder import FolderContent
 from fgpipe.observe.page.run import state_word
 from fgpipe.observe.page.scale import duration, number, size
 
@@ -86,39 +86,30 @@ def _row(run: FolderContent, name: str, color: str) -> str:
 def charts(runs: Sequence[FolderContent], names: Sequence[str]) -> Iterator[str]:
     """The nets' accuracy by epoch, by time of training and by depth; their loss; bytes."""
 
-    def by(time: Callable[[Epoch], float], what: str) -> list[Series]:
-        lasts = [run.blocks - 1 for run in runs]
-        scored = [
-            [each for each in run.epochs if last in each.scores["test"]] for run, last in zip(runs, lasts, strict=True)
-        ]
-        points = [
-            [(time(each), getattr(each.scores["test"][last], what)) for each in epochs]
-            for epochs, last in zip(scored, lasts, strict=True)
-        ]
-        return _series(points, names)
+    def by(time: str, what: str) -> list[Series]:
+        return _series([_of_net(run, time, what) for run in runs], names)
 
     def depth(run: FolderContent) -> Points:
         scores = run.epochs[-1].scores["test"] if run.epochs else {}
         return [(block, each.accuracy) for block, each in sorted(scores.items())]
 
     whole = (0.0, 1.0)
-    by_number, by_seconds = by(_number, "accuracy"), by(_seconds, "accuracy")
+    by_number, by_seconds = by("number", "accuracy"), by("seconds", "accuracy")
     yield figure("Test accuracy by epoch, %", lines(by_number, "epoch", shown=figures.plain, bounds=whole))
     yield figure(
         "Test accuracy by time, %",
         lines(by_seconds, "seconds of training", shown=figures.plain, bounds=whole, whole=False),
     )
     yield figure("Test accuracy by depth, %", lines(_series(map(depth, runs), names), "block", shown=figures.plain))
-    yield figure("Test loss, nats", lines(by(_number, "loss"), "epoch", log=True))
+    yield figure("Test loss, nats", lines(by("number", "loss"), "epoch", log=True))
     yield from _bytes(runs, names)
 
 
-def _number(epoch: Epoch) -> float:
-    return epoch.number
-
-
-def _seconds(epoch: Epoch) -> float:
-    return epoch.seconds
+def _of_net(run: FolderContent, time: str, what: str) -> Points:
+    """Accuracy or loss of the whole net on the test images, by an attribute of `Epoch`."""
+    last = run.blocks - 1
+    scored = [each for each in run.epochs if last in each.scores["test"]]
+    return [(getattr(each, time), getattr(each.scores["test"][last], what)) for each in scored]
 
 
 def _bytes(runs: Sequence[FolderContent], names: Sequence[str]) -> Iterator[str]:
