@@ -29,6 +29,8 @@ MAINS = {
     "bench": "fgpipe.study.bench.command",
     "simulate": "fgpipe.study.simulator.command",
     "study": "fgpipe.study.__main__",
+    "status": "fgpipe.status",
+    "store": "fgpipe.store",
 }
 """Module of each command's `main`."""
 

@@ -25,7 +25,7 @@ CASES = {
     "a wrong choice": (
         2,
         ["guess=psychic"],
-        "guess=psychic: allowed: end_to_end | error | fixed_ntk | gaussian | local | local_subspace | ntk",
+        "guess=psychic: allowed: end_to_end | error | fixed_ntk | gaussian | local | local_subspace | mixture",
     ),
     "replicas that do not fit": (3, ["replicas=2"], "replicas=2: allowed: a divisor of the number of processes (3)"),
     "missing data": (2, ["data=image_folder", "data.root=nowhere-at-all"], "nowhere-at-all"),

@@ -33,8 +33,9 @@ def test_ways(processes: int) -> None:
         ("global target, lock-step", None),
         ("global target", None),
         ("1F1B", None),
+        ("async 1F1B", None),
     ]
-    assert found[1].name == "local-target-buffers-2-5" and len({way.name for way in found}) == 6
+    assert found[1].name == "local-target-buffers-2-5" and len({way.name for way in found}) == 7
     for way in found:
         config = compose_config([*scaled.settings(SMALL[:-1]), *way.overrides])
         check_world(config, processes)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from fgpipe.config import SCOPES
 from fgpipe.gradients.guesses import make
 
 
@@ -19,5 +20,6 @@ class Way:
         if self.guess == "local_subspace":
             return [*keys, "guess.directions=1"]  # which has lanes of its own
         guess = make(self.guess)
+        keys.append(f"scope={next(scope for scope in SCOPES[self.space] if scope in guess.scopes)}")
         shares = not guess.is_plain(own_target=self.target == "local") and not guess.reading.is_row
         return keys + ["lanes=1"] * shares
