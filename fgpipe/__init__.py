@@ -8,23 +8,37 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fgpipe.config import compose_config as compose
-    from fgpipe.gradients import linearize
+    from fgpipe.gradients import Direction, Tangent, linearize
     from fgpipe.gradients.guesses import Guess, GuessHead, Reading, View, guess
     from fgpipe.models.heads import Head
     from fgpipe.models.net import Net
     from fgpipe.plan.cut import cut
     from fgpipe.trainers.session import run
 
-__all__ = ["Guess", "GuessHead", "Head", "Net", "Reading", "View", "compose", "cut", "guess", "linearize", "run"]
+__all__ = [
+    "Direction",
+    "Guess",
+    "GuessHead",
+    "Head",
+    "Net",
+    "Reading",
+    "Tangent",
+    "View",
+    "compose",
+    "cut",
+    "guess",
+    "linearize",
+    "run",
+]
 
 _PLACES = {
     "compose": ("fgpipe.config", "compose_config"),
-    "linearize": ("fgpipe.gradients", "linearize"),
     "Head": ("fgpipe.models.heads", "Head"),
     "cut": ("fgpipe.plan.cut", "cut"),
     "Net": ("fgpipe.models.net", "Net"),
     "run": ("fgpipe.trainers.session", "run"),
-} | {name: ("fgpipe.gradients.guesses", name) for name in ("Guess", "GuessHead", "Reading", "View", "guess")}
+} | {name: ("fgpipe.gradients", name) for name in ("Direction", "Tangent", "linearize")}
+_PLACES |= {name: ("fgpipe.gradients.guesses", name) for name in ("Guess", "GuessHead", "Reading", "View", "guess")}
 
 
 def __getattr__(name: str) -> Any:

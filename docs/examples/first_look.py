@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import nn
 
 import fgpipe
-from fgpipe.gradients import Direction
 
 torch.manual_seed(0)
 blocks = [
@@ -45,7 +44,7 @@ print("the guess has the shapes of the block's weights:", [list(part.shape) for 
 
 # %% A tangent through the block: how its output moves when its weights move along the guess.
 y, push = fgpipe.linearize(blocks[0], images)
-dy = push(None, {name: Direction(part, {0: 1.0}) for name, part in zip(names, guess, strict=True)})
+dy = push(None, {name: fgpipe.Direction(part, {0: 1.0}) for name, part in zip(names, guess, strict=True)})
 assert dy is not None
 moved = {name: weight + 1e-6 * part for name, weight, part in zip(names, weights, guess, strict=True)}
 difference = (torch.func.functional_call(blocks[0], moved, images) - y) / 1e-6
