@@ -37,8 +37,8 @@ RUNS["zero_bubble"] = [*COMMON, "guess=end_to_end", "schedule=zero_bubble", "mic
 RUNS["async_1f1b"] = [*COMMON, "guess=end_to_end", "schedule=async_1f1b", "wire=bfloat16", "observe.heads=true"]
 RUNS["2bw"] = [*COMMON, "guess=end_to_end", "schedule=async_1f1b", "stash=two", "microbatches=8", "wire=int8"]
 RUNS["int8"] = [*COMMON, "scope=block", "window=auto", "wire=int8"]
-RUNS["1f1b-int8"] = [*COMMON, "guess=end_to_end", "schedule=1f1b", "microbatches=8", "wire=int8"]
-RUNS["zero_bubble-int8"] = [*COMMON, "guess=end_to_end", "schedule=zero_bubble", "microbatches=8", "wire=int8"]
+RUNS["1f1b_int8"] = [*COMMON, "guess=end_to_end", "schedule=1f1b", "microbatches=8", "wire=int8"]
+RUNS["zero_bubble_int8"] = [*COMMON, "guess=end_to_end", "schedule=zero_bubble", "microbatches=8", "wire=int8"]
 RUNS["eager"] = [*COMMON, "scope=block", "feedback=eager"]
 FEW = ("global-auto", "intermediate-3", "greedy", "tensor", "activity", "coded", "1f1b", "async_1f1b", "2bw", "eager")
 """Those that fewer processes than blocks run too; what a scalar or a lane is does not depend on who sits where."""
@@ -54,7 +54,8 @@ def recorded(folder: Path, processes: int, runs: dict[str, list[str]]) -> dict[s
 
 
 def results(folder: Path, runs: Iterable[str]) -> dict[str, dict[str, np.ndarray]]:
-    """Arrays that all processes of each run recorded."""
+    """Arrays that all processes of each run recorded; no name begins with another's and a hyphen."""
+    assert not [name for name in runs for other in runs if name.startswith(f"{other}-")]
     found: dict[str, dict[str, np.ndarray]] = {name: {} for name in runs}
     for name, arrays in found.items():
         for file in folder.glob(f"{name}-*.npz"):
