@@ -137,9 +137,7 @@ class Guess:
 
 def not_there() -> NoReturn:
     """Stand for a part of a `View` that a block does not have."""
-    raise AssertionError(
-        "directions made again are of places and key alone; the oracle alone has the target's gradient"
-    )
+    raise AssertionError("the view of this block has no such part")
 
 
 class GuessMemory(nn.Module):

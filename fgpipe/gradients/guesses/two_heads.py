@@ -3,11 +3,9 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fgpipe.config import Config, HeadConfig
+from fgpipe.config import RULES, Config, HeadConfig
 from fgpipe.errors import bad_value
 from fgpipe.gradients.guesses.base import Guess, GuessHead
-
-KINDS = ("cnn", "mlp", "linear", "predsim", "spatial", "strided")
 
 
 @dataclass(frozen=True)
@@ -27,7 +25,7 @@ class TwoHeads(Guess):
         return HeadConfig(self.beside, self.hidden)
 
     def check(self, config: Config) -> None:
-        if self.beside not in KINDS:
-            raise bad_value("guess.beside", self.beside, " | ".join(KINDS))
-        if self.hidden is not None and self.hidden < 1:
-            raise bad_value("guess.hidden", self.hidden, "a whole number of at least 1, or null")
+        for key, of_head in (("beside", "head.name"), ("hidden", "head.hidden")):
+            accepts, allowed = RULES[of_head]
+            if not accepts(value := getattr(self, key)):
+                raise bad_value(f"guess.{key}", value, allowed)
