@@ -55,8 +55,8 @@ class Target:
         self._follows_own = 0.0
         """Until then (`time.monotonic`)."""
         self._deadline = plan.config.deadline
-        self._sent: dict[int, float] = {}
-        """When each batch in flight went up."""
+        self._sent: dict[int, tuple[float, list[int]]] = {}
+        """When each batch in flight went up, and to which generations."""
 
     @property
     def waits(self) -> bool:
@@ -81,7 +81,14 @@ class Target:
     @property
     def in_reach(self) -> bool:
         """Whether all blocks up to the target are there."""
-        return all(map(self._directory.alive, range(self._block + 1, self._target + 1)))
+        return all(map(self._directory.alive, self._above))
+
+    @property
+    def _above(self) -> range:
+        return range(self._block + 1, self._target + 1)
+
+    def _generations(self) -> list[int]:
+        return [self._directory.generation(block) for block in self._above]
 
     def stage_for(self, batch: Batch) -> Stage:
         """The one that runs a batch."""
@@ -91,7 +98,7 @@ class Target:
         follows = laden and not batch.extra and self.in_reach and time.monotonic() >= self._follows_own
         if self._own is not None and not follows:
             return self._own
-        self._sent[batch.id] = time.monotonic()
+        self._sent[batch.id] = time.monotonic(), self._generations()
         return self._stage
 
     def answers(self, pace: Pace, *, wait: bool) -> Iterator[Feedback | Lost]:
@@ -111,9 +118,10 @@ class Target:
                 self._tally.add("late")
             return
         oldest = self._stage.in_flight[0].batch
-        waited = time.monotonic() - self._sent.get(oldest, 0.0)
+        began, generations = self._sent[oldest]
         patience = max(LEAST, ROUNDS * self._window * pace.interval) if self._own is not None else self._deadline
-        if waited > patience or not self.in_reach:
+        replaced = generations != self._generations()  # whoever had the batch is gone
+        if replaced or time.monotonic() - began > patience or not self.in_reach:
             self._follows_own = time.monotonic() + HOLD
             yield self._lost()
 

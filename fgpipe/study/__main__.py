@@ -31,6 +31,7 @@ STUDIES = {
     ),
     "link": ("contests", "images per second over a slow link between two hosts"),
     "straggler": ("contests", "what a slow block costs the others, with and without replay buffers"),
+    "kills": ("contests", "work that survives kills of single processes, beside 1F1B that starts again as a whole"),
     "slowdown": ("accuracies", "what a slow block costs in accuracy, with and without replay buffers"),
     "simulation": (
         "contests",

@@ -90,12 +90,12 @@ class Elastic:
         )
         return time.monotonic() - began
 
-    def rates(self, seconds: float) -> list[float]:
-        """Updates per second of each block."""
-        before, began = self.counts(), time.monotonic()
+    def rates(self, seconds: float, name: str = "updates") -> list[float]:
+        """Updates per second of each block, or others of its counts."""
+        before, began = self.counts(name), time.monotonic()
         time.sleep(seconds)
         took = time.monotonic() - began
-        return [(now - then) / took for then, now in zip(before, self.counts(), strict=True)]
+        return [(now - then) / took for then, now in zip(before, self.counts(name), strict=True)]
 
     def status(self, *options: str) -> subprocess.CompletedProcess[str]:
         arguments = [str(self.run), "--store", f"127.0.0.1:{self.port}", *options]

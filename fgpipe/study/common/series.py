@@ -85,10 +85,13 @@ def end_called() -> None:
     end(_called.copy())
 
 
-def end(processes: Collection[subprocess.Popen[bytes]]) -> None:
-    """Interrupt processes, and wait until they have ended."""
+def end(processes: Collection[subprocess.Popen[bytes]], signum: int = signal.SIGINT) -> None:
+    """Send processes a signal, and wait until they have ended.
+
+    Args: signum: SIGTERM for scripts, which cannot catch a SIGINT that this process was started to ignore.
+    """
     for each in processes:
-        each.send_signal(signal.SIGINT)
+        each.send_signal(signum)
     give_up = time.monotonic() + GRACE
     for each in processes:
         try:

@@ -12,7 +12,7 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fgpipe.config import Config, check_world, compose_config
 from fgpipe.errors import bad_value
@@ -26,6 +26,7 @@ from fgpipe.study.common.synthetic import write_images
 
 COMMON = ["data=cifar10_jpeg", "data.augment=none", "model.width=0.5", "batch_size=128", "window=auto", "threads=1"]
 COMMON += ["device=cpu", "observe.tensorboard=false", "optim=constant", "optim.lr=0.0001", "deadline=600"]
+Entrant = TypeVar("Entrant")
 Start = Callable[[Sequence[Sequence[str]], int, Path], None]
 """Function as `study.common.series.launch`."""
 
@@ -129,7 +130,7 @@ def ratios(values: Sequence[float], reference: Sequence[float]) -> Spread:
     return Spread.of(value / other for value, other in zip(values, reference, strict=True))
 
 
-def turns(contestants: Sequence[Contestant], round: int) -> list[Contestant]:
+def turns(contestants: Sequence[Entrant], round: int) -> list[Entrant]:
     """Order all of them; each round begins one further on, so that nobody always follows the same warm machine."""
     first = round % len(contestants)
     return [*contestants[first:], *contestants[:first]]
