@@ -1,7 +1,9 @@
 """The receiving end of a link between two processes: of batches from below, of gradients from above.
 
-gloo sends nothing before the receiver has said that it is ready, which takes a round trip for each message. So the
-receives of a batch are posted while the one before it is still on its way, where its shape is known by then.
+gloo sends nothing before the receiver has said that it is ready, which takes a round trip for each message. So on a slow
+link the receives of a batch are posted while the one before it is still on its way, where its shape is known by then. On
+a fast one they are posted when it has come: gloo's thread at the sender spins as long as another thread of that process
+writes, if word of a receive comes meanwhile.
 """
 
 import threading
@@ -23,6 +25,10 @@ from fgpipe.wire.links.header import DRAIN, FIELDS, IN_FLIGHT, TAG, TRAINING, La
 
 SOON = 0.01
 """Seconds in which a batch that was delivered is taken if its block has nothing else to do."""
+
+
+FAR = 0.005
+"""Seconds of a wait for a payload whose header has come, by which a link is slow."""
 
 
 class _Coming(NamedTuple):
@@ -65,6 +71,8 @@ class Receiver:
         self._new = partial(torch.empty, dtype=dtype, device=layout.device, pin_memory=layout.pinned)
         self._early = layout.device.type == "cpu"
         """Post the payload's receive early too; NCCL's would keep a part of the GPU busy until it comes."""
+        self._far = not self._early
+        """Post receives while the batch before is still on its way."""
         self._ring = [self._new(0) for _ in range(held + IN_FLIGHT)]
         self._room = threading.Semaphore(IN_FLIGHT)
         self._coming: _Coming | None = None
@@ -108,10 +116,15 @@ class Receiver:
         if payload is None:
             payload, work = self._post_payload(len(lanes) + 1, samples, training)
         ends = drain or (batch + 1) % self._batches == 0
-        if training and not ends and self._room.acquire(timeout=SOON):
+        follows = training and not ends and self._room.acquire(timeout=SOON)
+        if follows and self._far:
             self._coming = self._post(batch + 1 if self._early else None)
         if work is not None:
+            waits = time.monotonic()
             self._wait(work, payload)
+            self._far = not self._early or time.monotonic() - waits > FAR
+        if follows and self._coming is None:
+            self._coming = self._post(batch + 1)
         shape = self._shape(len(lanes) + 1, samples, training)
         if self._layout.packed and payload.numel():
             payload = int8.unpack(payload, shape, len(lanes) + 1)
