@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fgpipe.models.convolution import PaddedConv2d
+from fgpipe.models.pooling import GridPool2d
 
 HIDDEN = {"cnn": {8: 32, 16: 16}, "mlp": {8: 1024, 16: 512}, "spatial": {8: 256, 16: 256}, "strided": {8: 512, 16: 512}}
 """Hidden channels (cnn, spatial, strided) and features (mlp) at width 1, by the number of blocks; two are not the paper's."""
@@ -67,7 +68,11 @@ def unit_rows(features: Tensor) -> Tensor:
 
 
 def _pooled_linear(channels: int, classes: int, pool: int = 2) -> list[nn.Module]:
-    return [nn.AdaptiveAvgPool2d(pool), nn.Flatten(), nn.Linear(channels * pool**2, classes)]
+    return [
+        GridPool2d(pool) if pool > 1 else nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(channels * pool**2, classes),
+    ]
 
 
 def linear_head(channels: int, classes: int, *, pool: int = 2) -> Head:
@@ -115,7 +120,7 @@ def strided_head(channels: int, classes: int, hidden: int) -> Head:
 
 def mlp_head(channels: int, classes: int, hidden: int) -> Head:
     """Pooling to 2x2, three linear layers of `hidden` features with BatchNorm, linear."""
-    layers: list[nn.Module] = [nn.AdaptiveAvgPool2d(2), nn.Flatten()]
+    layers: list[nn.Module] = [GridPool2d(2), nn.Flatten()]
     features = 4 * channels
     for _ in range(3):
         layers += [nn.Linear(features, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU()]

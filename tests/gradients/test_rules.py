@@ -20,6 +20,7 @@ from fgpipe.gradients import Direction, Tangent, linearize, linearize_losses
 from fgpipe.gradients.dual import add, insert, there
 from fgpipe.models.convolution import PaddedConv2d
 from fgpipe.models.heads import Head, PredSim, auxiliary_head, classifier
+from fgpipe.models.pooling import GridPool2d
 from fgpipe.models.resnet import Residual, resnet18
 from fgpipe.study.bench.measure import peak_bytes
 from tests.gradients.authored import TRACED, UNTRACED
@@ -105,6 +106,7 @@ LAYERS = {
     "max pool": lambda: nn.MaxPool2d(3, stride=2, padding=1),
     "average pool": lambda: nn.AvgPool2d(2),
     "adaptive pool": lambda: nn.AdaptiveAvgPool2d(2),
+    "grid pool": lambda: GridPool2d(2),
     "flatten everything": lambda: nn.Sequential(nn.Flatten(0), nn.Unflatten(0, (4, 192))),
     "layer norm": lambda: nn.LayerNorm(8),
     "layer norm over two axes": lambda: nn.LayerNorm((8, 8)),

@@ -30,6 +30,7 @@ from fgpipe.gradients.dual import (
 )
 from fgpipe.models.convolution import PaddedConv2d
 from fgpipe.models.heads import SIMILARITY_WEIGHT, Head, PredSim, similarity_matrix, spread, unit_rows
+from fgpipe.models.pooling import GridPool2d
 from fgpipe.models.resnet import Residual
 
 aten = torch.ops.aten
@@ -216,7 +217,7 @@ def _max_pool(module: nn.MaxPool2d, x: Tensor, prefix: str) -> tuple[Tensor, Pus
     return y, push
 
 
-@rule(nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Flatten, nn.Identity)
+@rule(nn.AvgPool2d, nn.AdaptiveAvgPool2d, GridPool2d, nn.Flatten, nn.Identity)
 def _linear_map(module: nn.Module, x: Tensor, prefix: str) -> tuple[Tensor, Push]:
     if isinstance(module, nn.Flatten) and module.start_dim != 1:
         return by_torch_func(module, x, prefix)
