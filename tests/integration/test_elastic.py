@@ -207,9 +207,9 @@ def test_sigterm_to_one_block(tmp_path: Path) -> None:
 def test_twenty_random_kills(seed: int, tmp_path: Path) -> None:
     """A run of eight ends by itself, as accurate as the ones without faults (docs/reference/elastic.md has their figures)."""
     chance = random.Random(f"elastic {seed}")
-    with Elastic(tmp_path / "run", 8, *COMMON, "epochs=120", f"seed={seed}") as job:
+    with Elastic(tmp_path / "run", 8, *COMMON, "model.width=0.125", "epochs=120", f"seed={seed}") as job:
         job.wait(lambda: min(job.counts()) > 30, START)
-        for _ in range(20):
+        for _ in range(int(os.environ.get("KILLS", "20"))):
             victim = chance.randrange(8)
             assert wait_until(lambda: victim in job.workers(), BACK), job.text  # noqa: B023
             assert not job.places.summary.exists(), "it was over before the last kill"
