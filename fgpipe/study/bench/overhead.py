@@ -27,8 +27,8 @@ WHOSE = {"processor_seconds": "", "main_thread_seconds": ", the main threads alo
 """Processor time, by its name in the summary."""
 
 ARITHMETIC = re.compile(
-    r"aten::(_?mkldnn_convolution|_slow_conv\w*|convolution_backward|native_batch_norm\w*|addmm|mm|relu"
-    r"|threshold_backward|clamp_min|_fused_sgd_|_foreach_\w+|add_?|sub_?|mul_?|div_?|addcmul_?|square|pow|sum|mean|dot"
+    r"aten::(_?mkldnn_convolution|_slow_conv\w*|convolution_backward|native_batch_norm\w*|addmm|mm|relu_?"
+    r"|threshold_backward|clamp_min_?|_fused_sgd_|_foreach_\w+|add_?|sub_?|mul_?|div_?|addcmul_?|square|pow|sum|mean|dot"
     r"|_?log_softmax\w*|_softmax\w*|nll_loss\w*|avg_pool2d\w*|_?adaptive_avg_pool2d\w*|linalg_vector_norm)"
 )
 """Kernels that compute, by the whole name."""
