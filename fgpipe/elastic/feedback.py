@@ -10,6 +10,8 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 
+import zmq
+
 from fgpipe.elastic.secret import RunSecret
 from fgpipe.elastic.sockets import Dialled, Listener, Mine
 from fgpipe.elastic.tally import Tally
@@ -45,38 +47,26 @@ class FeedbackIn:
         self._listener = Listener(mine, target, secret, address, LARGEST, WAITING)
         self.address = self._listener.address
         self._arrived, self._changed = deque[Feedback](), threading.Condition()
-        self._closing = threading.Event()
-        self._thread: threading.Thread | None = None
 
     def start(self, due: Due, tally: Tally, known: Callable[[], int], fail: Callable[[Exception], None]) -> None:
-        """Begin to receive.
+        """Begin to receive; `known` and `fail` as for `Listener.start`.
 
-        Args:
-            due: what all messages are like, but for the generation of their sender.
-            known: the newest generation of the target that the store has.
-            fail: told the error that ended the thread.
+        Args: due: what all messages are like, but for the generation of their sender.
         """
-        arguments = (due, tally, known, fail)
-        self._thread = threading.Thread(target=self._run, args=arguments, daemon=True, name="feedback")
-        self._thread.start()
 
-    def _run(self, due: Due, tally: Tally, known: Callable[[], int], fail: Callable[[Exception], None]) -> None:
-        try:
-            while not self._closing.is_set():
-                self._listener.admit(known())
-                if frames := self._listener.receive(100):
-                    message = decode(frames[0].bytes)
-                    if not self._listener.accepts(frames[0], message.sender, message.run):
-                        tally.add("late")
-                        continue
-                    if not isinstance(message, Feedback):
-                        raise FeedbackError(f"block {message.sender} sent a message that asks for, or loses, readings")
-                    replace(due, run=message.run).check(message)
-                    with self._changed:
-                        self._arrived.append(message)
-                        self._changed.notify()
-        except Exception as error:  # noqa: BLE001 - of a thread, to be raised in the main one
-            fail(error)
+        def take(frames: list[zmq.Frame]) -> None:
+            message = decode(frames[0].bytes)
+            if not self._listener.accepts(frames[0], message.sender, message.run):
+                tally.add("late")
+                return
+            if not isinstance(message, Feedback):
+                raise FeedbackError(f"block {message.sender} sent a message that asks for, or loses, readings")
+            replace(due, run=message.run).check(message)
+            with self._changed:
+                self._arrived.append(message)
+                self._changed.notify()
+
+        self._listener.start(take, known, fail)
 
     def take(self, seconds: float) -> Feedback | None:
         """The oldest readings that have arrived; None if none come in time."""
@@ -85,9 +75,6 @@ class FeedbackIn:
 
     def close(self) -> None:
         """Stop to receive."""
-        self._closing.set()
-        if self._thread is not None:
-            self._thread.join()
         self._listener.close()
 
 

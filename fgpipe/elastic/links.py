@@ -4,8 +4,6 @@ frame 1   int64: block, generation, sequence number of the sender, then the head
 frame 2   the activation and, where the blocks below follow their target, its lanes; channels last, as bytes
 """
 
-import threading
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -89,31 +87,16 @@ class Downlink:
         self._listener = Listener(mine, self._below, secret, address, limit)
         self.address = self._listener.address
         self._sequence, self._newest = 0, -1
-        self._closing = threading.Event()
-        self._thread: threading.Thread | None = None
 
     def start(self, buffer: Buffer, tally: Tally, known: Callable[[], int], fail: Callable[[Exception], None]) -> None:
-        """Begin to receive.
+        """Begin to receive; `known` and `fail` as for `Listener.start`."""
 
-        Args:
-            known: the newest generation of the block below that the store has.
-            fail: told the error that ended the thread.
-        """
-        arguments = (buffer, tally, known, fail)
-        self._thread = threading.Thread(target=self._run, args=arguments, daemon=True, name="downlink")
-        self._thread.start()
+        def take(frames: list[zmq.Frame]) -> None:
+            if (batch := self._read(frames, tally)) is not None:
+                tally.add("received")
+                buffer.put(batch, self._listener.closes)
 
-    def _run(self, buffer: Buffer, tally: Tally, known: Callable[[], int], fail: Callable[[Exception], None]) -> None:
-        try:
-            while not self._closing.is_set():
-                self._listener.admit(known())
-                if not buffer.has_room():
-                    time.sleep(0.002)
-                elif (frames := self._listener.receive(100)) and (batch := self._read(frames, tally)) is not None:
-                    tally.add("received")
-                    buffer.put(batch, self._closing.is_set)
-        except Exception as error:  # noqa: BLE001 - of a thread, to be raised in the main one
-            fail(error)
+        self._listener.start(take, known, fail, buffer.has_room)
 
     def _read(self, frames: list[zmq.Frame], tally: Tally) -> Batch | None:
         """The batch in a message; None if it is refused: not from the newest generation, or not after the newest batch.
@@ -147,7 +130,4 @@ class Downlink:
 
     def close(self) -> None:
         """Stop to receive."""
-        self._closing.set()
-        if self._thread is not None:
-            self._thread.join()
         self._listener.close()

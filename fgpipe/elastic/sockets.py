@@ -4,6 +4,10 @@ A `torch.distributed` group of two would have to be made anew for each generatio
 faster on batches of up to a megabyte (docs/reference/elastic.md).
 """
 
+import threading
+import time
+from collections.abc import Callable
+
 import zmq
 
 from fgpipe.elastic.directory import Directory
@@ -18,6 +22,8 @@ HEARTBEAT, TIMEOUT = 1000, 5000
 """Milliseconds between zmq's own signs of life, and without one until a connection counts as broken."""
 CONNECT = 2.0
 """Seconds in which a process that has just come, and listens, is connected to."""
+FULL = 0.002
+"""Seconds until a listener without room looks again."""
 QUEUE = 1 << 18
 """Bytes that the kernel may hold on either side: what is in there is old."""
 Mine = tuple[int, int]
@@ -82,7 +88,7 @@ class Dialled:
 
 
 class Listener:
-    """A socket that takes messages from one other block, and tells its generations apart.
+    """A socket that takes messages from one other block, in a thread, and tells its generations apart.
 
     Args:
         other: the block that may send.
@@ -103,6 +109,42 @@ class Listener:
         self.address = f"tcp://{address}:{self._socket.bind_to_random_port(f'tcp://{address}')}"
         self._generation = -1
         self.admit(0)
+        self._closing = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(
+        self,
+        take: Callable[[list[zmq.Frame]], None],
+        known: Callable[[], int],
+        fail: Callable[[Exception], None],
+        room: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """Begin to receive.
+
+        Args:
+            take: called with the frames of each message, in the thread.
+            known: the newest generation of the other block that the store has.
+            fail: told the error that ended the thread.
+            room: whether a message may be taken now.
+        """
+
+        def run() -> None:
+            try:
+                while not self.closes():
+                    self.admit(known())
+                    if not room():
+                        time.sleep(FULL)
+                    elif frames := self.receive(100):
+                        take(frames)
+            except Exception as error:  # noqa: BLE001 - of a thread, to be raised in the main one
+                fail(error)
+
+        self._thread = threading.Thread(target=run, daemon=True, name=f"listener-{self._other}")
+        self._thread.start()
+
+    def closes(self) -> bool:
+        """Whether `close` was called."""
+        return self._closing.is_set()
 
     def admit(self, generation: int) -> None:
         """The other block is of this generation now; those before it were accepted once, and may be connected still."""
@@ -127,6 +169,10 @@ class Listener:
         return True
 
     def close(self) -> None:
+        """Stop to receive."""
+        self._closing.set()
+        if self._thread is not None:
+            self._thread.join()
         self._socket.close()
         self._authenticator.stop()
         self._context.term()
