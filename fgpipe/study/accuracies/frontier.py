@@ -182,7 +182,7 @@ def plot(rows: Sequence[FrontierRow], path: Path) -> None:
             )
         for back in dict.fromkeys(METHODS[row.name].back for row in rows if row.speed is not None):
             axes.plot([], [], "o", color=COLORS[back], label=back)
-        axes.legend(title="comes back", loc="lower left", frameon=False)
+        axes.figure.legend(title="comes back", loc="outside lower center", ncols=3, frameon=False)
         axes.margins(x=0.2)
         axes.set(xlabel="images/s over 1F1B, two processes", ylabel="test accuracy, %")
 
