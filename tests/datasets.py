@@ -18,8 +18,8 @@ from fgpipe.errors import UserError
 
 
 def configured(name: str, root: Path | str = "data", /, **changes: Any) -> DataConfig:
-    side = {"fashion_mnist": 28, "digits": 16}.get(name, 32)
-    channels = 1 if name in ("fashion_mnist", "digits") else 3
+    side = {"fashion_mnist": 28, "digits": 16, "digit_sums": 16}.get(name, 32)
+    channels = 1 if name in ("fashion_mnist", "digits", "digit_sums") else 3
     values: dict[str, Any] = {
         "name": name, "root": str(root), "size": side, "stored_size": side, "augment": "none",
         "mean": [0.5] * channels, "std": [0.25] * channels,

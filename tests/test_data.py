@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+import fgpipe
 from fgpipe.config import CONFIGS, compose_config
 from fgpipe.data import load
 from fgpipe.data.unpickle import read_pickled_arrays
@@ -52,6 +53,35 @@ def test_digits_match_their_config() -> None:
     assert counts == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180], "as the repository that they are from has them"
     values = dataset.train_images.double() / 255
     assert [round(values.mean().item(), 4), round(values.std().item(), 4)] == [config.mean[0], config.std[0]]
+
+
+def test_digit_sums_match_their_config() -> None:
+    config = compose_config(["data=digit_sums"]).data
+    dataset = load(config)
+    assert dataset.train_images.shape == (8000, 1, 16, 16) and dataset.test_images.shape == (2000, 1, 16, 16)
+    assert dataset.classes == 10 and torch.bincount(dataset.train_labels).min() > 700
+    values = dataset.train_images.double() / 255
+    assert [round(values.mean().item(), 4), round(values.std().item(), 4)] == [config.mean[0], config.std[0]]
+
+
+def test_digit_sums_are_sums_of_digits() -> None:
+    """Both halves are found among the package's digits, whose labels add up; those of train and test are disjoint."""
+    with np.load(Path(fgpipe.__file__).with_name("data") / "digits.npz") as file:
+        labels = {
+            np.rint(image * (255 / 16)).astype(np.uint8).tobytes(): label
+            for image, label in zip(*file.values(), strict=True)
+        }
+    dataset, seen = load(configured("digit_sums")), []
+    for images, sums in (
+        (dataset.train_images.numpy(), dataset.train_labels),
+        (dataset.test_images.numpy(), dataset.test_labels),
+    ):
+        assert not images[:, 0, :4].any() and not images[:, 0, 12:].any()
+        left, right = ([part.tobytes() for part in images[:, 0, 4:12, side]] for side in (slice(0, 8), slice(8, 16)))
+        assert [(labels[a] + labels[b]) % 10 for a, b in zip(left, right, strict=True)] == sums.tolist()
+        seen.append({*left, *right})
+    assert not seen[0] & seen[1]
+    assert len(seen[0]) > 1400 and len(seen[1]) > 350, "nearly all of 1,437 and of 360 are drawn"
 
 
 def test_cifar10_as_python_2_wrote_it(tmp_path: Path) -> None:

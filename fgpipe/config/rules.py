@@ -89,7 +89,9 @@ def _are_channel_numbers(values: Sequence[float]) -> bool:
 
 
 RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "data.name": _one_of("digits", "cifar10", "cifar100", "fashion_mnist", "imagenette", "imagenet32", "image_folder"),
+    "data.name": _one_of(
+        "digits", "digit_sums", "cifar10", "cifar100", "fashion_mnist", "imagenette", "imagenet32", "image_folder"
+    ),
     "data.size": _at_least(4),
     "data.stored_size": _at_least(4),
     "data.augment": _one_of("none", "crop_flip", "resized_crop_flip"),

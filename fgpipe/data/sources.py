@@ -13,11 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.nn.functional import interpolate
 
 from fgpipe.config import DataConfig
-from fgpipe.config.rng import generator
-from fgpipe.data.dataset import FIXED_SEED, Dataset, checked_labels, held_out, reason, subset
+from fgpipe.data import digits
+from fgpipe.data.dataset import Dataset, checked_labels, held_out, reason, subset
 from fgpipe.data.fetch import Published, locate
 from fgpipe.data.folders import read_folders
 from fgpipe.data.unpickle import read_pickled_arrays
@@ -82,19 +81,12 @@ def _dataset(train: Arrays, test: Arrays, classes: int, config: DataConfig) -> D
 
 
 def _digits(root: Path, config: DataConfig) -> Dataset:
-    """1,797 digits of 8x8 with values 0 to 16, resized once; 1,437 train and 360 test.
+    train, test = (digits.one(part, config.stored_size) for part in ("train", "test"))
+    return _dataset(train, test, digits.CLASSES, config)
 
-    Source: the test part of Optical Recognition of Handwritten Digits (E. Alpaydin, C. Kaynak; UCI Machine Learning
-    Repository, CC BY 4.0).
-    """
-    with np.load(Path(__file__).with_name("digits.npz"), allow_pickle=False) as digits:
-        small, labels = torch.from_numpy(digits["images"]).double(), digits["labels"].astype(np.int64)
-    shape = (config.stored_size, config.stored_size)
-    enlarged = interpolate(small[:, None], shape, mode="bilinear", antialias=True)
-    images = (enlarged * (255 / 16)).round().clamp(0, 255).byte().numpy()
-    order = torch.randperm(len(labels), generator=generator(FIXED_SEED, "digits split")).numpy()
-    train, test = order[: len(order) * 4 // 5], order[len(order) * 4 // 5 :]
-    return _dataset((images[train], labels[train]), (images[test], labels[test]), 10, config)
+
+def _digit_sums(root: Path, config: DataConfig) -> Dataset:
+    return _dataset(digits.sums("train"), digits.sums("test"), digits.CLASSES, config)
 
 
 def _read_batches(paths: list[Path], label_key: str, classes: int, first: int = 0) -> Arrays:
@@ -199,6 +191,7 @@ def _imagenette(root: Path, config: DataConfig) -> Dataset:
 
 SOURCES = {
     "digits": Source(_digits, channels=(1,)),
+    "digit_sums": Source(_digit_sums, channels=(1,), side=2 * digits.SIDE),
     "cifar10": Source(_cifar10, channels=(3,), side=32),
     "cifar100": Source(_cifar100, channels=(3,), side=32),
     "fashion_mnist": Source(_fashion_mnist, channels=(1,), side=28),

@@ -18,7 +18,7 @@ def test_every_study_has_a_command(name: str, capsys: pytest.CaptureFixture[str]
 
 @pytest.mark.parametrize(
     "arguments, expected", [
-        (["psychic"], "fgpipe: psychic: allowed: lanes | "),
+        (["psychic"], "fgpipe: psychic: allowed: first | lanes | "),
         (["per_sample", "model.blocks=9"], "fgpipe: model.blocks=9: allowed: 8 | 16"),
     ],
 )  # fmt: skip

@@ -90,12 +90,6 @@ def test_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert main([*command[:2], "epochs=2"]) == 2 and "allowed: a new folder" in capsys.readouterr().err
 
 
-def test_frontier() -> None:
-    """One that is slower and no better is not on it, nor one that is as fast and worse."""
-    assert lanes.frontier([(3, 30), (1, 10), (2, 10), (2, 40), (2, 20), (4, 50)]) == [(1, 10), (2, 40), (4, 50)]
-    assert lanes.frontier([]) == []
-
-
 @pytest.mark.parametrize(
     "arguments, expected", [
         (["jobs=0"], "jobs=0: allowed: a whole number of at least 1"),

@@ -30,12 +30,18 @@ from fgpipe.study.accuracies.scaled import (
     mean_accuracy,
 )
 from fgpipe.study.common.arguments import read
-from fgpipe.study.common.figure import drawn
+from fgpipe.study.common.figure import GUESS_COLORS, INK, drawn
 from fgpipe.study.common.runs import origin
 from fgpipe.study.contests.contest import Contest, Contestant, ContestOptions, Spread, microbatches, ratios
 
 NOTHING, SCALARS, ROWS, GRADIENTS, ORACLE = "nothing", "scalars", "C floats per sample", "gradients", "by the oracle"
-COLOURS = {NOTHING: "0.4", SCALARS: "tab:orange", ROWS: "tab:blue", GRADIENTS: "black", ORACLE: "0.7"}
+COLORS = {
+    NOTHING: INK,
+    SCALARS: GUESS_COLORS["local"],
+    ROWS: GUESS_COLORS["error"],
+    GRADIENTS: GUESS_COLORS["end_to_end"],
+    ORACLE: GUESS_COLORS["end_to_end"],
+}
 HELD_OUT = 3000
 """Training images to choose a learning rate on."""
 BY_ORACLE = ("tangents=oracle", "window=1")
@@ -161,7 +167,7 @@ def plot(rows: Sequence[FrontierRow], path: Path) -> None:
     """Draw mean accuracy against speed, a colour for each class of feedback."""
     with drawn(path, (7, 4.5)) as axes:
         for row in rows:
-            mean, colour = mean_accuracy(row.values), COLOURS[METHODS[row.name].back]
+            mean, colour = mean_accuracy(row.values), COLORS[METHODS[row.name].back]
             if mean is None:
                 continue
             if row.speed is None:
@@ -175,8 +181,8 @@ def plot(rows: Sequence[FrontierRow], path: Path) -> None:
                 row.name, (row.speed.median, 100 * mean), xytext=(5, 3), textcoords="offset points", color=colour
             )
         for back in dict.fromkeys(METHODS[row.name].back for row in rows if row.speed is not None):
-            axes.plot([], [], "o", color=COLOURS[back], label=back)
-        axes.legend(title="comes back", loc="lower left", frameon=False)
+            axes.plot([], [], "o", color=COLORS[back], label=back)
+        axes.figure.legend(title="comes back", loc="outside lower center", ncols=3, frameon=False)
         axes.margins(x=0.2)
         axes.set(xlabel="images/s over 1F1B, two processes", ylabel="test accuracy, %")
 

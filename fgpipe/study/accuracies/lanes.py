@@ -12,8 +12,8 @@ noise: `repeats` rounds, in each of which all of them run for an epoch of `batch
 end is timed by the reference.
 
 Runs that FOLDER has are not run again. `only` takes the cells whose name holds the pattern, a regular expression. The
-table is printed and written to DIR/lanes.md, in FOLDER without `out`, and the frontier of accuracy against time per
-image to DIR/lanes.png if matplotlib is installed.
+table is printed and written to DIR/lanes.md, in FOLDER without `out`, and a figure of
+accuracy against lanes to DIR/lanes.png if matplotlib is installed.
 """
 
 import re
@@ -27,7 +27,7 @@ from fgpipe.errors import bad_value, one_line
 from fgpipe.study.accuracies import scaled
 from fgpipe.study.accuracies.scaled import ScaledOptions, Trainings, accuracies, accuracy_cells, mean_accuracy
 from fgpipe.study.common.arguments import read
-from fgpipe.study.common.figure import drawn
+from fgpipe.study.common.figure import GUESS_COLORS, INK, drawn, name_lines
 from fgpipe.study.contests.contest import Contest, Contestant, ContestOptions, Spread
 
 FAMILIES = (("weight", "tensor"), ("weight", "block"), ("activity", "sample"))
@@ -78,8 +78,13 @@ class LanesCell:
 
     @property
     def ends(self) -> str | None:
-        """Name of an end of the frontier: backpropagation, and learning without feedback."""
+        """Name of a control: backpropagation, and learning without feedback."""
         return "end to end" if self.guess == "end_to_end" else "local learning" if self.target == "local" else None
+
+    @property
+    def is_best(self) -> bool:
+        """Local guesses with the coefficient that does best in shared lanes."""
+        return not self.ends and (self.guess, self.decode, self.step) == ("local", "smoothed", "normalised")
 
     @property
     def name(self) -> str:
@@ -150,50 +155,29 @@ def table(rows: Sequence[LanesRow]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Select the points, times and accuracies, that no other is both faster and better than; by time."""
-    best: list[tuple[float, float]] = []
-    for time, accuracy in sorted(points, key=lambda point: (point[0], -point[1])):
-        if not best or accuracy > best[-1][1]:
-            best.append((time, accuracy))
-    return best
-
-
 def plot(rows: Sequence[LanesRow], path: Path) -> None:
-    """Accuracy against time per image: a colour for each space and guess, a marker for each decoding, R beside it."""
-    with drawn(path, (9, 6)) as axes:
-        families = (f"{row.cell.space} {row.cell.scope} {row.cell.guess}" for row in rows if not row.cell.ends)
-        groups = list(dict.fromkeys(families))
-        markers = {"plain": "o", "predicted": "s", "smoothed": "^"}
-        means = ((row, mean_accuracy(row.accuracies)) for row in rows)
-        points = [(row.cell, row.milliseconds.median, 100 * mean) for row, mean in means if mean is not None]
-        for cell, milliseconds, accuracy in points:
+    """Mean accuracy against the number of lanes: a line for each scope of local guesses, smoothed and normalised."""
+    with drawn(path, (7, 4.5)) as axes:
+        found = {row.cell: 100 * mean for row in rows if (mean := mean_accuracy(row.accuracies)) is not None}
+        at, ends = (*LANES[1:], LANES[0]), {}
+        for cell, accuracy in found.items():
             if cell.ends:
-                axes.plot(milliseconds, accuracy, "k*", markersize=12)
-            else:
-                colour = f"C{groups.index(f'{cell.space} {cell.scope} {cell.guess}')}"
-                face = colour if cell.step == "normalised" else "none"
-                axes.plot(milliseconds, accuracy, markers[cell.decode], color=colour, markerfacecolor=face)
-            at, name = (milliseconds, accuracy), cell.ends or str(cell.lanes)
-            axes.annotate(name, at, xytext=(4, 3), textcoords="offset points", fontsize=7)
-        best = frontier([(milliseconds, accuracy) for cell, milliseconds, accuracy in points if not cell.ends])
-        axes.plot(
-            *zip(*best, strict=True),
-            color="grey",
-            linestyle="--",
-            linewidth=1,
-            zorder=0,
-            label="frontier with feedback",
-        )
-        for index, group in enumerate(groups):
-            axes.plot([], [], color=f"C{index}", label=group)
-        for decode, marker in markers.items():
-            axes.plot([], [], f"k{marker}", label=decode, linestyle="none")
-        axes.plot([], [], "ko", markerfacecolor="none", linestyle="none", label="hollow: step=projection")
-        axes.set(xlabel="milliseconds per image, one process", ylabel="test accuracy, %", xscale="log")
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_formatter("{x:g}")
-        axes.legend(fontsize=8)
+                color = GUESS_COLORS["end_to_end"] if cell.guess == "end_to_end" else INK
+                axes.plot([0, len(at) - 1], [accuracy, accuracy], "-", color=color, linewidth=1)
+                ends[cell.ends] = accuracy, color
+        for (space, scope), style in zip(FAMILIES, ("s:", "o--", "^-"), strict=True):
+            line = {
+                at.index(cell.lanes): accuracy
+                for cell, accuracy in found.items()
+                if cell.is_best and (cell.space, cell.scope) == (space, scope)
+            }
+            if line:
+                axes.plot(*zip(*sorted(line.items()), strict=True), style, color=GUESS_COLORS["local"])
+                ends[f"scalar for each {scope}"] = line[max(line)], GUESS_COLORS["local"]
+        name_lines(axes, len(at) - 0.8, ends)
+        axes.set_xticks(range(len(at)), [str(each) for each in at])
+        axes.set_xlim(-0.2, len(at) + 0.8)
+        axes.set(xlabel="lanes", ylabel="test accuracy, %")
 
 
 def main(arguments: list[str]) -> int:

@@ -30,7 +30,7 @@ from fgpipe.study.accuracies.scaled import (
     mean_accuracy,
 )
 from fgpipe.study.common.arguments import read
-from fgpipe.study.common.figure import drawn
+from fgpipe.study.common.figure import GUESS_COLORS, INK, drawn
 from fgpipe.study.common.runs import origin
 from fgpipe.study.contests.contest import Contest, Contestant, ContestOptions, Spread, microbatches, ratios
 
@@ -113,9 +113,10 @@ def plot(found: Mapping[ModulesWay, Sequence[float | None]], path: Path) -> None
     with drawn(path) as axes:
         reference = mean_accuracy(found[ModulesWay(8, 1, "end to end")])
         if reference is not None:
-            axes.axhline(100 * reference, color="0.4", linestyle="--")
-            axes.annotate("end to end", (8, 100 * reference), ha="right", va="bottom", color="0.3")
-        for method, color in zip(METHODS, ("tab:blue", "tab:orange"), strict=True):
+            color = GUESS_COLORS["end_to_end"]
+            axes.axhline(100 * reference, color=color, linestyle="--")
+            axes.annotate("end to end", (8, 100 * reference), ha="right", va="bottom", color=color)
+        for method, color in zip(METHODS, (INK, GUESS_COLORS["local"]), strict=True):
             points = {way.modules: values for way, values in found.items() if way.net == 8 and way.method == method}
             means = {n: 100 * mean for n, values in points.items() if (mean := mean_accuracy(values)) is not None}
             if not means:

@@ -29,7 +29,7 @@ from fgpipe.observe.timeline import Event
 from fgpipe.plan.schedule import windows
 from fgpipe.study.accuracies.scaled import ScaledOptions, Trainings, accuracies, accuracy_cells, mean_accuracy
 from fgpipe.study.common.arguments import read
-from fgpipe.study.common.figure import drawn
+from fgpipe.study.common.figure import GUESS_COLORS, drawn, name_lines
 
 WINDOWS = ("1", "2", "auto", "2 x auto", "4 x auto")
 POLICIES = ("in_order", "eager")
@@ -130,16 +130,23 @@ def tables(rows: Sequence[StalenessRow]) -> str:
 
 
 def plot(rows: Sequence[StalenessRow], path: Path) -> None:
-    """Accuracy against the window, a line for each policy."""
+    """Accuracy against the window, a line for each policy: scalars in the colour of their guess, gradients in that of end to end."""
     with drawn(path) as axes:
+        ends = {}
         for policy, marker in zip((*POLICIES, *PEERS), "os^vd", strict=True):
             known = {row.cell.window: mean_accuracy(row.accuracies) for row in rows if row.cell.policy == policy}
             points = {window: accuracy for window, accuracy in known.items() if accuracy is not None}
             at = [WINDOWS.index(window) for window in points]
-            axes.plot(at, [100 * accuracy for accuracy in points.values()], f"{marker}-", label=policy)
+            if not points:
+                continue
+            color = GUESS_COLORS["local" if policy in POLICIES else "end_to_end"]
+            line, heights = "--" if policy == "eager" else "-", [100 * accuracy for accuracy in points.values()]
+            axes.plot(at, heights, f"{marker}{line}", color=color)
+            ends[policy] = heights[-1], color
+        name_lines(axes, len(WINDOWS) - 0.8, ends)
         axes.set_xticks(range(len(WINDOWS)), WINDOWS)
+        axes.set_xlim(-0.2, len(WINDOWS) + 0.9)
         axes.set(xlabel="window", ylabel="test accuracy, %")
-        axes.legend()
 
 
 def main(arguments: list[str]) -> int:

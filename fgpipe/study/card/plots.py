@@ -21,25 +21,14 @@ from matplotlib.ticker import MaxNLocator
 
 from fgpipe.study.card.measured import Measurement, Values
 from fgpipe.study.card.ranks import Ranks
+from fgpipe.study.common.figure import GUESS_COLORS, HEAD_COLORS, INK
 from fgpipe.study.paper.tables import Key, spelled
 
 if TYPE_CHECKING:
     from matplotlib.typing import RcKeyType  # which the oldest matplotlib that will do has not
 
-INK = "#2b2f36"
-"""Colour of text and axes; `currentColor` in the SVG, so that the page's scheme decides."""
 SPACES = ("activity", "weight")
 SPACE_COLORS = {"weight": "#2f7ed8", "activity": "#d9822b", None: "#8a8f98"}
-GUESS_COLORS = {
-    "end_to_end": "#8a8f98",
-    "local": "#2f7ed8",
-    "ntk": "#d9822b",
-    "fixed_ntk": "#b5893a",
-    "gaussian": "#c2447f",
-    "rademacher": "#8e5cc9",
-    "local_subspace": "#2a9d8f",
-}
-AUX_COLORS = {"cnn": "#2f7ed8", "mlp": "#d9822b", "linear": "#2a9d8f", "predsim": "#9a9a1f"}
 SHADES = {"local": 0.0, "local_subspace": 0.3, "ntk": 0.5, "fixed_ntk": -0.45}
 """Share of white in the colour of an auxiliary net that makes the guess, or of black below zero."""
 STYLE: "dict[RcKeyType, Any]" = {
@@ -341,7 +330,7 @@ def color_of(key: Key) -> str:
     if key.aux is None or key.guess not in SHADES:
         return GUESS_COLORS[key.guess]
     shade = SHADES[key.guess]
-    red, green, blue = ((1 - abs(shade)) * part + max(shade, 0) for part in to_rgb(AUX_COLORS[key.aux]))
+    red, green, blue = ((1 - abs(shade)) * part + max(shade, 0) for part in to_rgb(HEAD_COLORS[key.aux]))
     return to_hex((red, green, blue))
 
 

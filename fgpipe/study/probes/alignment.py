@@ -39,7 +39,7 @@ from fgpipe.models.net import Net, deep_copy, resnet
 from fgpipe.plan.precision import DTYPES
 from fgpipe.saving.checkpoint import Checkpoints, read_net
 from fgpipe.saving.outputs import check_folder
-from fgpipe.study.common.figure import drawn
+from fgpipe.study.common.figure import HEAD_COLORS, INK, drawn, name_lines
 from fgpipe.study.common.runs import write_page
 
 CPU = torch.device("cpu")
@@ -273,13 +273,14 @@ def plot(
         ]
         for (run, guess), blocks in found.items()
     }
-    apart = 0.05 * (max(map(max, lines.values())) - min(map(min, lines.values())))
     with drawn(path, (7, 4.5)) as axes:
-        height = -math.inf
-        for label, values in sorted(lines.items(), key=lambda each: each[1][-1]):
-            (line,) = axes.plot(range(len(values)), values, marker="o")
-            height = max(values[-1], height + apart)  # labels that would overlap
-            axes.annotate(label, (len(true) - 0.8, height), va="center", color=line.get_color(), annotation_clip=False)
+        ends = {}
+        for label, values in lines.items():
+            run, _, guess = label.rpartition(", ")
+            color = HEAD_COLORS.get(Path(run).name, INK)
+            axes.plot(range(len(values)), values, "o-" if guess == "local" else "s--", color=color)
+            ends[label] = values[-1], color
+        name_lines(axes, len(true) - 0.8, ends)
         axes.axhline(0, color="0.8", linewidth=1)
         axes.set_xticks(range(len(true)))
         axes.set_xlim(-0.3, len(true) + 0.9)
