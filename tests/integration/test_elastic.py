@@ -147,6 +147,21 @@ def test_each_of_eight_in_turn(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
+def test_twenty_seconds_above_a_gap(tmp_path: Path) -> None:
+    """At full width eight batches, four times each, last as long; prints what the others keep of their rates."""
+    with Elastic(tmp_path / "run", 8, *ENDLESS, "replay.reuse=4", "model.width=1") as job:
+        job.wait(lambda: min(job.counts()) > 10, START)
+        usual = job.rates(20)
+        job.kill(3, signum=signal.SIGSTOP)
+        kept = [each / rate for each, rate in zip(job.rates(20), usual, strict=True)]
+        print(f"updates per second {min(usual):.2f} to {max(usual):.2f}; kept", *(f"{each:.2f}" for each in kept))
+        assert kept[3] == 0 and min(kept[:3] + kept[4:]) > 0
+        job.kill(3, signum=signal.SIGCONT)
+        assert job.status("--stop").returncode == 0 and job.process.wait(60) == 0
+        accounted_for(job)
+
+
+@pytest.mark.long
 def test_neighbours_the_store_and_a_stopped_process(tmp_path: Path) -> None:
     with Elastic(tmp_path / "run", 8, *ENDLESS) as job:
         job.wait(lambda: min(job.counts()) > 30, START)
