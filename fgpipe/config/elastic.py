@@ -39,6 +39,7 @@ def check_elastic(config: Config) -> None:
         raise bad_value("replay.size", "null", f"a number {there}: batches that a block buffers")
     refused = (
         ("feedback.every", config.feedback.every, 1, "where a batch may be missing"),
+        ("correct.every", config.correct.every, None, "where a block may be away"),
         ("feedback", config.feedback.policy, "in_order", "which applies what comes, in order"),
         ("feedback.lost", "fail" if config.feedback.lost == "fail" else "skip", "skip", "which skips what is lost"),
         ("tangents", config.tangents, "forward", "as each block is a process"),

@@ -60,6 +60,8 @@ class Receiver:
             timeline: of this process.
         """
         self._block, self._peer, self._layout, self._batches, self._timeline = block, peer, layout, batches, timeline
+        self._step = layout.every if gradients else 1
+        """Training batches from one that comes to the next."""
         self._sender, self._plane = (block + 1, "gradient") if gradients else (block - 1, "forward")
         dtype = torch.int8 if layout.packed else layout.dtype
         self._new = partial(torch.empty, dtype=dtype, device=layout.device, pin_memory=layout.pinned)
@@ -107,9 +109,10 @@ class Receiver:
         payload, work = coming.payload, coming.payload_work
         if payload is None:
             payload, work = self._post_payload(len(lanes) + 1, samples, training)
-        ends = drain or (batch + 1) % self._batches == 0
+        following = batch + self._step
+        ends = drain or following // self._batches != batch // self._batches
         if training and not ends and self._room.acquire(timeout=SOON):
-            self._coming = self._post(batch + 1 if self._early else None)
+            self._coming = self._post(following if self._early else None)
         if work is not None:
             self._wait(work, payload)
         shape = self._shape(len(lanes) + 1, samples, training)
