@@ -137,8 +137,9 @@ def _check_replicas(config: Config) -> None:
             raise bad_value(key, value, f"{only} with {replicas}, {reason}")
     if config.trace:
         raise bad_value("trace", "true", f"false with {replicas}, whose waits for each other would look like work")
-    if config.slow.block is not None:
-        raise bad_value("slow.block", config.slow.block, f"null with {replicas}, which would wait for it as one")
+    if (slow := config.slow.key) is not None:
+        value = getattr(config.slow, slow)
+        raise bad_value(f"slow.{slow}", value, f"null with {replicas}, which would wait for it as one")
     if config.feedback.lost == "skip":
         raise bad_value("feedback.lost", "skip", f"retry | fail with {replicas}, of which all make the same updates")
 
@@ -192,10 +193,12 @@ def _check_link(config: Config) -> None:
 def _check_slow(config: Config) -> None:
     slow = config.slow
     for key, off in (("factor", 1.0), ("jitter", 0.0)):
-        if slow.block is None and (value := getattr(slow, key)) != off:
-            raise bad_value(f"slow.{key}", value, f"{off:g} unless slow.block is given")
-    if config.tangents == "oracle" and slow.block is not None:
-        raise bad_value("slow.block", slow.block, "null with tangents=oracle, which has no pipeline")
+        if slow.key is None and (value := getattr(slow, key)) != off:
+            raise bad_value(f"slow.{key}", value, f"{off:g} unless slow.block or slow.process is given")
+    if slow.block is not None and slow.process is not None:
+        raise bad_value("slow.process", slow.process, f"null with slow.block={slow.block}")
+    if config.tangents == "oracle" and slow.key is not None:
+        raise bad_value(f"slow.{slow.key}", getattr(slow, slow.key), "null with tangents=oracle, which has no pipeline")
 
 
 def _check_precision(config: Config) -> None:
@@ -262,6 +265,8 @@ def check_world(config: Config, world_size: int) -> None:
         raise bad_value("replay.size", config.replay.size, "null in one process, whose blocks take turns")
     if config.slow.block is not None and config.slow.block >= blocks:
         raise bad_value("slow.block", config.slow.block, f"0 to {blocks - 1} with {blocks} blocks")
+    if config.slow.process is not None and config.slow.process >= world_size:
+        raise bad_value("slow.process", config.slow.process, f"0 to {world_size - 1} with {world_size} processes")
     if not isinstance(config.partition, str):
         if len(config.partition) != world_size:
             raise bad_value("partition", list(config.partition), f"one number per process of a pipeline ({world_size})")

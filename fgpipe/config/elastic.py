@@ -53,6 +53,7 @@ def check_elastic(config: Config) -> None:
         ("placement", config.placement, None, "as each process says its block"),
         ("trace", config.trace, False, "whose blocks have no clock in common"),
         ("slow.block", config.slow.block, None, "whose blocks are as slow as they are"),
+        ("slow.process", config.slow.process, None, "whose processes are as slow as they are"),
         ("checkpoint.every_minutes", config.checkpoint.every_minutes, None, "which saves by steps"),
         ("resume", None if config.resume == "auto" else config.resume, None, "which goes on with what is in run_dir"),
         ("device", "cuda" if config.device == "cuda" else "cpu", "cpu", "which has not run on a GPU"),

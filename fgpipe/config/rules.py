@@ -121,6 +121,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "elastic.store": (_is_address, "HOST:PORT"),
     "elastic.fallback": _one_of("local", "wait"),
     "slow.block": _optional(_at_least(0)),
+    "slow.process": _optional(_at_least(0)),
     "slow.factor": _at_least(1),
     "slow.jitter": _at_least(0),
     "replay.size": _optional(_at_least(1)),

@@ -90,11 +90,18 @@ class LinkConfig:
 
 @dataclass
 class SlowConfig:
-    """A block that is slower than it is, for studies; off while block is null."""
+    """A block, or all of a process, that is slower than it is, for studies; off while both are null."""
 
     block: int | None = None
+    process: int | None = None
+    """By its position in the pipeline."""
     factor: float = 1.0
     jitter: float = 0.0
+
+    @property
+    def key(self) -> str | None:
+        """The key that says who is slow, if anybody is."""
+        return next((key for key in ("block", "process") if getattr(self, key) is not None), None)
 
 
 @dataclass
