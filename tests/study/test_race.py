@@ -43,7 +43,7 @@ def test_methods_can_be_run(cluster: str, processes: int) -> None:
     for name, method in methods(processes).items():
         count = method.processes(processes)
         assert count == {"end to end": 1, "local target 2": 2, "local target 4": min(4, processes)}.get(name, processes)
-        keys = [*SETTING, "batch_size=64", *method.overrides(processes, where.ahead)]
+        keys = [*SETTING, "batch_size=64", *method.overrides(split(processes), where.ahead)]
         alone, there = compose_config(keys), compose_config([*keys, *where.overrides(count)])
         check_world(alone, 1)
         check_world(there, count)
@@ -53,7 +53,7 @@ def test_methods_can_be_run(cluster: str, processes: int) -> None:
 def test_windows_are_those_of_the_processes() -> None:
     """A gradient comes back through two processes: a batch for the process itself, and as many as fill the way."""
     late = methods(2)["sparse gradients"]
-    assert [compose_config(late.overrides(2, ahead)).window for ahead in (1, 3)] == [
+    assert [compose_config(late.overrides(split(2), ahead)).window for ahead in (1, 3)] == [
         [2] * 4 + [1] * 4,
         [4] * 4 + [1] * 4,
     ]
@@ -73,7 +73,7 @@ def test_arithmetic() -> None:
 
 def test_tables() -> None:
     curves: dict[str, list[Curve]] = {"fast": [SLOPE, [0.5, 0.5, 0.5, 0.6]], "far": [SLOPE, [0.2] * 4]}
-    rates = {"fast": Rate(10.0, 2048.0), "far": Rate(100.0, 0.0, computed=True)}
+    rates = {"fast": Rate(10.0, 2048.0, 1e6), "far": Rate(100.0, 0.0, 1e6, computed=True)}
     lines = cluster_table([0.45, 0.55, 0.7], rates, curves, 1000).splitlines()
     assert lines[2] == "| fast | 10.0 | 2,048 | 150 s | 400 s | never |"
     assert lines[3] == "| far | 100.0 (computed) | 0 | 20 s, never in 1 of 2 | 40 s, never in 1 of 2 | never |"
@@ -129,6 +129,7 @@ def test_bad_input(argument: str, expected: str, tmp_path: Path, capsys: pytest.
     assert message.startswith(expected) and message.count("\n") == 1
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_race(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -33,14 +33,14 @@ class RaceMethod:
         """The batches on the way between processes that its accuracy depends on; 0: on none."""
         return ahead if self.late else 0
 
-    def overrides(self, processes: int, ahead: int) -> tuple[str, ...]:
-        """Keys of a run, with the windows of so many processes, whatever their number is in the run.
+    def overrides(self, sizes: Sequence[int], ahead: int) -> tuple[str, ...]:
+        """Keys of a run, with the windows of processes with so many blocks, whatever processes it has.
 
         Args: ahead: batches that fill the way from a process to the next and back, as for `contest.stages`.
         """
         if not self.late:
             return self.keys
-        return (*self.keys, f"window=[{','.join(map(str, stages(split(processes), ahead)))}]")
+        return (*self.keys, f"window=[{','.join(map(str, stages(sizes, ahead)))}]")
 
     def learning_rate(self, rate: float) -> str:
         """Key of the learning rate, given that of the others."""

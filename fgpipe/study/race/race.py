@@ -22,6 +22,7 @@ figures to race.json beside it, which `python -m fgpipe.advise` reads.
 import json
 import shlex
 import shutil
+import statistics
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -133,7 +134,7 @@ class Race:
             if method.alone and cluster != FAST:
                 continue
             processes = method.processes(wanted)
-            keys = (*method.overrides(wanted, where.ahead), *where.overrides(processes))
+            keys = (*method.overrides(split(wanted), where.ahead), *where.overrides(processes))
             grouped = method.alone or method.modules < BLOCKS
             found.append(Contestant(name, keys, processes if grouped else None))
         return found
@@ -148,7 +149,7 @@ class Race:
     def _overrides(self, name: str, ahead: int) -> tuple[str, ...]:
         method = self._methods[name]
         rate = self._rates.get(name, self.trainings.config.optim.lr)
-        return (*method.overrides(self._options.processes, ahead), method.learning_rate(rate))
+        return (*method.overrides(split(self._options.processes), ahead), method.learning_rate(rate))
 
     def variants(self) -> dict[tuple[str, str], int]:
         """Delays that a method's accuracy has on a cluster (`RaceMethod.variant`), by both names."""
@@ -186,7 +187,7 @@ class Race:
     def _choose_rates(self) -> None:
         def overrides(name: str, rate: float) -> tuple[str, ...]:
             method = self._methods[name]
-            return (*method.overrides(self._options.processes, CLUSTERS[FAST].ahead), method.learning_rate(rate))
+            return (*method.overrides(split(self._options.processes), CLUSTERS[FAST].ahead), method.learning_rate(rate))
 
         one = Trainings(self._folder / "rates", replace(self._options, processes=1, seeds=1), self._setting)
         self._rates = best_rates(one, self._methods, self._options.rates, overrides)
@@ -197,10 +198,13 @@ class Race:
             source = FAST if method.alone or stall is not None else cluster
             contest = self.contests[source]
             contestant = next(each for each in self._timed(source) if each.name == name)
-            speeds, back = sorted(contest.speeds(contestant)), contest.summaries(contestant)[0]["bytes_back_per_batch"]
             share = 1.0 if stall is None or method.alone else stall.share
-            rate = share * speeds[len(speeds) // 2]
-            found[name] = Rate(rate, sum(back), computed=share < 1)
+            rate = share * statistics.median(contest.speeds(contestant))
+            first = contest.summaries(contestant)[0]
+            most = max(
+                b - a for a, b in zip(first["memory_before_training_bytes"], first["peak_memory_bytes"], strict=True)
+            )
+            found[name] = Rate(rate, sum(first["bytes_back_per_batch"]), most, computed=share < 1)
         return found
 
     def _point(self, name: str, cluster: str) -> RacePoint:
