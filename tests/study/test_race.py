@@ -16,6 +16,7 @@ from fgpipe.config import check_world, compose_config
 from fgpipe.study.__main__ import main
 from fgpipe.study.accuracies.modules import SETTING
 from fgpipe.study.common.synthetic import write_images
+from fgpipe.study.race import clusters
 from fgpipe.study.race.clusters import CLUSTERS, Stall
 from fgpipe.study.race.figures import (
     Curve,
@@ -124,9 +125,21 @@ def test_a_process_stalls(tmp_path: Path) -> None:
     ("model.blocks=16", "fgpipe: model.blocks=16: allowed: 8"),
 ])  # fmt: skip
 def test_bad_input(argument: str, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["race", str(tmp_path / "folder"), argument]) == 2
+    wanted = [] if argument.startswith("clusters") else ["clusters=[fast]"]
+    assert main(["race", str(tmp_path / "folder"), *wanted, argument]) == 2
     message = capsys.readouterr().err
     assert message.startswith(expected) and message.count("\n") == 1
+
+
+def test_no_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """One line that says what is missing and what takes no link, and no folder."""
+    refusing = tmp_path / "two_hosts"
+    refusing.write_text("import sys\nprint('two_hosts: needs the right', file=sys.stderr)\nsys.exit(77)\n")
+    monkeypatch.setattr(clusters, "TWO_HOSTS", refusing)
+    assert main(["race", str(tmp_path / "race"), "clusters=[far]"]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("fgpipe: study race: two_hosts: needs the right; or clusters=[fast,slow,stalls]")
+    assert message.count("\n") == 1 and not (tmp_path / "race").exists()
 
 
 @pytest.mark.long

@@ -161,12 +161,10 @@ class Race:
         """Run what is missing.
 
         Raises:
-            UserError: no right to make a link, or the data cannot be read.
+            UserError: the data cannot be read.
             CalledProcessError: a run has failed.
         """
         options, config = self._options, self.trainings.config
-        for name in self.contests:
-            check_rights(CLUSTERS[name])
         if options.rates:
             self._choose_rates()
         wanted = {(name, ahead): f"{name} {ahead}" if ahead else name for (name, _), ahead in self.variants().items()}
@@ -273,6 +271,8 @@ def main(arguments: list[str]) -> int:
         CalledProcessError: a run has failed.
     """
     folder, options, overrides = read(arguments, RaceOptions())
+    for name in options.clusters:
+        check_rights(CLUSTERS[name])
     race = Race(folder, options, overrides)
     results = race.run()
     text, config = report(results, race.variants()), race.trainings.config
