@@ -28,6 +28,7 @@ MAINS = {
     "report": "fgpipe.study.card.report",
     "bench": "fgpipe.study.bench.command",
     "simulate": "fgpipe.study.simulator.command",
+    "advise": "fgpipe.study.race.advise",
     "study": "fgpipe.study.__main__",
     "status": "fgpipe.status",
     "store": "fgpipe.store",

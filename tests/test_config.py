@@ -30,6 +30,7 @@ WRONG = {
     "guess.hidden": ["0"],
     "guess.second": ["both"],
     "guess.share": ["2"],
+    "correct.every": ["0", "1", "often"],
     "link.rate": ["100", "0Mbit", "-1Mbit", "fast", "100MB"],
     "link.rtt": ["50", "0ms", "-5ms", "far", "1h"],
     "replay.size": ["0", "-3", "all"],
@@ -38,6 +39,7 @@ WRONG = {
     "elastic.store": ["host", "host:0", "host:70000", ":29400"],
     "elastic.fallback": ["global"],
     "slow.block": ["-1", "all"],
+    "slow.process": ["-1", "all"],
     "slow.factor": ["0.5", "-2", "inf", "very"],
     "slow.jitter": ["-0.1", "nan", "some"],
     "link.between": ["[]", "[-1]", "[0,0]", "all", "[1.5]"],
@@ -111,13 +113,20 @@ def refuse(key: str, value: str) -> str:
     (["stash=two", "guess=end_to_end"], "stash=two: allowed: all unless guess=end_to_end schedule=async_1f1b"),
     (["optim.look_ahead=true", "optim.name=adamw"], "optim.look_ahead=true: allowed: false unless optim.name=sgd"),
     (["guess=end_to_end", "schedule=async_1f1b", "stash=two", "microbatches=7"], "microbatches=7: allowed: a divisor of"),
+    (["correct.every=4"], "correct.every=4: allowed: null with target=global"),
+    (["correct.every=4", "target=local", "guess=ntk"], "correct.every=4: allowed: null with guess=ntk"),
+    (["correct.every=4", "target=local", "replicas=2"], "correct.every=4: allowed: null with replicas=2"),
+    (["correct.every=4", "target=local", "replay.size=4"], "correct.every=4: allowed: null with replay.size=4"),
+    (["correct.every=4", "target=local", "autocast=true"], "correct.every=4: allowed: null with autocast=true"),
+    (["correct.every=4", "target=local", "tangents=oracle", "window=1"], "correct.every=4: allowed: null with tangents"),
     (["replay.reuse=2"], "replay.reuse=2: allowed: 4 unless replay.size is given"),
     (["replay.take=oldest"], "replay.take=oldest: allowed: newest unless replay.size is given"),
     (["replay.size=4"], "replay.size=4: allowed: null with target=global"),
     (["replay.size=4", "target=local", "tangents=oracle", "window=1"], "replay.size=4: allowed: null with tangents=oracle"),
     (["replay.size=4", "target=local", "checkpoint.every_steps=9"], "replay.size=4: allowed: null with checkpoint.*"),
-    (["slow.factor=4"], "slow.factor=4: allowed: 1 unless slow.block is given"),
-    (["slow.jitter=0.5"], "slow.jitter=0.5: allowed: 0 unless slow.block is given"),
+    (["slow.factor=4"], "slow.factor=4: allowed: 1 unless slow.block or slow.process is given"),
+    (["slow.jitter=0.5"], "slow.jitter=0.5: allowed: 0 unless slow.block or"),
+    (["slow.block=1", "slow.process=1"], "slow.process=1: allowed: null with slow.block=1"),
     (["slow.block=1", "tangents=oracle", "window=1"], "slow.block=1: allowed: null with tangents=oracle"),
     (["trace=true", "tangents=oracle", "window=1"], "trace=true: allowed: false with tangents=oracle"),
     (["autocast=true", "dtype=float64"], "autocast=true: allowed: false with dtype=float64"),
@@ -169,6 +178,12 @@ def test_a_partition_is_of_the_nets_blocks(blocks: int, allowed: str, refused: s
         else:
             with pytest.raises(UserError, match=rf"^partition=.*: allowed: numbers that add up to {blocks}, the net's"):
                 check_world(config, 2)
+
+
+def test_a_slow_process_is_one_of_the_pipelines() -> None:
+    check_world(compose_config(["slow.process=1"]), 2)
+    with pytest.raises(UserError, match=r"^slow.process=2: allowed: 0 to 1 with 2 processes$"):
+        check_world(compose_config(["slow.process=2"]), 2)
 
 
 OF_TWO_BLOCKS = {

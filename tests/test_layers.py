@@ -23,7 +23,20 @@ FLOORS = (
     ("study",),
 )
 """Rooms of the package, the ground floor first: each imports from those below it and from itself."""
-SHELL = ("command", "train", "export", "show", "grid", "report", "doctor", "bench", "simulate", "status", "store")
+SHELL = (
+    "command",
+    "train",
+    "export",
+    "show",
+    "grid",
+    "report",
+    "doctor",
+    "bench",
+    "simulate",
+    "advise",
+    "status",
+    "store",
+)
 """Commands, and how each begins and ends."""
 MATHEMATICS_FOR = {"wire": {"batch.py", "links/receiver.py"}, "cluster": {"replicas.py"}}
 """Files of processes that know what they carry: tangents, and what a block has learnt."""
@@ -67,7 +80,7 @@ def test_commands_are_the_studies_and_nobody_elses() -> None:
 
 def test_the_top_level_is_small() -> None:
     entries = {path.stem for path in PACKAGE.iterdir() if path.name not in ("__pycache__", "py.typed", "__init__.py")}
-    commands = {"train", "export", "show", "grid", "report", "doctor", "bench", "simulate", "status", "store"}
+    commands = {"train", "export", "show", "grid", "report", "doctor", "bench", "simulate", "advise", "status", "store"}
     assert commands < entries and len(entries - commands) <= 14, sorted(entries - commands)
     assert entries == {room for rooms in FLOORS for room in rooms} | set(SHELL)
 

@@ -47,6 +47,7 @@ def check(config: Config) -> None:
     check_elastic(config)
     _check_precision(config)
     _check_asynchronous(config)
+    _check_correct(config)
     if (config.pipelined or config.parts > 1) and config.share % config.microbatches:
         what = f"the {config.share} samples of a replica" if config.replicas > 1 else f"batch_size={config.batch_size}"
         raise bad_value("microbatches", config.microbatches, f"a divisor of {what}")
@@ -63,6 +64,24 @@ def _check_asynchronous(config: Config) -> None:
         raise bad_value("streams", "true", "false with schedule=async_1f1b, whose gradients go from block to block")
     if config.optim.look_ahead and (config.optim.name != "sgd" or not config.optim.momentum):
         raise bad_value("optim.look_ahead", "true", "false unless optim.name=sgd, with a momentum")
+
+
+def _check_correct(config: Config) -> None:
+    """Gradients that come back rarely: of blocks that learn from their own loss, in a pipeline."""
+    if (every := config.correct.every) is None:
+        return
+    refused = (
+        (config.target.depth != 0, f"target={config.target.name}, as it corrects what target=local learns"),
+        (config.guess_name != "local", f"guess={config.guess_name}, as it takes the place of guess=local's gradient"),
+        (config.tangents == "oracle", "tangents=oracle, which has no pipeline"),
+        (config.replicas > 1, f"replicas={config.replicas}, whose running means would differ"),
+        (config.replay.size is not None, f"replay.size={config.replay.size}, whose extra steps have no gradients"),
+        (config.autocast, "autocast=true, as it is with guess=end_to_end"),
+        (config.streams, "streams=true, as gradients go from block to block"),
+    )
+    for wrong, reason in refused:
+        if wrong:
+            raise bad_value("correct.every", every, f"null with {reason}")
 
 
 def _check_data(data: DataConfig) -> None:
@@ -118,8 +137,9 @@ def _check_replicas(config: Config) -> None:
             raise bad_value(key, value, f"{only} with {replicas}, {reason}")
     if config.trace:
         raise bad_value("trace", "true", f"false with {replicas}, whose waits for each other would look like work")
-    if config.slow.block is not None:
-        raise bad_value("slow.block", config.slow.block, f"null with {replicas}, which would wait for it as one")
+    if (slow := config.slow.key) is not None:
+        value = getattr(config.slow, slow)
+        raise bad_value(f"slow.{slow}", value, f"null with {replicas}, which would wait for it as one")
     if config.feedback.lost == "skip":
         raise bad_value("feedback.lost", "skip", f"retry | fail with {replicas}, of which all make the same updates")
 
@@ -173,10 +193,12 @@ def _check_link(config: Config) -> None:
 def _check_slow(config: Config) -> None:
     slow = config.slow
     for key, off in (("factor", 1.0), ("jitter", 0.0)):
-        if slow.block is None and (value := getattr(slow, key)) != off:
-            raise bad_value(f"slow.{key}", value, f"{off:g} unless slow.block is given")
-    if config.tangents == "oracle" and slow.block is not None:
-        raise bad_value("slow.block", slow.block, "null with tangents=oracle, which has no pipeline")
+        if slow.key is None and (value := getattr(slow, key)) != off:
+            raise bad_value(f"slow.{key}", value, f"{off:g} unless slow.block or slow.process is given")
+    if slow.block is not None and slow.process is not None:
+        raise bad_value("slow.process", slow.process, f"null with slow.block={slow.block}")
+    if config.tangents == "oracle" and slow.key is not None:
+        raise bad_value(f"slow.{slow.key}", getattr(slow, slow.key), "null with tangents=oracle, which has no pipeline")
 
 
 def _check_precision(config: Config) -> None:
@@ -243,6 +265,8 @@ def check_world(config: Config, world_size: int) -> None:
         raise bad_value("replay.size", config.replay.size, "null in one process, whose blocks take turns")
     if config.slow.block is not None and config.slow.block >= blocks:
         raise bad_value("slow.block", config.slow.block, f"0 to {blocks - 1} with {blocks} blocks")
+    if config.slow.process is not None and config.slow.process >= world_size:
+        raise bad_value("slow.process", config.slow.process, f"0 to {world_size - 1} with {world_size} processes")
     if not isinstance(config.partition, str):
         if len(config.partition) != world_size:
             raise bad_value("partition", list(config.partition), f"one number per process of a pipeline ({world_size})")

@@ -39,6 +39,7 @@ def check_elastic(config: Config) -> None:
         raise bad_value("replay.size", "null", f"a number {there}: batches that a block buffers")
     refused = (
         ("feedback.every", config.feedback.every, 1, "where a batch may be missing"),
+        ("correct.every", config.correct.every, None, "where a block may be away"),
         ("feedback", config.feedback.policy, "in_order", "which applies what comes, in order"),
         ("feedback.lost", "fail" if config.feedback.lost == "fail" else "skip", "skip", "which skips what is lost"),
         ("tangents", config.tangents, "forward", "as each block is a process"),
@@ -52,6 +53,7 @@ def check_elastic(config: Config) -> None:
         ("placement", config.placement, None, "as each process says its block"),
         ("trace", config.trace, False, "whose blocks have no clock in common"),
         ("slow.block", config.slow.block, None, "whose blocks are as slow as they are"),
+        ("slow.process", config.slow.process, None, "whose processes are as slow as they are"),
         ("checkpoint.every_minutes", config.checkpoint.every_minutes, None, "which saves by steps"),
         ("resume", None if config.resume == "auto" else config.resume, None, "which goes on with what is in run_dir"),
         ("device", "cuda" if config.device == "cuda" else "cpu", "cpu", "which has not run on a GPU"),

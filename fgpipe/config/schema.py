@@ -63,6 +63,13 @@ class FeedbackConfig:
 
 
 @dataclass
+class CorrectConfig:
+    """The true gradient in place of the local one, rarely, of `target=local`; off while `every` is null."""
+
+    every: int | None = None
+
+
+@dataclass
 class LinkConfig:
     """Slower links between processes than there are, for studies; off while rate and rtt are null."""
 
@@ -83,11 +90,18 @@ class LinkConfig:
 
 @dataclass
 class SlowConfig:
-    """A block that is slower than it is, for studies; off while block is null."""
+    """A block, or all of a process, that is slower than it is, for studies; off while both are null."""
 
     block: int | None = None
+    process: int | None = None
+    """By its position in the pipeline."""
     factor: float = 1.0
     jitter: float = 0.0
+
+    @property
+    def key(self) -> str | None:
+        """The key that says who is slow, if anybody is."""
+        return next((key for key in ("block", "process") if getattr(self, key) is not None), None)
 
 
 @dataclass
@@ -166,6 +180,7 @@ class Config:
     head: HeadConfig = field(default_factory=HeadConfig)
     target: TargetConfig = field(default_factory=TargetConfig)
     feedback: FeedbackConfig = field(default_factory=FeedbackConfig)
+    correct: CorrectConfig = field(default_factory=CorrectConfig)
     link: LinkConfig = field(default_factory=LinkConfig)
     slow: SlowConfig = field(default_factory=SlowConfig)
     replay: ReplayConfig = field(default_factory=ReplayConfig)
@@ -234,6 +249,11 @@ class Config:
     def asynchronous(self) -> bool:
         """Blocks are trained by asynchronous backpropagation, which does not drain."""
         return self.backpropagates and self.schedule == "async_1f1b"
+
+    @property
+    def returns_gradients(self) -> bool:
+        """Gradients come back from block to block, of every batch or rarely, and the pipeline does not drain."""
+        return self.asynchronous or self.correct.every is not None
 
     @property
     def parts(self) -> int:

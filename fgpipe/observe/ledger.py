@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-KINDS = ("activations", "tangents", "gradients", "feedback", "control", "averages")
-"""`gradients` flow in backpropagation only; `control` is headers and labels; `averages` are what a block hands over to
+KINDS = ("activations", "tangents", "gradients", "rare_gradients", "feedback", "control", "averages")
+"""`gradients` flow in backpropagation only, `rare_gradients` with `correct.every`; `control` is headers and labels; `averages` are what a block hands over to
 be averaged over replicas, from itself to itself."""
 
 
@@ -83,7 +83,7 @@ def report(table: Tensor) -> dict[str, dict[str, dict[str, int]]]:
 
 def bytes_back(table: Tensor, batches: int) -> list[float]:
     """Bytes of readings and gradients that came back to each block for one batch; what stays in a process is none."""
-    kinds = [KINDS.index(kind) for kind in ("feedback", "gradients")]
+    kinds = [KINDS.index(kind) for kind in ("feedback", "gradients", "rare_gradients")]
     downwards = torch.ones(len(table), len(table)).tril(-1).bool()
     sizes = table[:, :, kinds, 0].sum(dim=2).where(downwards, 0)
     return [size / batches for size in sizes.sum(dim=0).tolist()]

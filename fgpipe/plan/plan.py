@@ -113,8 +113,8 @@ class Plan:
 
     @property
     def has_readings(self) -> bool:
-        """Tell whether readings travel: not where blocks learn by backpropagation or by the oracle."""
-        return not self.config.backpropagates and self.config.tangents != "oracle"
+        """Tell whether readings travel: not where gradients do, or where blocks learn by the oracle."""
+        return not (self.pipelined or self.method.returns_gradients or self.config.tangents == "oracle")
 
     @property
     def parts(self) -> int:
@@ -143,6 +143,12 @@ class Plan:
     def training_parts(self) -> int:
         """Training batches, or their parts, that are still to come."""
         return (self.config.epochs * self.facts.train_batches - self.step) * self.parts
+
+    @property
+    def gradients(self) -> range:
+        """Training batches, or their parts, that are still to come and whose gradients come back."""
+        first, every = self.step * self.parts, self.method.every
+        return range(first + -first % every, first + self.training_parts, every)
 
 
 def of_config(config: Config, channels: int, classes: int) -> Net:

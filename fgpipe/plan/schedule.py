@@ -45,7 +45,8 @@ def windows(method: Method, window: int | str | Sequence[int]) -> tuple[int, ...
     come from the next block, so windows must fall from block to block: with equal ones in different processes, each waits
     for the batch that the other one's update lets go.
     """
-    smallest = [method.target(j) - j + 1 if method.waits(j) else 1 for j in range(method.blocks)]
+    ends = [method.last if method.returns_gradients else method.target(j) for j in range(method.blocks)]
+    smallest = [ends[j] - j + 1 if method.waits(j) else 1 for j in range(method.blocks)]
     if window == "auto":
         return tuple(smallest)
     asked = [window] * method.blocks if isinstance(window, int) else [int(each) for each in window]
@@ -57,7 +58,7 @@ def actions(batches: range, window: int, waits: bool, every: int = 1) -> Iterato
 
     Args:
         waits: the block needs scalars from above; otherwise it learns within its forward pass.
-        every: scalars come back with every so many-th batch (`Method.every`).
+        every: scalars, or gradients, come back with every so many-th batch (`Method.every`).
     """
     for batch in batches:
         if waits and batch - window in batches and (batch - window) % every == 0:

@@ -40,6 +40,7 @@ STUDIES = {
     ),
     "modules": ("accuracies", "accuracy against the number of isolated modules, beside end to end"),
     "sparse": ("accuracies", "accuracy and speed against how seldom readings come back"),
+    "race": ("race", "which method is first at an accuracy, on five clusters"),
     "frontier": ("accuracies", "accuracy and speed by what comes back, beside local learning and end to end"),
     "staleness": ("accuracies", "accuracy against the window, with feedback in order and eager"),
     "alignment": ("probes", "how well guesses align with the true gradient, and with what local learning leaves of it"),

@@ -16,6 +16,7 @@ from fgpipe.plan.plan import DataFacts, Plan
 from fgpipe.plan.precision import Precision
 from fgpipe.plan.schedule import kept
 from fgpipe.trainers.asynchronous import AsynchronousStage
+from fgpipe.trainers.corrected import CorrectedStage
 from fgpipe.trainers.learner import Learner
 from fgpipe.trainers.oracle import OracleStep
 from fgpipe.trainers.phases import Phases
@@ -57,10 +58,8 @@ def build_trainer(
         steps = [PipelinedStep(plan, learners, device, cluster.place.wire_device(device), observers, replicas.pipeline)]
     else:
         for each in learners.values():
-            asynchronous = plan.config.asynchronous
-            steps.append(
-                AsynchronousStage(plan, each, device) if asynchronous else Stage(plan, each, device, cluster.run)
-            )
+            returns = plan.method.returns_gradients
+            steps.append(_returning(plan, each, device) if returns else Stage(plan, each, device, cluster.run))
         phases = {j: Phases.of(plan, j, timeline, device) for j in learners}
     streams = streams_of(plan.config, device, [*learners])
     return Worker(plan, steps, _connect(plan, steps, cluster, device, streams, observers), observers, phases)
@@ -84,8 +83,13 @@ def local_stages(plan: Plan) -> list[Stage]:
 
 
 def asynchronous_stages(plan: Plan) -> list[AsynchronousStage]:
-    """The same of asynchronous backpropagation."""
-    return [AsynchronousStage(plan, Learner.make(plan, j, CPU), CPU) for j in plan.topology.local]
+    """The same of those whose gradients come back."""
+    return [_returning(plan, Learner.make(plan, j, CPU), CPU) for j in plan.topology.local]
+
+
+def _returning(plan: Plan, learner: Learner, device: torch.device) -> AsynchronousStage:
+    kind = AsynchronousStage if plan.config.asynchronous else CorrectedStage
+    return kind(plan, learner, device)
 
 
 def streams_of(config: Config, device: torch.device, blocks: Sequence[int]) -> Streams:
@@ -108,8 +112,8 @@ def _connect(
     first, last, wire = topology.local[0], topology.local[-1], cluster.place.wire_device(device)
     links = SlowLinks.of(config.link, len(topology.pipeline))
     mailboxes: dict[int, Mailbox | GradientBox] = {}
-    gradients = _gradients(plan, device, observers) if config.asynchronous and last < method.last else None
-    if config.asynchronous:
+    gradients = _gradients(plan, device, observers) if method.returns_gradients and last < method.last else None
+    if method.returns_gradients:
         mailboxes.update(_gradient_boxes(plan, gradients))
     elif plan.has_readings:
         mailboxes.update(_mailboxes(plan, cluster.run, observers))
@@ -127,11 +131,14 @@ def _connect(
             delay = Delay(None, 0.0, inbox.fail)
         above = topology.rank_of(last + 1)
         upwards = Sender(last, above, _layout(plan, last + 1, device, wire), observers.ledger, streams, delay)
-    if config.asynchronous and first:
+    if method.returns_gradients and first:
         slow = links.delay(topology.position, topology.position - 1, inbox.fail) or Delay(None, 0.0, inbox.fail)
         below = topology.rank_of(first - 1)
-        layout = _gradient_layout(plan, first - 1, device)
-        downwards = Sender(first, below, layout, observers.ledger, streams, slow, gradients=True)
+        layout, kind = (
+            _gradient_layout(plan, first - 1, device),
+            "gradients" if config.asynchronous else "rare_gradients",
+        )
+        downwards = Sender(first, below, layout, observers.ledger, streams, slow, gradients=kind)
     if cluster.store is not None and plan.has_readings:
         probes, counts = max(1, *plan.lanes.counts), plan.lanes.counts
         terms = Terms(
@@ -146,7 +153,7 @@ def _connect(
         deliver = partial(inbox.deliver_batch, first)
         receiver.start(plan.batches, (lambda batch: deliver(copied(batch))) if replays else deliver, inbox.fail)
     if gradients is not None:
-        gradients.start(plan.training_parts, lambda batch: inbox.deliver_gradient(Gradient.of(batch, last)), inbox.fail)
+        gradients.start(len(plan.gradients), lambda batch: inbox.deliver_gradient(Gradient.of(batch, last)), inbox.fail)
     return Post(inbox, upwards, feedback, downwards, streams)
 
 
@@ -155,10 +162,10 @@ def _gradient_boxes(plan: Plan, receiver: Receiver | None) -> Mapping[int, Gradi
 
     Args: receiver: of those that come from another process.
     """
-    last, first = plan.topology.local[-1], plan.step * plan.parts
+    last = plan.topology.local[-1]
     taken = {} if receiver is None else {last: receiver.taken}
     waiting = filter(plan.method.waits, plan.topology.local)
-    return {j: GradientBox(j, first, taken.get(j, lambda: None)) for j in waiting}
+    return {j: GradientBox(j, plan.gradients, taken.get(j, lambda: None)) for j in waiting}
 
 
 def _gradients(plan: Plan, device: torch.device, observers: Observers) -> Receiver:
@@ -180,7 +187,8 @@ def _gradient_layout(plan: Plan, block: int, device: torch.device) -> Layout:
     for each other."""
     shape = plan.config.share // plan.parts, *plan.forward.shapes[block + 1]
     precision = Precision.of(plan.config)
-    return Layout(shape, (), precision.wire, CPU, pinned=device.type != "cpu", packed=precision.int8, labelled=False)
+    pinned, every = device.type != "cpu", plan.method.every
+    return Layout(shape, (), precision.wire, CPU, pinned=pinned, every=every, packed=precision.int8, labelled=False)
 
 
 def _layout(plan: Plan, block: int, device: torch.device, wire: torch.device) -> Layout:

@@ -43,14 +43,16 @@ class Phases(AbstractContextManager[None]):
     @classmethod
     def of(cls, plan: Plan, block: int, timeline: Timeline, device: torch.device) -> "Phases":
         """The clock of a block of the plan."""
-        return cls(block, timeline, Straggler.of(plan.config.slow, plan.config.seed, block), device=device)
+        straggler = Straggler.of(plan.config.slow, plan.config.seed, block, plan.topology.position)
+        return cls(block, timeline, straggler, device=device)
 
     @classmethod
     def of_backward(cls, plan: Plan, timeline: Timeline, device: torch.device) -> "Phases":
         """The clock of a backward pass of all blocks here as one, which counts as the first's."""
         slow, local, flops = plan.config.slow, plan.topology.local, plan.forward.flops
         if slow.block is None or slow.block not in local:
-            return cls(local[0], timeline, device=device)
+            straggler = Straggler.of(slow, plan.config.seed, local[0], plan.topology.position)
+            return cls(local[0], timeline, straggler, device=device)
         share = flops[slow.block] / sum(flops[j] for j in local)
         return cls(local[0], timeline, Straggler.of(slow, plan.config.seed, slow.block), share, device)
 

@@ -1,4 +1,4 @@
-"""A block that is slower than it is (`slow.*`), for studies: its process sleeps after each piece of work."""
+"""A block, or all of a process, slower than it is (`slow.*`), for studies: the process sleeps after each piece of work."""
 
 import math
 from dataclasses import dataclass
@@ -19,9 +19,13 @@ class Straggler:
     seed: int
 
     @classmethod
-    def of(cls, config: SlowConfig, seed: int, block: int) -> "Straggler | None":
-        """None for all blocks but the slow one."""
-        return cls(config.factor, config.jitter, block, seed) if config.block == block else None
+    def of(cls, config: SlowConfig, seed: int, block: int, position: int = 0) -> "Straggler | None":
+        """None for all blocks but the slow ones.
+
+        Args: position: of the block's process in the pipeline.
+        """
+        slow = block == config.block or position == config.process
+        return cls(config.factor, config.jitter, block, seed) if slow else None
 
     def factor_for(self, batch: int) -> float:
         """Factor by which all work on a batch takes longer, at least 1.

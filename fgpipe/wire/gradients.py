@@ -1,4 +1,4 @@
-"""Gradients on their way back, one for each batch: of asynchronous backpropagation alone.
+"""Gradients on their way back: of every batch in asynchronous backpropagation, of every K-th with `correct.every=K`.
 
 A gradient is as large as the activation that it belongs to. It goes down on a link like those that batches go up on.
 """
@@ -43,12 +43,12 @@ class GradientBox:
     plane, content = "gradient", "gradient"
     """Names in messages."""
 
-    def __init__(self, block: int, first: int, taken: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, block: int, due: range, taken: Callable[[], None] = lambda: None) -> None:
         """Args:
-        first: the batch that the block begins with.
+        due: the batches whose gradients come.
         taken: called when a gradient is taken.
         """
-        self._block, self._due, self._taken = block, first, taken
+        self._block, self._due, self._step, self._taken = block, due.start, due.step, taken
         self._waiting: deque[Gradient] = deque()
 
     @property
@@ -65,7 +65,7 @@ class GradientBox:
         if gradient.batch != self._due:
             what = f"block {self._block} got the gradient of batch {gradient.batch} where number {self._due} was due"
             raise LinkError(what)
-        self._due += 1
+        self._due += self._step
         self._waiting.append(gradient)
 
     def first(self) -> Gradient | None:

@@ -24,6 +24,8 @@ NEEDED = ["elastic.block=1", "run_dir=RUN", "replay.size=8", "checkpoint.every_s
         (["partition=[4,4]"], r"partition=\[4, 4\]: allowed: counted with elastic.block=1"),
         (["resume=OTHER"], "resume=OTHER: allowed: null with elastic.block=1"),
         (["trace=true"], "trace=true: allowed: false with elastic.block=1"),
+        (["correct.every=4"], "correct.every=4: allowed: null with elastic.block=1"),
+        (["slow.process=0"], "slow.process=0: allowed: null with elastic.block=1"),
         (["slow.block=0"], "slow.block=0: allowed: null with elastic.block=1"),
         (["link.rtt=50ms"], "link.rtt=50ms: allowed: null with elastic.block=1"),
         (["target=global", "space=activity"], "space=activity: allowed: weight with target=global elastic.block=1"),

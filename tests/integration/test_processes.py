@@ -36,11 +36,24 @@ RUNS["1f1b"] = [*COMMON, "guess=end_to_end", "schedule=1f1b", "microbatches=8", 
 RUNS["zero_bubble"] = [*COMMON, "guess=end_to_end", "schedule=zero_bubble", "microbatches=8"]
 RUNS["async_1f1b"] = [*COMMON, "guess=end_to_end", "schedule=async_1f1b", "wire=bfloat16", "observe.heads=true"]
 RUNS["2bw"] = [*COMMON, "guess=end_to_end", "schedule=async_1f1b", "stash=two", "microbatches=8", "wire=int8"]
+RUNS["corrected"] = [*COMMON, "target=local", "correct.every=3", "wire=int8"]
 RUNS["int8"] = [*COMMON, "scope=block", "window=auto", "wire=int8"]
 RUNS["1f1b_int8"] = [*COMMON, "guess=end_to_end", "schedule=1f1b", "microbatches=8", "wire=int8"]
 RUNS["zero_bubble_int8"] = [*COMMON, "guess=end_to_end", "schedule=zero_bubble", "microbatches=8", "wire=int8"]
 RUNS["eager"] = [*COMMON, "scope=block", "feedback=eager"]
-FEW = ("global-auto", "intermediate-3", "greedy", "tensor", "activity", "coded", "1f1b", "async_1f1b", "2bw", "eager")
+FEW = (
+    "global-auto",
+    "intermediate-3",
+    "greedy",
+    "tensor",
+    "activity",
+    "coded",
+    "1f1b",
+    "async_1f1b",
+    "2bw",
+    "corrected",
+    "eager",
+)
 """Those that fewer processes than blocks run too; what a scalar or a lane is does not depend on who sits where."""
 SIXTEEN = {"plain": [*COMMON, "model=resnet18_16", "window=auto", "scope=block", "model.width=0.1"]}
 

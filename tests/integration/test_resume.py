@@ -25,6 +25,7 @@ METHODS = {
     "pipelined": ["window=auto", "scope=block"],
     "ntk": ["window=auto", "guess=ntk", "space=activity", "head=linear"],
     "local": ["target=local"],
+    "corrected": ["target=local", "correct.every=3"],
 }
 
 

@@ -91,6 +91,16 @@ def test_link(rate: str | None, rtt: str | None, rights, tmp_path: Path) -> None
     assert seconds <= measured["round_trip"] < 2 * seconds + 0.02, measured
 
 
+@pytest.mark.long
+def test_the_way_back_has_a_rate_of_its_own(rights, tmp_path: Path) -> None:
+    """Measured from host1 to host0."""
+    options = ["--rate", "400mbit", "--back", "40mbit"]
+    script = [sys.executable, str(ROOT / "tests/integration/link.py"), str(tmp_path / "measured")]
+    done = two_hosts(*options, "--", *script)
+    assert done.returncode == 0, done.stderr
+    assert 16e6 < json.loads((tmp_path / "measured").read_text())["rate"] <= 40e6
+
+
 @pytest.mark.parametrize("signum, expected", [(signal.SIGINT, 5), (signal.SIGTERM, 6), (signal.SIGKILL, -9)])
 def test_signals(signum: signal.Signals, expected: int, rights, tmp_path: Path) -> None:
     """Passed on, and then no process is left in the namespaces, not even one that ignores them or left its session."""
@@ -120,9 +130,10 @@ def test_exit_codes(script: str, expected: int, rights) -> None:
 
 @pytest.mark.parametrize("arguments, code, expected", [
     (["--rate=fast", "--", "true"], 2, "--rate=fast: allowed: a rate above 0 in kbit, Mbit or Gbit, such as 100Mbit"),
+    (["--back=0mbit", "--", "true"], 2, "--back=0mbit: allowed: a rate above 0 in kbit, Mbit or Gbit, such as 100Mbit"),
     (["--rtt", "-3ms", "--", "true"], 2, "--rtt=-3ms: allowed: a time above 0 in us, ms or s, such as 50ms"),
-    (["--loss", "1", "--", "true"], 2, "--loss: allowed: --rate | --rtt"),
-    (["true"], 2, "true: allowed: [--rate RATE] [--rtt TIME] -- COMMAND ..."),
+    (["--loss", "1", "--", "true"], 2, "--loss: allowed: --rate | --back | --rtt"),
+    (["true"], 2, "true: allowed: [--rate RATE] [--back RATE] [--rtt TIME] -- COMMAND ..."),
 ])  # fmt: skip
 def test_bad_input(arguments: list[str], code: int, expected: str) -> None:
     done = two_hosts(*arguments)

@@ -61,3 +61,11 @@ def test_one_block_is_slow() -> None:
     config = SlowConfig(block=3, factor=2.0, jitter=0.0)
     assert Straggler.of(config, 0, 3) == Straggler(2.0, 0.0, 3, 0)
     assert Straggler.of(config, 0, 2) is None and Straggler.of(SlowConfig(), 0, 0) is None
+
+
+def test_one_process_is_slow() -> None:
+    """All of its blocks, and no others."""
+    config = SlowConfig(process=1, factor=2.0)
+    assert [Straggler.of(config, 0, block, position) is not None for block, position in ((3, 0), (4, 1), (5, 1), (1, 2))] == [
+        False, True, True, False,
+    ]  # fmt: skip

@@ -61,7 +61,7 @@ def test_no_gradient_came() -> None:
         ["guess=end_to_end", "schedule=async_1f1b", "model.width=0.07", "window=2", "batch_size=2", "deadline=1"]
     )
     plan, observers = Plan.make(config, DataFacts(4, 1, 10, 1, 8, 8)), Observers.of(8)
-    inbox = Inbox({3: Arrivals()}, {3: GradientBox(3, 0)}, observers.timeline)
+    inbox = Inbox({3: Arrivals()}, {3: GradientBox(3, range(9))}, observers.timeline)
     worker = Worker(plan, [asynchronous_stages(plan)[3]], Outbox(inbox), observers, {})
     for batch in range(4):
         inbox.deliver_batch(3, noise(plan, 3, batch))

@@ -25,6 +25,7 @@ from fgpipe.study.accuracies.scaled import (
     Trainings,
     accuracies,
     accuracy_cells,
+    best_rates,
     deviation,
     gap_cell,
     mean_accuracy,
@@ -42,8 +43,6 @@ COLORS = {
     GRADIENTS: GUESS_COLORS["end_to_end"],
     ORACLE: GUESS_COLORS["end_to_end"],
 }
-HELD_OUT = 3000
-"""Training images to choose a learning rate on."""
 BY_ORACLE = ("tangents=oracle", "window=1")
 AT_OUTPUT = ("space=activity", "scope=sample")
 GLOBAL = ("target=global", "window=auto")
@@ -189,14 +188,11 @@ def plot(rows: Sequence[FrontierRow], path: Path) -> None:
 
 def chosen(trainings: Trainings, options: FrontierOptions) -> dict[str, float]:
     """The learning rate of each method that is best on held-out images; runs what is missing."""
-    tried = {
-        (name, rate): (*options.net, *METHODS[name].overrides, f"optim.lr={rate:g}", f"data.held_out={HELD_OUT}")
-        for rate in options.rates
-        for name in options.methods
-    }
-    trainings.run_missing({f"{name} {rate:g}": keys for (name, rate), keys in tried.items()})
-    found = {pair: accuracies(trainings.summaries(f"{pair[0]} {pair[1]:g}"))[0] or 0.0 for pair in tried}
-    return {name: max(options.rates, key=lambda rate: found[name, rate]) for name in options.methods}
+
+    def overrides(name: str, rate: float) -> tuple[str, ...]:
+        return (*options.net, *METHODS[name].overrides, f"optim.lr={rate:g}")
+
+    return best_rates(trainings, options.methods, options.rates, overrides)
 
 
 def contestants(options: FrontierOptions) -> list[Contestant]:

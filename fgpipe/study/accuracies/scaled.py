@@ -11,7 +11,7 @@ import shutil
 import statistics
 import subprocess
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +28,9 @@ from fgpipe.study.common.series import call, end_called, torchrun
 from fgpipe.study.common.split import data_facts
 from fgpipe.study.paper.profile import Profile
 from fgpipe.study.paper.tables import published
+
+HELD_OUT = 3000
+"""Training images to choose a learning rate on."""
 
 
 @dataclass
@@ -145,6 +148,22 @@ class Trainings:
         out = Path(options.out or self._folder)
         write_page(out / f"{name}.md", page(title, command, setting, done, tables))
         return out
+
+
+def best_rates(
+    trainings: Trainings, ways: Iterable[str], rates: Sequence[float], overrides: Callable[[str, float], Sequence[str]]
+) -> dict[str, float]:
+    """The learning rate of each way that is best on held-out images; runs what is missing.
+
+    Args:
+        trainings: of one seed.
+        overrides: keys of a run, from the way's name and the rate.
+    """
+    ways = list(ways)
+    tried = {(name, rate): (*overrides(name, rate), f"data.held_out={HELD_OUT}") for rate in rates for name in ways}
+    trainings.run_missing({f"{name} {rate:g}": keys for (name, rate), keys in tried.items()})
+    found = {pair: accuracies(trainings.summaries(f"{pair[0]} {pair[1]:g}"))[0] or 0.0 for pair in tried}
+    return {name: max(rates, key=lambda rate: found[name, rate]) for name in ways}
 
 
 def diverged(path: Path) -> bool:

@@ -89,7 +89,7 @@ def kept_by_blocks(plan: Plan) -> list[Storages]:
     x = images.to(DTYPES[plan.config.dtype]).contiguous(memory_format=torch.channels_last)
     batch = Batch(0, 0, True, x, torch.randint(facts.classes, (size,), generator=source))
     kept = []  # it holds the tensors until all are there: no address comes twice
-    stages = asynchronous_stages(plan) if plan.config.asynchronous else local_stages(plan)
+    stages = asynchronous_stages(plan) if plan.method.returns_gradients else local_stages(plan)
     for stage in stages:
         if isinstance(stage, Stage) and plan.config.guess_name == "end_to_end":
             found, x = kept_by_graph(stage.block, x)

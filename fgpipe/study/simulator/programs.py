@@ -183,7 +183,10 @@ class Backpropagation:
 
 @dataclass(frozen=True)
 class AsynchronousBackpropagation:
-    """Net that learns by asynchronous 1F1B: the order of forward gradients, with a gradient for every batch."""
+    """Net that learns by asynchronous 1F1B: the order of forward gradients, with a gradient for every batch.
+
+    With `every` above 1 it learns as `correct.every` says: by its own losses, and a gradient comes back rarely.
+    """
 
     windows: Sequence[int]
     costs: Costs
@@ -191,6 +194,10 @@ class AsynchronousBackpropagation:
     activations: Sequence[int]
     """Bytes of each block's output, but the last one's."""
     batch_size: int
+    every: int = 1
+    """Batches from one whose gradient comes back to the next."""
+    local: Costs = ()
+    """`forward`, `loss`, `update` and `fetch` of a batch that a block learns from by its own loss."""
 
     def up(self, block: int) -> int:
         """Bytes that leave a block upwards with a batch: activation, labels."""
@@ -215,13 +222,18 @@ class AsynchronousBackpropagation:
             below = Message(("gradient", j - 1, batch), homes[j - 1], self.back(j - 1), "gradients") if j else None
             return [(took("backward"), below), (took("update"), None)]
 
-        for action in actions(batches, self.windows[j], j < last):
+        def forward(batch: int) -> list[tuple[float, Message | None]]:
+            if j == last and batch % self.every == 0:
+                return [(took("fetch", "forward", "loss"), None), *back(batch)]
+            above = Message(("batch", j + 1, batch), homes[j + 1], self.up(j), "batches") if j < last else None
+            own = self.local[j] if self.local else {}
+            after = own.get("loss", 0.0) + (own.get("update", 0.0) if batch % self.every else 0.0)
+            return [(took("fetch", "forward"), above), *([(after, None)] if after else [])]
+
+        for action in actions(batches, self.windows[j], j < last, self.every):
             batch = action.batch
             if isinstance(action, Forward):
-                steps: list[tuple[float, Message | None]] = [(took("fetch", "forward", "loss"), None), *back(batch)]
-                if j < last:
-                    above = Message(("batch", j + 1, batch), homes[j + 1], self.up(j), "batches")
-                    steps = [(took("fetch", "forward"), above)]
+                steps = forward(batch)
                 jobs.append(Job("forward", j, batch, ("batch", j, batch) if j else None, tuple(steps)))
             else:
                 jobs.append(Job("apply", j, batch, ("gradient", j, batch), tuple(back(batch))))

@@ -66,6 +66,8 @@ class Receiver:
             timeline: of this process.
         """
         self._block, self._peer, self._layout, self._batches, self._timeline = block, peer, layout, batches, timeline
+        self._step = layout.every if gradients else 1
+        """Training batches from one that comes to the next."""
         self._sender, self._plane = (block + 1, "gradient") if gradients else (block - 1, "forward")
         dtype = torch.int8 if layout.packed else layout.dtype
         self._new = partial(torch.empty, dtype=dtype, device=layout.device, pin_memory=layout.pinned)
@@ -115,16 +117,17 @@ class Receiver:
         payload, work = coming.payload, coming.payload_work
         if payload is None:
             payload, work = self._post_payload(len(lanes) + 1, samples, training)
-        ends = drain or (batch + 1) % self._batches == 0
+        following = batch + self._step
+        ends = drain or following // self._batches != batch // self._batches
         follows = training and not ends and self._room.acquire(timeout=SOON)
         if follows and self._far:
-            self._coming = self._post(batch + 1 if self._early else None)
+            self._coming = self._post(following if self._early else None)
         if work is not None:
             waits = time.monotonic()
             self._wait(work, payload)
             self._far = not self._early or time.monotonic() - waits > FAR
         if follows and self._coming is None:
-            self._coming = self._post(batch + 1)
+            self._coming = self._post(following)
         shape = self._shape(len(lanes) + 1, samples, training)
         if self._layout.packed and payload.numel():
             payload = int8.unpack(payload, shape, len(lanes) + 1)

@@ -1,0 +1,290 @@
+"""Time to accuracy: who is first at 45, 50 and 55 % on which cluster.
+
+    python -m fgpipe.study race FOLDER data.root=DIR [methods=[1F1B,...]] [clusters=[fast,far,uneven,slow,stalls]]
+                                [goals=[0.45,0.5,0.55]] [seeds=3] [rates=[0.025,0.05,0.1]] [points=[1F1B@far,...]]
+                                [processes=2] [batches=16] [rounds=3] [jobs=1] [out=DIR] [key=value ...]
+
+The setting is that of `study modules`. Accuracy after each epoch comes from runs in one process, with the windows that the
+blocks have in `processes` of them: who sits where changes no bit. Images per second come from short runs on noise on each
+cluster: links are those of `launch/two_hosts`, which takes root, and a slow process is `slow.process`. The rate of a cluster
+that stalls is that of the fast one times the share of time without stalls. End to end is one process, on a machine that is
+neither slow nor stalls, and its rate is the same everywhere.
+
+Time to accuracy = epochs to it x images of an epoch / images per second, and is marked as computed. Each of `points`,
+METHOD@CLUSTER, is also run to its end on that cluster (seed 0), and the table has the error. A run that never gets there
+says so. Each of `rates` is first tried once for every method, on 3,000 training images that are held out, and the best is the
+method's learning rate; without `rates` all have the setting's (look-ahead ten times that, as it discounts it).
+
+Runs that FOLDER has are not run again. The tables are printed and written to DIR/race.md, in FOLDER without `out`; their
+figures to race.json beside it, which `python -m fgpipe.advise` reads.
+"""
+
+import json
+import shlex
+import shutil
+import statistics
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from fgpipe.errors import UserError, bad_value
+from fgpipe.observe.record import commit, machine
+from fgpipe.saving import durable
+from fgpipe.saving.outputs import written
+from fgpipe.study.accuracies.modules import SETTING
+from fgpipe.study.accuracies.scaled import ScaledOptions, Trainings, best_rates, diverged, settings
+from fgpipe.study.common.arguments import claim, read
+from fgpipe.study.common.runs import page, quoted, read_summary, write_page
+from fgpipe.study.common.series import launch
+from fgpipe.study.contests.contest import Contest, Contestant, ContestOptions
+from fgpipe.study.contests.link import TWO_HOSTS
+from fgpipe.study.race.clusters import CLUSTERS, FAST, RaceCluster
+from fgpipe.study.race.figures import RacePoint, RaceResults, Rate, cluster_table, points_table
+from fgpipe.study.race.methods import BLOCKS, choice, methods, split
+from fgpipe.study.race.stalls import stalling
+
+
+@dataclass
+class RaceOptions(ScaledOptions):
+    """Keys of this study."""
+
+    processes: int = 2
+    seeds: int = 3
+    methods: list[str] = field(default_factory=lambda: list(methods(2)))
+    clusters: list[str] = field(default_factory=lambda: list(CLUSTERS))
+    goals: list[float] = field(default_factory=lambda: [0.45, 0.5, 0.55])
+    rates: list[float] = field(default_factory=list)
+    """Learning rates to choose from."""
+    points: list[str] = field(default_factory=list)
+    batches: int = 16
+    """Batches of an epoch of a timed run."""
+    rounds: int = 3
+
+    def check(self) -> None:
+        super().check()
+        known = list(methods(self.processes))
+        if not choice(self.methods, known):
+            raise bad_value("methods", self.methods, f"a list of {', '.join(known)}")
+        if not choice(self.clusters, list(CLUSTERS)):
+            raise bad_value("clusters", self.clusters, f"a list of {', '.join(CLUSTERS)}")
+        if not self.goals or not all(0 < goal < 1 for goal in self.goals):
+            raise bad_value("goals", self.goals, "a list of accuracies between 0 and 1")
+        if any(rate <= 0 for rate in self.rates):
+            raise bad_value("rates", self.rates, "a list of numbers above 0")
+        for point in self.points:
+            method, _, cluster = point.partition("@")
+            if method not in self.methods or cluster not in self.clusters:
+                raise bad_value(
+                    "points", self.points, "a list of METHOD@CLUSTER, of the methods and clusters that race"
+                )
+        if self.processes not in (2, 4, 8):
+            raise bad_value("processes", self.processes, "2 | 4 | 8")
+        if self.batches < 2 or self.rounds < 1:
+            key = "batches" if self.batches < 2 else "rounds"
+            raise bad_value(key, getattr(self, key), f"a whole number of at least {2 if key == 'batches' else 1}")
+
+    def stated(self) -> list[str]:
+        return []
+
+
+class Race:
+    """One folder's runs, and what they say."""
+
+    def __init__(self, folder: Path, options: RaceOptions, arguments: Sequence[str]) -> None:
+        """Args: arguments: of every run.
+
+        Raises:
+            UserError: the folder holds another study, or the arguments cannot be run.
+        """
+        self._folder, self._options, self._setting = folder.resolve(), options, [*SETTING, *arguments]
+        self._methods = {name: methods(options.processes)[name] for name in options.methods}
+        claim(self._folder, [f"processes={options.processes}", *arguments])
+        self.trainings = Trainings(self._folder / "accuracy", replace(options, processes=1), self._setting)
+        config = self.trainings.config
+        if config.blocks != BLOCKS:
+            raise bad_value("model.blocks", config.blocks, str(BLOCKS))
+        self._common = [
+            f"model.width={config.model.width}",
+            f"batch_size={config.batch_size}",
+            f"head={config.head.name}",
+        ]
+        self._rates: Mapping[str, float] = {}
+        self.contests: dict[str, Contest] = {}
+        """Timed runs, by cluster."""
+        for name in options.clusters:
+            if (timed := self._timed(name)) and CLUSTERS[name].stall is None:
+                self.contests[name] = self._contest(name, timed)
+        if FAST not in self.contests and (timed := self._timed(FAST, self._elsewhere())):
+            self.contests[FAST] = self._contest(FAST, timed)
+
+    def _elsewhere(self) -> list[str]:
+        """Methods whose rate on the fast cluster counts on another."""
+        stalls = any(CLUSTERS[name].stall is not None for name in self._options.clusters)
+        return [name for name, method in self._methods.items() if stalls or method.alone]
+
+    def _timed(self, cluster: str, names: Sequence[str] | None = None) -> list[Contestant]:
+        """Contestants on a cluster: those of one process run on the fast one alone."""
+        where, wanted = CLUSTERS[cluster], self._options.processes
+        found = []
+        for name in self._options.methods if names is None else names:
+            method = self._methods[name]
+            if method.alone and cluster != FAST:
+                continue
+            processes = method.processes(wanted)
+            keys = (*method.overrides(split(wanted), where.ahead), *where.overrides(processes))
+            grouped = method.alone or method.modules < BLOCKS
+            found.append(Contestant(name, keys, processes if grouped else None))
+        return found
+
+    def _contest(self, cluster: str, timed: Sequence[Contestant]) -> Contest:
+        options = self._options
+        contest = ContestOptions(
+            processes=options.processes, split=split(options.processes), batches=options.batches, repeats=options.rounds
+        )
+        return Contest(self._folder / "speed" / cluster, contest, self._common, timed)
+
+    def _overrides(self, name: str, ahead: int) -> tuple[str, ...]:
+        method = self._methods[name]
+        rate = self._rates.get(name, self.trainings.config.optim.lr)
+        return (*method.overrides(split(self._options.processes), ahead), method.learning_rate(rate))
+
+    def variants(self) -> dict[tuple[str, str], int]:
+        """Delays that a method's accuracy has on a cluster (`RaceMethod.variant`), by both names."""
+        clusters = {name: CLUSTERS[name].ahead for name in self._options.clusters}
+        pairs = ((name, cluster) for name in self._options.methods for cluster in clusters)
+        return {(name, cluster): self._methods[name].variant(clusters[cluster]) for name, cluster in pairs}
+
+    def run(self) -> RaceResults:
+        """Run what is missing.
+
+        Raises:
+            UserError: the data cannot be read.
+            CalledProcessError: a run has failed.
+        """
+        options, config = self._options, self.trainings.config
+        if options.rates:
+            self._choose_rates()
+        wanted = {(name, ahead): f"{name} {ahead}" if ahead else name for (name, _), ahead in self.variants().items()}
+        self.trainings.run_missing({way: self._overrides(*of) for of, way in wanted.items()})
+        for cluster, contest in self.contests.items():
+            contest.run(partial(launch, hosts=CLUSTERS[cluster].hosts))
+        facts = config.data.train_samples
+        assert facts is not None, "the setting says how many"
+        results = RaceResults(
+            facts // config.batch_size * config.batch_size, config.batch_size, options.processes, options.goals
+        )
+        for (name, ahead), way in wanted.items():
+            results.curves.setdefault(name, {})[ahead] = [curve(each) for each in self.trainings.summaries(way)]
+        results.rates = {cluster: self._speeds(cluster) for cluster in options.clusters}
+        results.points = [self._point(*point.split("@")) for point in options.points]
+        return results
+
+    def _choose_rates(self) -> None:
+        def overrides(name: str, rate: float) -> tuple[str, ...]:
+            method = self._methods[name]
+            return (*method.overrides(split(self._options.processes), CLUSTERS[FAST].ahead), method.learning_rate(rate))
+
+        one = Trainings(self._folder / "rates", replace(self._options, processes=1, seeds=1), self._setting)
+        self._rates = best_rates(one, self._methods, self._options.rates, overrides)
+
+    def _speeds(self, cluster: str) -> dict[str, Rate]:
+        stall, found = CLUSTERS[cluster].stall, {}
+        for name, method in self._methods.items():
+            source = FAST if method.alone or stall is not None else cluster
+            contest = self.contests[source]
+            contestant = next(each for each in self._timed(source) if each.name == name)
+            share = 1.0 if stall is None or method.alone else stall.share
+            rate = share * statistics.median(contest.speeds(contestant))
+            first = contest.summaries(contestant)[0]
+            most = max(
+                b - a for a, b in zip(first["memory_before_training_bytes"], first["peak_memory_bytes"], strict=True)
+            )
+            found[name] = Rate(rate, sum(first["bytes_back_per_batch"]), most, computed=share < 1)
+        return found
+
+    def _point(self, name: str, cluster: str) -> RacePoint:
+        """Run a cell to its end on its cluster, with seed 0."""
+        method, where, path = self._methods[name], CLUSTERS[cluster], self._folder / "points" / f"{name}-{cluster}"
+        if read_summary(path) is None and not diverged(path):
+            shutil.rmtree(path, ignore_errors=True)
+            processes = method.processes(self._options.processes)
+            keys = [
+                *settings(self._setting),
+                *self._overrides(name, where.ahead),
+                *where.overrides(processes),
+                "seed=0",
+            ]
+            if processes > 1 and method.modules == BLOCKS:
+                keys.append(f"partition=[{','.join(map(str, split(processes)))}]")
+            file = self._folder / f"{name}-{cluster}.json".replace(" ", "-")
+            try:
+                with stalling(None if method.alone else where.stall, file):
+                    launch(
+                        [[*keys, f"run_dir={quoted(str(path))}"]], processes, file, where.hosts if processes > 1 else ()
+                    )
+            except subprocess.CalledProcessError:
+                if not diverged(path):
+                    raise
+        summary = read_summary(path)
+        seconds = [] if summary is None else [epoch["train_seconds"] for epoch in summary["epochs"]]
+        return RacePoint(name, cluster, 0, curve(summary), seconds)
+
+
+def curve(summary: Mapping[str, Any] | None) -> list[float]:
+    """Test accuracy of the net after each epoch; none of a run that diverged."""
+    if summary is None:
+        return []
+    return [epoch["test"][max(epoch["test"], key=int)]["accuracy"] for epoch in summary["epochs"]]
+
+
+def check_rights(cluster: RaceCluster) -> None:
+    """Raises: UserError: its link cannot be made here, and why."""
+    if not cluster.link:
+        return
+    if not TWO_HOSTS.is_file():
+        raise UserError("study race: needs launch/two_hosts, which is in a checkout")
+    tried = subprocess.run([*cluster.hosts, "true"], check=False, capture_output=True, text=True)
+    if tried.returncode:
+        raise UserError(f"study race: {tried.stderr.strip()}; or clusters=[fast,slow,stalls], which take no link")
+
+
+def report(results: RaceResults, variants: Mapping[tuple[str, str], int]) -> str:
+    """Markdown: a table for each cluster, and the points."""
+    text = []
+    for cluster, rates in results.rates.items():
+        curves = {name: results.curves[name][variants[name, cluster]] for name in rates}
+        table = cluster_table(results.goals, rates, curves, results.images)
+        text.append(f"## {cluster}: {CLUSTERS[cluster].title}\n\n{table}")
+    if results.points:
+        text.append(f"## Computed and measured, seed 0\n\n{points_table(results, variants)}")
+    return "\n".join(text)
+
+
+def main(arguments: list[str]) -> int:
+    """Run what is missing, and report; returns the exit code.
+
+    Raises:
+        UserError: no right to make a link, the folder holds another study, or the arguments cannot be run.
+        CalledProcessError: a run has failed.
+    """
+    folder, options, overrides = read(arguments, RaceOptions())
+    for name in options.clusters:
+        check_rights(CLUSTERS[name])
+    race = Race(folder, options, overrides)
+    results = race.run()
+    text, config = report(results, race.variants()), race.trainings.config
+    print(text, end="")
+    ways = [f"{name} {ahead}" if ahead else name for name, of in results.curves.items() for ahead in of]
+    summaries = [each for way in ways for each in race.trainings.summaries(way) if each is not None]
+    setting = f"{config.epochs} epochs of {results.images} images in batches of {results.batch_size}, width "
+    setting += f"{config.model.width:g}, {options.seeds} seeds; pipelines of {options.processes} processes."
+    command = f"python -m fgpipe.study race FOLDER {shlex.join(arguments[1:])}".rstrip()
+    out = Path(options.out or folder)
+    write_page(out / "race.md", page("Time to accuracy", command, setting, summaries, text))
+    content = {**asdict(results), "command": command, "machine": machine(), "commit": commit()}
+    with written(out / "race.json"):
+        durable.write(out / "race.json", f"{json.dumps(content, indent=1)}\n".encode())
+    return 0
