@@ -31,13 +31,15 @@ class Method:
     """Blocks without trainable parameters: they pass activations and tangents on, and learn nothing."""
     returns_gradients: bool = False
     """Asynchronous backpropagation: the gradient of the last loss comes back from block to block."""
+    head_learns: str = "labels"
+    """From what heads learn that the target's error goes through; others learn from their own losses."""
 
     @classmethod
     def of(cls, config: Config, classes: int = 1, idle: frozenset[int] = frozenset()) -> "Method":
         assert config.scope is not None
         shape = config.blocks, make(config.guess), config.space, config.scope, config.target.depth
         rest = config.share, classes, config.feedback.every, idle, config.asynchronous
-        return cls(*shape, config.decode, config.step, *rest)
+        return cls(*shape, config.decode, config.step, *rest, config.head.learns)
 
     @property
     def last(self) -> int:
@@ -57,6 +59,10 @@ class Method:
     def has_beside(self, block: int) -> bool:
         """The guess of the block has a second head, beside the trained one."""
         return self.guess.second_head is not None and self.projects(block)
+
+    def distils(self, block: int) -> bool:
+        """The head of the block that the error goes through learns when the error comes: the one beside, if there is one."""
+        return self.head_learns == "distilled" and self.target(block) != block and block not in self.idle
 
     def target(self, block: int) -> int:
         """The block whose loss is the target of `block`."""

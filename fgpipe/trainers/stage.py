@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fgpipe.config.rng import drawing
 from fgpipe.gradients import Direction, Push, Tangent, linearize
+from fgpipe.gradients.distillation import distilling
 from fgpipe.gradients.estimator import StepRule
 from fgpipe.gradients.frozen import frozen_logits, frozen_losses
 from fgpipe.gradients.guesses import GuessMemory, View, not_there, redraw
@@ -50,6 +51,19 @@ class InFlight:
     """The block's output with its graph (activity space)."""
     weights: nn.Module
     """The module that ran the batch, to which the graph belongs."""
+    lesson: "Lesson | None" = None
+    """For the head that the error goes through, if it is distilled."""
+
+
+@dataclass(eq=False)
+class Lesson:
+    """Everything that a head keeps of a batch to learn from its error."""
+
+    logits: Tensor
+    """`[B, C]`, with a graph down to `parameters`."""
+    parameters: Sequence[Tensor]
+    """Copies of the head's, of its forward pass."""
+    labels: Tensor
 
 
 class Stage:
@@ -66,6 +80,7 @@ class Stage:
         self._replica, self._replicas = plan.topology.replica, plan.topology.replicas
         self._reading = method.guess.reading
         self._plain, self._projects, self._last = method.is_plain(index), method.projects(index), index == method.last
+        self._distils_own = method.distils(index) and learner.beside_optimizer is None
         self._precision, self._draws = Precision.of(plan.config), may_draw(self.block)
         like = torch.empty(0, dtype=self._precision.dtype, device=device)
         self.decoder = Decoder.of(lanes, index, like)
@@ -117,9 +132,9 @@ class Stage:
         if not self._last and not above:
             yield self._outgoing(batch, y, None)
         losses, read = yield from self._own_loss(y, batch, findings)
-        directions, head_gradients = None, None
+        directions, head_gradients, lesson = None, None, None
         if self._projects:
-            directions, head_gradients = yield from self._guess(y, losses, weights, batch)
+            directions, head_gradients, lesson = yield from self._guess(y, losses, weights, batch)
             yield Worked("guess")
         dy = None
         if push is not None:
@@ -133,7 +148,7 @@ class Stage:
             assert losses is not None, "a block that learns by its loss has a head"
             yield from self._descend(losses, weights, batch)
             return
-        if self._head_optimizer is not None and losses is not None:
+        if self._head_optimizer is not None and losses is not None and not self._distils_own:
             found = head_gradients or gradients(losses.mean(), self._head_optimizer.parameters)
             self._head_optimizer.step(found, batch.id)
             yield Worked("head")
@@ -147,6 +162,7 @@ class Stage:
             directions=directions if self._method.guess.kept else None,
             output=y if self._method.space == "activity" else None,
             weights=weights,
+            lesson=lesson,
         )
         if not asks:
             yield from self._update(entry, None)
@@ -190,10 +206,12 @@ class Stage:
 
     def _guess(
         self, y: Tensor, losses: Tensor | None, weights: nn.Module, batch: Batch
-    ) -> Part[tuple[Sequence[Tensor], Sequence[Tensor] | None]]:
-        """The directions and, where the same backward pass gives it, the gradient of the trained head; the one beside learns."""
+    ) -> Part[tuple[Sequence[Tensor], Sequence[Tensor] | None, Lesson | None]]:
+        """The directions and, where the same backward pass gives it, the gradient of the trained head; what a head is to
+        learn from the error. The one beside learns, unless it is distilled."""
         places = list(trainable(weights).values()) if self._method.space == "weight" else [y]
         of_head: Sequence[Tensor] | None = None
+        lesson: Lesson | None = None
 
         def gradient() -> Sequence[Tensor]:
             nonlocal of_head
@@ -208,18 +226,23 @@ class Stage:
             return gradients(guess_losses.mean(), places)
 
         def logits() -> Tensor:
-            return frozen_logits(self.head, y)
+            nonlocal lesson
+            found, copies = frozen_logits(self.head, y, learns=self._distils_own)
+            lesson = Lesson(found, copies, batch.labels) if self._distils_own else None
+            return found
 
         if (optimizer := self._learner.beside_optimizer) is None:
             view = self._view(places, self._draw(batch), gradient, logits)
-            return self._method.guess.propose(view), of_head
+            return self._method.guess.propose(view), of_head, lesson
         second, logits_beside, copies = frozen_losses(self.guess_head, y, batch.labels)
         found = gradients(second.mean(), [*places, *copies], retain_graph=True)
         view = self._view(places, self._draw(batch), gradient, lambda: logits_beside, lambda: found[: len(places)])
         directions = self._method.guess.propose(view)
+        if self._method.distils(self.index):
+            return directions, of_head, Lesson(logits_beside, copies, batch.labels)
         optimizer.step(found[len(places) :], batch.id)
         yield Learnt(self.index, "beside", found[len(places) :])
-        return directions, of_head
+        return directions, of_head, None
 
     def _view(
         self,
@@ -304,6 +327,19 @@ class Stage:
         self._version += 1
         yield Worked("update")
         yield Learnt(self.index, "block", estimates, staleness)
+        if entry.lesson is not None and readings is not None:
+            yield from self._distil(entry.lesson, readings[0], entry.batch)
+
+    def _distil(self, lesson: Lesson, error: Tensor, batch: int) -> Iterator[Message]:
+        """Update the head that the error has gone through."""
+        part, optimizer = "beside", self._learner.beside_optimizer
+        if optimizer is None:
+            part, optimizer = "head", self._head_optimizer
+        assert optimizer is not None, "the head is trained"
+        found = gradients(lesson.logits, lesson.parameters, distilling(lesson.logits, lesson.labels, error))
+        optimizer.step(found, batch)
+        yield Worked("head")
+        yield Learnt(self.index, part, found)
 
     def _estimates(self, entry: InFlight, readings: Tensor | None) -> Sequence[Tensor]:
         method, directions, y = self._method, entry.directions, entry.output
