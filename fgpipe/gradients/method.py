@@ -57,8 +57,22 @@ class Method:
         return self.guess.head in (GuessHead.DRAWN_PER_BATCH, GuessHead.DRAWN_ONCE)
 
     def has_beside(self, block: int) -> bool:
-        """The guess of the block has a second head, beside the trained one."""
-        return self.guess.second_head is not None and self.projects(block)
+        """The guess of the block has a second head, beside the trained one, which learns from its own loss."""
+        private = self.guess.twin is not None and self.guess.copied_every is None
+        return (self.guess.second_head is not None or private) and self.projects(block)
+
+    def has_copies(self, block: int) -> bool:
+        """The block has a twin of the blocks above, whose weights are theirs."""
+        return self.guess.copied_every is not None and self.projects(block)
+
+    def sources(self, block: int) -> range:
+        """The blocks whose weights travel down to the twin of `block`."""
+        shape = self.guess.twin
+        return range(0) if shape is None or not self.has_copies(block) else shape.sources(block, self.blocks)
+
+    def copies(self, batch: int) -> bool:
+        """Weights are copied after so many batches."""
+        return self.guess.copied_every is not None and batch > 0 and batch % self.guess.copied_every == 0
 
     def distils(self, block: int) -> bool:
         """The head of the block that the error goes through learns when the error comes: the one beside, if there is one."""

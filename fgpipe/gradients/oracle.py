@@ -138,6 +138,8 @@ def estimate(
             result.beside[j] = _named(guess_heads[j], of_head)
             logits, second = partial(_itself, logits_beside), partial(_itself, of_places)
             logits_of_beside[j] = logits_beside
+        elif method.has_copies(j):
+            logits = partial(_itself, guess_heads[j](input_for(guess_heads[j], outputs[j])))
         own, aim = (partial(found.__getitem__, j) for found in (guesses, gradients))
         view = View(places[j], (seed, j, batch), own, logits, second, aim, memory(j))
         directions[j] = method.guess.propose(view)

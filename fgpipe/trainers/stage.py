@@ -27,12 +27,13 @@ from fgpipe.models.net import input_for, may_draw
 from fgpipe.observe.events import Learnt, Skipped, Worked
 from fgpipe.plan.plan import Plan
 from fgpipe.plan.precision import Precision
+from fgpipe.trainers.copies import Copies
 from fgpipe.trainers.findings import Findings
 from fgpipe.trainers.learner import Learner
 from fgpipe.trainers.stash import Stash
 from fgpipe.trainers.step import Given, Message, Part
 from fgpipe.wire.batch import Batch, rounded
-from fgpipe.wire.feedback.messages import Feedback
+from fgpipe.wire.feedback.messages import Feedback, Weights
 from fgpipe.wire.gradients import Gradient
 
 
@@ -87,7 +88,8 @@ class Stage:
         self.step_rule = StepRule.of(method.decode, method.step, lanes.counts[index], like)
         self.memory = GuessMemory(method.guess.remember(trainable(self.block)) if self._projects else {})
         self._in_flight: deque[InFlight] = deque()
-        self._version = 0
+        self._version, self._waits = 0, method.waits(index)
+        self._copies = Copies(plan, index, self.block, self.head, self.guess_head, run)
         stashed = method.keeps_graph(index) and window > 1
         self._stash = Stash(self.block, window if stashed else 0)
 
@@ -114,12 +116,18 @@ class Stage:
             batch = given.to(self._device, self._precision.dtype)
             with self._precision.casting(self._device):
                 yield from self._train(batch) if batch.training else self._evaluate(batch)
-        elif isinstance(given, Feedback):
-            yield from self._apply(given)
+            if batch.training and not self._waits:
+                yield from self._copies.after(batch.id)
+        elif isinstance(given, Weights):
+            self._copies.take(given)
         else:
             assert not isinstance(given, Gradient), "nobody sends gradients here"
-            self._in_flight.popleft()
-            yield Skipped(self.index)
+            yield from self._apply(given) if isinstance(given, Feedback) else self._skip()
+            yield from self._copies.after(given.batch)
+
+    def _skip(self) -> Iterator[Message]:
+        self._in_flight.popleft()
+        yield Skipped(self.index)
 
     def _train(self, batch: Batch) -> Iterator[Message]:
         weights, asks = self._stash.keep(batch.id), self._method.asks(batch.id)
@@ -227,7 +235,8 @@ class Stage:
 
         def logits() -> Tensor:
             nonlocal lesson
-            found, copies = frozen_logits(self.head, y, learns=self._distils_own)
+            through = self.guess_head if self._method.has_copies(self.index) else self.head
+            found, copies = frozen_logits(through, y, learns=self._distils_own)
             lesson = Lesson(found, copies, batch.labels) if self._distils_own else None
             return found
 
