@@ -18,7 +18,7 @@ class TwinShape:
     ahead: int | None
     """Blocks above; None: all."""
     path: str
-    """`whole`, or `skip`: residual blocks without their bodies."""
+    """`whole`, or `skip`: residual blocks without their bodies, others whole."""
 
     def sources(self, block: int, blocks: int) -> range:
         """The blocks that the twin of a block has, of so many in the net; the head is that of the last."""

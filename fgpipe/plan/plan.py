@@ -12,7 +12,7 @@ from fgpipe.gradients.guesses import make
 from fgpipe.gradients.method import Method
 from fgpipe.gradients.optim import trainable
 from fgpipe.gradients.probes import Lanes, plan_lanes
-from fgpipe.models.net import Net, resnet
+from fgpipe.models.net import Net, may_draw, resnet
 from fgpipe.models.twins import Twin, with_twins
 from fgpipe.plan.costs import ForwardPass, block_costs
 from fgpipe.plan.precision import DTYPES, Precision
@@ -85,6 +85,9 @@ class Plan:
                 "guess", config.guess_name, "one without a second head, as the net has none beside (Net.beside)"
             )
         if (shape := make(config.guess).twin) is not None:
+            if any(map(may_draw, net.blocks)):
+                allowed = "another one with blocks that may draw numbers, as a twin would draw others"
+                raise bad_value("guess", config.guess_name, allowed)
             net = with_twins(net, shape)
         method = Method.of(config, facts.classes, idle=frozenset(j for j, count in enumerate(tensors) if not count))
         lanes = plan_lanes(method, tensors, config.lanes, config.code, config.seed)

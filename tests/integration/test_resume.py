@@ -25,6 +25,7 @@ METHODS = {
     "pipelined": ["window=auto", "scope=block"],
     "ntk": ["window=auto", "guess=ntk", "space=activity", "head=linear"],
     "local": ["target=local"],
+    "twins": ["window=auto", "guess=twins", "guess.ahead=2", "guess.every=3", "space=activity"],
 }
 
 

@@ -23,7 +23,7 @@ class Twins(Error):
     every: int = 8
     """Batches from one copy to the next."""
     path: str = "whole"
-    """`skip`: residual blocks without their bodies."""
+    """`whole`, or `skip`: residual blocks without their bodies, others whole."""
     weights: str = "copied"
     """`copied`, or `private`."""
 
