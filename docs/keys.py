@@ -147,6 +147,7 @@ SPACES = {
     "local_subspace": ["space=activity"],
     "mixture": ["space=activity"],
     "portfolio": ["space=activity", "scope=batch"],
+    "twins": ["space=activity"],
 }
 """Settings without which a guess is refused."""
 

@@ -155,6 +155,11 @@ def _check_guess(config: Config) -> None:
     if config.replicas > 1 and guess.remembers:
         raise bad_value("replicas", config.replicas, f"1 with {named}, whose memories would differ")
     guess.check(config)
+    goes_through = guess.reading.is_row and not guess.reading.has_lane and config.target.name == "global"
+    observed = guess.name == "end_to_end" and config.tangents == "oracle"
+    if config.head.learns != "labels" and not goes_through and not observed:
+        allowed = "labels unless guess=error | mixture target=global, or guess=end_to_end tangents=oracle"
+        raise bad_value("head.learns", config.head.learns, allowed)
     plain = ("lanes", "exact"), ("decode", "plain"), ("step", "projection")
     refused: list[tuple[tuple[tuple[str, str], ...], str]] = []
     if guess.is_plain(own_target=config.target.depth == 0):

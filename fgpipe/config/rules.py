@@ -107,6 +107,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "model.stem": _one_of("cifar", "imagenet"),
     "head.name": _one_of("cnn", "mlp", "linear", "predsim", "spatial", "strided"),
     "head.hidden": _optional(_at_least(1)),
+    "head.learns": _one_of("labels", "distilled"),
     "target.name": _one_of("global", "intermediate", "local"),
     "target.depth": (
         lambda value: value is None or value >= 0,

@@ -46,6 +46,8 @@ class HeadConfig:
     name: str = MISSING
     hidden: int | None = None
     """Hidden channels or features at width 1; null takes the paper's for the number of blocks."""
+    learns: str = "labels"
+    """From what heads learn that the target's error goes through: `labels`, as all others, or `distilled`."""
 
 
 @dataclass

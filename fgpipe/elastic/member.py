@@ -27,7 +27,7 @@ from fgpipe.saving.checkpoint import read_block, serialised
 from fgpipe.trainers.findings import Findings
 from fgpipe.trainers.stage import Stage
 from fgpipe.wire.batch import Batch
-from fgpipe.wire.feedback.messages import Feedback, Lost
+from fgpipe.wire.feedback.messages import Feedback, Lost, Weights
 from fgpipe.wire.gradients import Gradient
 
 QUIET = 2.0
@@ -217,7 +217,7 @@ class Member:
                     else:
                         self._observers.observe(found)
             else:
-                assert not isinstance(message, Gradient), "only asynchronous backpropagation returns gradients"
+                assert not isinstance(message, Gradient | Weights), "what an elastic block learns by is scalars"
                 self._observers.observe(message)
                 if isinstance(message, Learnt) and message.part == "block":
                     self._learnt(extra=extra, fallback=stage is not self._stage)

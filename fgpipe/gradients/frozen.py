@@ -6,11 +6,18 @@ from torch import Tensor, nn
 from fgpipe.gradients.dual import HeadLosses, call_with, copies
 
 
-def frozen_logits(head: nn.Module, x: Tensor) -> Tensor:
-    """The logits `[B, C]` of a head for `x` `[B, ...]`, from copies of its buffers too: no running statistic counts twice."""
-    parameters = {name: parameter.detach().clone() for name, parameter in head.named_parameters()}
+def frozen_logits(head: nn.Module, x: Tensor, *, learns: bool) -> tuple[Tensor, list[Tensor]]:
+    """The logits `[B, C]` of a head for `x` `[B, ...]`, from copies of its buffers too: no running statistic counts twice.
+
+    Args: learns: the copies of its trainable parameters, which are returned beside, are part of the graph.
+    """
+    parameters = {
+        name: parameter.detach().clone().requires_grad_(learns and parameter.requires_grad)
+        for name, parameter in head.named_parameters()
+    }
     with torch.enable_grad():
-        return call_with(head, parameters | copies(head.named_buffers()), x.clone())
+        logits = call_with(head, parameters | copies(head.named_buffers()), x.clone())
+    return logits, [each for each in parameters.values() if each.requires_grad]
 
 
 def frozen_losses(head: nn.Module, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:

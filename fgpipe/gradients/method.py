@@ -31,13 +31,15 @@ class Method:
     """Blocks without trainable parameters: they pass activations and tangents on, and learn nothing."""
     returns_gradients: bool = False
     """The gradient of the last loss comes back from block to block: asynchronous backpropagation, or `correct.every`."""
+    head_learns: str = "labels"
+    """From what heads learn that the target's error goes through; others learn from their own losses."""
 
     @classmethod
     def of(cls, config: Config, classes: int = 1, idle: frozenset[int] = frozenset()) -> "Method":
         assert config.scope is not None
         shape = config.blocks, make(config.guess), config.space, config.scope, config.target.depth
         rest = config.share, classes, config.correct.every or config.feedback.every, idle, config.returns_gradients
-        return cls(*shape, config.decode, config.step, *rest)
+        return cls(*shape, config.decode, config.step, *rest, config.head.learns)
 
     @property
     def last(self) -> int:
@@ -55,8 +57,26 @@ class Method:
         return self.guess.head in (GuessHead.DRAWN_PER_BATCH, GuessHead.DRAWN_ONCE)
 
     def has_beside(self, block: int) -> bool:
-        """The guess of the block has a second head, beside the trained one."""
-        return self.guess.second_head is not None and self.projects(block)
+        """The guess of the block has a second head, beside the trained one, which learns from its own loss."""
+        private = self.guess.twin is not None and self.guess.copied_every is None
+        return (self.guess.second_head is not None or private) and self.projects(block)
+
+    def has_copies(self, block: int) -> bool:
+        """The block has a twin of the blocks above, whose weights are theirs."""
+        return self.guess.copied_every is not None and self.projects(block)
+
+    def sources(self, block: int) -> range:
+        """The blocks whose weights travel down to the twin of `block`."""
+        shape = self.guess.twin
+        return range(0) if shape is None or not self.has_copies(block) else shape.sources(block, self.blocks)
+
+    def copies(self, batch: int) -> bool:
+        """Weights are copied after so many batches."""
+        return self.guess.copied_every is not None and batch > 0 and batch % self.guess.copied_every == 0
+
+    def distils(self, block: int) -> bool:
+        """The head of the block that the error goes through learns when the error comes: the one beside, if there is one."""
+        return self.head_learns == "distilled" and self.target(block) != block and block not in self.idle
 
     def target(self, block: int) -> int:
         """The block whose loss is the target of `block`."""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fgpipe.config.rng import drawing
+from fgpipe.gradients.distillation import distilling
 from fgpipe.gradients.estimator import StepRule
 from fgpipe.gradients.guesses import View, not_there
 from fgpipe.gradients.method import Method
@@ -124,6 +125,7 @@ def estimate(
         guesses.update(zip(guessing, found[len(asking) :]))
         result.heads.append(_named(head, of_head))
     directions: dict[int, Sequence[Tensor]] = {}
+    logits_of_beside: dict[int, Tensor] = {}
     for j in filter(method.projects, range(method.blocks)):
         if method.guesses_by_untrained_head:
             head = guess_heads[j]
@@ -135,6 +137,9 @@ def estimate(
             of_places, of_head = _backward(losses_beside, [places[j], tuple(trainable(guess_heads[j]).values())])
             result.beside[j] = _named(guess_heads[j], of_head)
             logits, second = partial(_itself, logits_beside), partial(_itself, of_places)
+            logits_of_beside[j] = logits_beside
+        elif method.has_copies(j):
+            logits = partial(_itself, guess_heads[j](input_for(guess_heads[j], outputs[j])))
         own, aim = (partial(found.__getitem__, j) for found in (guesses, gradients))
         view = View(places[j], (seed, j, batch), own, logits, second, aim, memory(j))
         directions[j] = method.guess.propose(view)
@@ -152,6 +157,13 @@ def estimate(
                 parameters = tuple(trainable(block).values())
                 estimates = gradients_of(outputs[j], parameters, estimates[0], retain_graph=True)
         result.blocks.append(_named(block, estimates))
+    for j in filter(method.distils, range(method.last)):
+        beside = method.has_beside(j)
+        pupil, said = (guess_heads[j], logits_of_beside[j]) if beside else (heads[j], result.logits[j])
+        if said is not None:
+            signal = distilling(said, labels, _error(result, method.target(j)))
+            of_pupil = gradients_of(said, tuple(trainable(pupil).values()), signal, retain_graph=True)
+            (result.beside if beside else result.heads)[j] = _named(pupil, of_pupil)
     if cosine:
         true: Sequence[Sequence[Tensor]] = _backward(_of_head(losses, method.last), places[: method.last])
         by_sample = [method.space == "activity" and not method.is_plain(j) for j in range(method.last)]
@@ -174,14 +186,20 @@ def _readings(
     reading, target = method.guess.reading, method.target(block)
     if reading is Reading.DERIVATIVE:
         return method.guess.inner(gradient, directions, method.scope)
-    losses, logits = _of_head(found.losses, target), _of_head(found.logits, target)
     if reading is Reading.ERROR:
-        return torch.autograd.grad(losses.sum(), logits, retain_graph=True)[0].unsqueeze(0)
+        return _error(found, target).unsqueeze(0)
+    logits = _of_head(found.logits, target)
     signal = torch.zeros_like(logits, requires_grad=True)  # J v is the derivative of <v, J^T u> with respect to u
     pulled = torch.autograd.grad(logits, list(places), signal, create_graph=True, materialize_grads=True)
     products = [(each * direction).sum() for each, direction in zip(pulled, directions, strict=True)]
     wanted = products if method.scope == "tensor" else [torch.stack(products).sum()]
     return torch.stack([torch.autograd.grad(each, signal, retain_graph=True)[0] for each in wanted])
+
+
+def _error(found: Estimates, target: int) -> Tensor:
+    """The derivative of each sample's target with respect to its logits, `[B, C]`."""
+    losses, logits = _of_head(found.losses, target), _of_head(found.logits, target)
+    return torch.autograd.grad(losses.sum(), logits, retain_graph=True)[0]
 
 
 def alignment(gradient: Sequence[Tensor], guess: Sequence[Tensor], by_sample: bool) -> Tensor:

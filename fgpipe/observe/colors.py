@@ -20,6 +20,7 @@ LINK_COLORS = {
     "feedback": "#d9822b",
     "control": "#8a8f98",
     "averages": "#2a9d8f",
+    "weights": "#b5893a",
 }
 """Of each of `ledger.KINDS`."""
 RUN_COLORS = ("#2f7ed8", "#d9822b", "#8e5cc9", "#2a9d8f", "#c2447f", "#7a9a3a", "#b23a48", "#8a8f98")

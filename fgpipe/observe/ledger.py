@@ -1,15 +1,15 @@
 """Bytes per link, direction and kind, counted where they are handed to a socket."""
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-KINDS = ("activations", "tangents", "gradients", "rare_gradients", "feedback", "control", "averages")
-"""`gradients` flow in backpropagation only, `rare_gradients` with `correct.every`; `control` is headers and labels; `averages` are what a block hands over to
-be averaged over replicas, from itself to itself."""
+KINDS = ("activations", "tangents", "gradients", "rare_gradients", "feedback", "control", "averages", "weights")
+"""`gradients` flow in backpropagation only, `rare_gradients` with `correct.every`; `control` is headers and labels; `averages`
+are what a block hands over to be averaged over replicas, from itself to itself; `weights` are copies for twins below."""
 
 
 Sent = dict[tuple[int, int, str], tuple[int, int]]
@@ -81,9 +81,12 @@ def report(table: Tensor) -> dict[str, dict[str, dict[str, int]]]:
     return links
 
 
-def bytes_back(table: Tensor, batches: int) -> list[float]:
-    """Bytes of readings and gradients that came back to each block for one batch; what stays in a process is none."""
-    kinds = [KINDS.index(kind) for kind in ("feedback", "gradients", "rare_gradients")]
+RETURNED = ("feedback", "gradients", "rare_gradients")
+"""Kinds that come back for a batch."""
+
+
+def bytes_back(table: Tensor, batches: int, kinds: Sequence[str] = RETURNED) -> list[float]:
+    """Bytes of these kinds that came back to each block for one batch; what stays in a process is none."""
     downwards = torch.ones(len(table), len(table)).tril(-1).bool()
-    sizes = table[:, :, kinds, 0].sum(dim=2).where(downwards, 0)
+    sizes = table[:, :, [KINDS.index(kind) for kind in kinds], 0].sum(dim=2).where(downwards, 0)
     return [size / batches for size in sizes.sum(dim=0).tolist()]

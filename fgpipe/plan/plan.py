@@ -12,7 +12,8 @@ from fgpipe.gradients.guesses import make
 from fgpipe.gradients.method import Method
 from fgpipe.gradients.optim import trainable
 from fgpipe.gradients.probes import Lanes, plan_lanes
-from fgpipe.models.net import Net, resnet
+from fgpipe.models.net import Net, may_draw, resnet
+from fgpipe.models.twins import Twin, with_twins
 from fgpipe.plan.costs import ForwardPass, block_costs
 from fgpipe.plan.precision import DTYPES, Precision
 from fgpipe.plan.schedule import windows
@@ -83,6 +84,11 @@ class Plan:
             raise bad_value(
                 "guess", config.guess_name, "one without a second head, as the net has none beside (Net.beside)"
             )
+        if (shape := make(config.guess).twin) is not None:
+            if any(map(may_draw, net.blocks)):
+                allowed = "another one with blocks that may draw numbers, as a twin would draw others"
+                raise bad_value("guess", config.guess_name, allowed)
+            net = with_twins(net, shape)
         method = Method.of(config, facts.classes, idle=frozenset(j for j, count in enumerate(tensors) if not count))
         lanes = plan_lanes(method, tensors, config.lanes, config.code, config.seed)
         if theirs:
@@ -127,6 +133,16 @@ class Plan:
         precision, samples = Precision.of(self.config), self.config.share
         one = [precision.bytes_of(torch.Size([samples, *shape])) for shape in self.forward.shapes[1:-1]]
         return [(1 + len(self.lanes.on_link(j))) * each for j, each in enumerate(one)]
+
+    def weights_from(self, block: int) -> dict[int, int]:
+        """Source -> how many weights travel down to the twin of a block at a time; sources without any are left out."""
+        sources = self.method.sources(block)
+        if not sources:
+            return {}
+        twin = self.net.beside[block]
+        assert isinstance(twin, Twin), "copied weights are a twin's"
+        sizes = [sum(each.numel() for each in piece) for piece in twin.pieces()]
+        return {source: size for source, size in zip(sources, sizes, strict=True) if size}
 
     @property
     def test_batches(self) -> int:

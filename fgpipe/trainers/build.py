@@ -13,7 +13,7 @@ from fgpipe.errors import bad_value
 from fgpipe.models.net import Net
 from fgpipe.observe.observers import Observers
 from fgpipe.plan.plan import DataFacts, Plan
-from fgpipe.plan.precision import Precision
+from fgpipe.plan.precision import DTYPES, Precision
 from fgpipe.plan.schedule import kept
 from fgpipe.trainers.asynchronous import AsynchronousStage
 from fgpipe.trainers.corrected import CorrectedStage
@@ -34,6 +34,7 @@ from fgpipe.wire.post import Post
 from fgpipe.wire.replay import Replay, copied
 from fgpipe.wire.slow import Delay, SlowLinks
 from fgpipe.wire.streams import GpuStreams, Streams
+from fgpipe.wire.weights import WeightsBox
 
 CPU = torch.device("cpu")
 QUEUED = 2
@@ -123,7 +124,8 @@ def _connect(
     if receiver is not None:
         taken = receiver.taken
         inputs[first] = Replay(first, config.replay, config.seed, metrics, taken) if replays else Arrivals(taken)
-    inbox = Inbox(inputs, mailboxes, observers.timeline, plan.step * plan.parts)
+    boxes = {} if plan.config.tangents == "oracle" else _weights_boxes(plan, cluster.run)
+    inbox = Inbox(inputs, mailboxes, observers.timeline, plan.step * plan.parts, boxes)
     upwards, downwards, feedback = None, None, None
     if last < method.last:
         delay = None if plan.pipelined else links.delay(topology.position, topology.position + 1, inbox.fail)
@@ -147,6 +149,7 @@ def _connect(
             largest=(probes, max(1, *(method.numbers(count) for count in counts))),
             kept=kept(plan.windows, method.every) if config.feedback.lost == "retry" else [0] * method.blocks,
             links=links,
+            weights=max((size for j in topology.local for size in weights_bytes(plan, j).values()), default=0),
         )
         feedback = ZmqFeedback(topology, cluster.store, inbox, observers.ledger, metrics, terms)
     if receiver is not None:
@@ -204,6 +207,17 @@ def _layout(plan: Plan, block: int, device: torch.device, wire: torch.device) ->
         every=plan.method.every,
         packed=precision.int8,
     )
+
+
+def weights_bytes(plan: Plan, block: int) -> dict[int, int]:
+    """Source -> bytes of one message of its weights to the twin of a block."""
+    return {source: size * DTYPES[plan.config.dtype].itemsize for source, size in plan.weights_from(block).items()}
+
+
+def _weights_boxes(plan: Plan, run: int) -> Mapping[int, WeightsBox]:
+    """Those of the blocks here whose twins get their weights from above."""
+    every, sizes = plan.method.guess.copied_every, {j: weights_bytes(plan, j) for j in plan.topology.local}
+    return {j: WeightsBox(run, j, each, every, plan.step) for j, each in sizes.items() if each and every}
 
 
 def _mailboxes(plan: Plan, run: int, observers: Observers) -> Mapping[int, Mailbox]:

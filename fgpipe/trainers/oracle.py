@@ -17,6 +17,7 @@ from fgpipe.gradients.optim import Trained, in_order, trainable
 from fgpipe.gradients.oracle import estimate
 from fgpipe.gradients.probes import Decoder
 from fgpipe.models.net import input_for
+from fgpipe.models.twins import Twin
 from fgpipe.observe.events import Aligned, Learnt
 from fgpipe.plan.plan import Plan
 from fgpipe.trainers.findings import Findings
@@ -52,7 +53,9 @@ class OracleStep:
     def _train(self, batch: Batch) -> Iterator[Message]:
         images, labels = batch.x.to(self._device), batch.labels.to(self._device)
         for each in self.learners:
-            if each.guess_head is not None and each.beside_optimizer is None:
+            if self._method.copies(batch.id) and isinstance(each.guess_head, Twin):
+                self._copy(each.index, each.guess_head)
+            elif each.guess_head is not None and self._method.guesses_by_untrained_head:
                 redraw(each.guess_head, self._method.guess, self._seed, each.index, batch.id)
         found = estimate(
             self._method,
@@ -93,6 +96,15 @@ class OracleStep:
                 estimates = in_order(each.guess_head, found.beside[j])
                 each.beside_optimizer.step(estimates, batch.id)
                 yield Learnt(j, "beside", estimates)
+
+    @torch.no_grad()
+    def _copy(self, block: int, twin: Twin) -> None:
+        """Give the twin of a block the weights of the blocks above."""
+        shape, sources = self._method.guess.twin, self._method.sources(block)
+        assert shape is not None, "the block has a twin"
+        above = Twin([shape.part(self.learners[k].block) for k in sources], self.learners[sources[-1]].head)
+        for own, theirs in zip(twin.parameters(), above.parameters(), strict=True):
+            own.copy_(theirs)
 
     def _recall(self, block: int) -> StepRule:
         return self.step_rules[block].recall

@@ -306,7 +306,8 @@ class _Run:
         used = torch.zeros(4, place.world_size, dtype=torch.int64)
         used[:, place.rank] = torch.tensor([self._memory.before, self._memory.peak, *self._processor.tolist()])
         before, peak, processor, main_thread = total(used).tolist()
-        images = plan.config.epochs * plan.facts.train_batches * plan.config.batch_size
+        batches, copied = plan.config.epochs * plan.facts.train_batches, plan.method.guess.copied_every is not None
+        images = batches * plan.config.batch_size
         return {
             "device": str(self._device),
             "world_size": place.world_size,
@@ -326,7 +327,8 @@ class _Run:
             "scalars": incident_report(incidents),
             "replay": incident_report(replays, REPLAYS),
             "bytes": report(traffic),
-            "bytes_back_per_batch": bytes_back(traffic, plan.config.epochs * plan.facts.train_batches),
+            "bytes_back_per_batch": bytes_back(traffic, batches),
+            **({"weights_back_per_batch": bytes_back(traffic, batches, ["weights"])} if copied else {}),
             "memory_before_training_bytes": before,
             "peak_memory_bytes": peak,
             "processor_seconds": [nanoseconds * 1e-9 for nanoseconds in processor],

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fgpipe.config.rng import drawing
 from fgpipe.gradients import Direction, Push, Tangent, linearize
+from fgpipe.gradients.distillation import distilling
 from fgpipe.gradients.estimator import StepRule
 from fgpipe.gradients.frozen import frozen_logits, frozen_losses
 from fgpipe.gradients.guesses import GuessMemory, View, not_there, redraw
@@ -26,12 +27,13 @@ from fgpipe.models.net import input_for, may_draw
 from fgpipe.observe.events import Learnt, Skipped, Worked
 from fgpipe.plan.plan import Plan
 from fgpipe.plan.precision import Precision
+from fgpipe.trainers.copies import Copies
 from fgpipe.trainers.findings import Findings
 from fgpipe.trainers.learner import Learner
 from fgpipe.trainers.stash import Stash
 from fgpipe.trainers.step import Given, Message, Part
 from fgpipe.wire.batch import Batch, rounded
-from fgpipe.wire.feedback.messages import Feedback
+from fgpipe.wire.feedback.messages import Feedback, Weights
 from fgpipe.wire.gradients import Gradient
 
 
@@ -50,6 +52,19 @@ class InFlight:
     """The block's output with its graph (activity space)."""
     weights: nn.Module
     """The module that ran the batch, to which the graph belongs."""
+    lesson: "Lesson | None" = None
+    """For the head that the error goes through, if it is distilled."""
+
+
+@dataclass(eq=False)
+class Lesson:
+    """Everything that a head keeps of a batch to learn from its error."""
+
+    logits: Tensor
+    """`[B, C]`, with a graph down to `parameters`."""
+    parameters: Sequence[Tensor]
+    """Copies of the head's, of its forward pass."""
+    labels: Tensor
 
 
 class Stage:
@@ -66,13 +81,15 @@ class Stage:
         self._replica, self._replicas = plan.topology.replica, plan.topology.replicas
         self._reading = method.guess.reading
         self._plain, self._projects, self._last = method.is_plain(index), method.projects(index), index == method.last
+        self._distils_own = method.distils(index) and learner.beside_optimizer is None
         self._precision, self._draws = Precision.of(plan.config), may_draw(self.block)
         like = torch.empty(0, dtype=self._precision.dtype, device=device)
         self.decoder = Decoder.of(lanes, index, like)
         self.step_rule = StepRule.of(method.decode, method.step, lanes.counts[index], like)
         self.memory = GuessMemory(method.guess.remember(trainable(self.block)) if self._projects else {})
         self._in_flight: deque[InFlight] = deque()
-        self._version = 0
+        self._version, self._waits = 0, method.waits(index)
+        self._copies = Copies(plan, index, self.block, self.head, self.guess_head, run)
         stashed = method.keeps_graph(index) and window > 1
         self._stash = Stash(self.block, window if stashed else 0)
 
@@ -99,12 +116,18 @@ class Stage:
             batch = given.to(self._device, self._precision.dtype)
             with self._precision.casting(self._device):
                 yield from self._train(batch) if batch.training else self._evaluate(batch)
-        elif isinstance(given, Feedback):
-            yield from self._apply(given)
+            if batch.training and not self._waits:
+                yield from self._copies.after(batch.id)
+        elif isinstance(given, Weights):
+            self._copies.take(given)
         else:
             assert not isinstance(given, Gradient), "nobody sends gradients here"
-            self._in_flight.popleft()
-            yield Skipped(self.index)
+            yield from self._apply(given) if isinstance(given, Feedback) else self._skip()
+            yield from self._copies.after(given.batch)
+
+    def _skip(self) -> Iterator[Message]:
+        self._in_flight.popleft()
+        yield Skipped(self.index)
 
     def _train(self, batch: Batch) -> Iterator[Message]:
         weights, asks = self._stash.keep(batch.id), self._method.asks(batch.id)
@@ -117,9 +140,9 @@ class Stage:
         if not self._last and not above:
             yield self._outgoing(batch, y, None)
         losses, read = yield from self._own_loss(y, batch, findings)
-        directions, head_gradients = None, None
+        directions, head_gradients, lesson = None, None, None
         if self._projects:
-            directions, head_gradients = yield from self._guess(y, losses, weights, batch)
+            directions, head_gradients, lesson = yield from self._guess(y, losses, weights, batch)
             yield Worked("guess")
         dy = None
         if push is not None:
@@ -133,7 +156,7 @@ class Stage:
             assert losses is not None, "a block that learns by its loss has a head"
             yield from self._descend(losses, weights, batch)
             return
-        if self._head_optimizer is not None and losses is not None:
+        if self._head_optimizer is not None and losses is not None and not self._distils_own:
             found = head_gradients or gradients(losses.mean(), self._head_optimizer.parameters)
             self._head_optimizer.step(found, batch.id)
             yield Worked("head")
@@ -147,6 +170,7 @@ class Stage:
             directions=directions if self._method.guess.kept else None,
             output=y if self._method.space == "activity" else None,
             weights=weights,
+            lesson=lesson,
         )
         if not asks:
             yield from self._update(entry, None)
@@ -190,10 +214,12 @@ class Stage:
 
     def _guess(
         self, y: Tensor, losses: Tensor | None, weights: nn.Module, batch: Batch
-    ) -> Part[tuple[Sequence[Tensor], Sequence[Tensor] | None]]:
-        """The directions and, where the same backward pass gives it, the gradient of the trained head; the one beside learns."""
+    ) -> Part[tuple[Sequence[Tensor], Sequence[Tensor] | None, Lesson | None]]:
+        """The directions and, where the same backward pass gives it, the gradient of the trained head; what a head is to
+        learn from the error. The one beside learns, unless it is distilled."""
         places = list(trainable(weights).values()) if self._method.space == "weight" else [y]
         of_head: Sequence[Tensor] | None = None
+        lesson: Lesson | None = None
 
         def gradient() -> Sequence[Tensor]:
             nonlocal of_head
@@ -208,18 +234,24 @@ class Stage:
             return gradients(guess_losses.mean(), places)
 
         def logits() -> Tensor:
-            return frozen_logits(self.head, y)
+            nonlocal lesson
+            through = self.guess_head if self._method.has_copies(self.index) else self.head
+            found, copies = frozen_logits(through, y, learns=self._distils_own)
+            lesson = Lesson(found, copies, batch.labels) if self._distils_own else None
+            return found
 
         if (optimizer := self._learner.beside_optimizer) is None:
             view = self._view(places, self._draw(batch), gradient, logits)
-            return self._method.guess.propose(view), of_head
+            return self._method.guess.propose(view), of_head, lesson
         second, logits_beside, copies = frozen_losses(self.guess_head, y, batch.labels)
         found = gradients(second.mean(), [*places, *copies], retain_graph=True)
         view = self._view(places, self._draw(batch), gradient, lambda: logits_beside, lambda: found[: len(places)])
         directions = self._method.guess.propose(view)
+        if self._method.distils(self.index):
+            return directions, of_head, Lesson(logits_beside, copies, batch.labels)
         optimizer.step(found[len(places) :], batch.id)
         yield Learnt(self.index, "beside", found[len(places) :])
-        return directions, of_head
+        return directions, of_head, None
 
     def _view(
         self,
@@ -304,6 +336,19 @@ class Stage:
         self._version += 1
         yield Worked("update")
         yield Learnt(self.index, "block", estimates, staleness)
+        if entry.lesson is not None and readings is not None:
+            yield from self._distil(entry.lesson, readings[0], entry.batch)
+
+    def _distil(self, lesson: Lesson, error: Tensor, batch: int) -> Iterator[Message]:
+        """Update the head that the error has gone through."""
+        part, optimizer = "beside", self._learner.beside_optimizer
+        if optimizer is None:
+            part, optimizer = "head", self._head_optimizer
+        assert optimizer is not None, "the head is trained"
+        found = gradients(lesson.logits, lesson.parameters, distilling(lesson.logits, lesson.labels, error))
+        optimizer.step(found, batch)
+        yield Worked("head")
+        yield Learnt(self.index, part, found)
 
     def _estimates(self, entry: InFlight, readings: Tensor | None) -> Sequence[Tensor]:
         method, directions, y = self._method, entry.directions, entry.output

@@ -7,14 +7,14 @@ from fgpipe.gradients.optim import Trained
 from fgpipe.observe.events import StepEvent
 from fgpipe.trainers.findings import Findings
 from fgpipe.wire.batch import Batch
-from fgpipe.wire.feedback.messages import Feedback, Lost
+from fgpipe.wire.feedback.messages import Feedback, Lost, Weights
 from fgpipe.wire.gradients import Gradient
 
-Given = Batch | Feedback | Lost | Gradient
+Given = Batch | Feedback | Lost | Gradient | Weights
 """What has arrived for a step."""
-Message = Batch | Gradient | Findings | StepEvent
-"""Yield of a step: a batch for the block above, a gradient for the one below, numbers for the host, readings for blocks
-below among them, or an event for observers."""
+Message = Batch | Gradient | Weights | Findings | StepEvent
+"""Yield of a step: a batch for the block above, a gradient for the one below, weights for a twin, numbers for the host,
+readings for blocks below among them, or an event for observers."""
 Found = TypeVar("Found")
 Part = Generator[Message, None, Found]
 """A part of a step, and what it finds."""

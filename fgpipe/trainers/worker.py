@@ -22,7 +22,7 @@ from fgpipe.trainers.findings import Findings, Transfer
 from fgpipe.trainers.phases import Phases
 from fgpipe.trainers.step import Given, Step
 from fgpipe.wire.batch import Batch
-from fgpipe.wire.feedback.messages import Feedback
+from fgpipe.wire.feedback.messages import Feedback, Weights
 from fgpipe.wire.gradients import Gradient
 from fgpipe.wire.post import Post
 
@@ -64,6 +64,8 @@ class Worker:
         )
         self._eager = plan.config.feedback.policy == "eager"
         self._end = 0
+        self._first: int | None = None
+        """The first training batch since the pipeline was drained; None while testing."""
 
     def train(
         self,
@@ -91,6 +93,7 @@ class Worker:
         self._end = start + indices.stop
         ids = range((start + indices.start) * parts, self._end * parts)
         self._inbox.begin(ids)
+        self._first = ids.start
         self._agenda.train(ids)
         whole: tuple[Tensor, ...] = ()
 
@@ -104,11 +107,13 @@ class Worker:
             return Batch(number, epoch, True, x, labels, drain=part == parts - 1 and stop())
 
         self._run(first, self._timeline)
+        self._complete_twins()
         return self._end - start
 
     def evaluate(self, epoch: int, batches: int, source: Source | None) -> None:
         """Send the test set through; arguments and errors as for `train`."""
         self._agenda.test(batches)
+        self._first = None
 
         def first(batch: int) -> Batch:
             assert source is not None, "the process of block 0 has the images"
@@ -142,9 +147,34 @@ class Worker:
         self._tell_arrived(waiting=True)
         self.post.streams.end()
 
+    def _weights_for(self, block: int, batch: int) -> int:
+        """The last weights that the twin of a block has when it runs a training batch: those that the blocks above have
+        made when their readings are those that the block itself has applied. A drained pipeline has them all."""
+        return -1 if self._first is None else max(self._first, batch + 1 - self.plan.windows[block])
+
+    def _take_weights(self, block: int, batch: int) -> None:
+        for weights in self._inbox.take_weights(block, batch):
+            self._follow(block, weights, self._phases.get(block, self._untimed))
+
+    def _complete_twins(self) -> None:
+        """Wait for all weights that are on their way in a drained pipeline: they are saved with the twins."""
+        blocks, end = list(self.steps), self._end * self.plan.parts
+        try:
+            self._inbox.wait(
+                lambda: all(self._inbox.has_weights(j, end) for j in blocks) or None, self.plan.config.deadline
+            )
+        except TimeoutError:
+            late = next(j for j in blocks if not self._inbox.has_weights(j, end))
+            sender = self._inbox.awaited_weights(late, end)
+            what = f"nothing arrived for {self.plan.config.deadline:g} s; waiting: block {late} for weights of block {sender}"
+            raise StalledError(what) from None
+        for block in blocks:
+            self._take_weights(block, end)
+
     def _forward(self, block: int, expected: int, first: Callable[[int], Batch]) -> None:
         while self._eager and self._inbox.has_feedback(block):
             self._agenda.applied(block, self._apply(block))
+        self._take_weights(block, self._weights_for(block, expected))
         batch = self._inbox.take_batch(block) if self._inbox.holds(block) else first(expected)
         if batch.training and not batch.extra:
             self.observers.metrics.last_batch = batch.id // self.plan.parts
@@ -179,6 +209,9 @@ class Worker:
                     phases.end("send", batch, block + 1)
             elif isinstance(message, Gradient):
                 self.post.down(message)
+                phases.end("reply", batch, message.receiver)
+            elif isinstance(message, Weights):
+                self.post.weights(message)
                 phases.end("reply", batch, message.receiver)
             elif isinstance(message, Findings):
                 self._sent.append((block, batch, message.send()))
@@ -218,7 +251,8 @@ class Worker:
     def _can_go_on(self, choice: tuple[int, Action]) -> bool:
         block, action = choice
         if isinstance(action, Forward):
-            return not self._inbox.holds(block) or self._inbox.has_batch(block)
+            there = not self._inbox.holds(block) or self._inbox.has_batch(block)
+            return there and self._inbox.has_weights(block, self._weights_for(block, action.batch))
         return self._inbox.has_feedback(block)
 
     def _ask(self, waiting: Sequence[tuple[int, Action]]) -> None:
@@ -229,13 +263,19 @@ class Worker:
 
     def _awaited(self, block: int, action: Action) -> int:
         """The block whose message an action waits for; for the images of block 0, -1."""
+        if isinstance(action, Forward) and not self._inbox.has_weights(block, self._weights_for(block, action.batch)):
+            return self._inbox.awaited_weights(block, self._weights_for(block, action.batch))
         sender = block - 1 if isinstance(action, Forward) else self._inbox.waits_for(block)
         assert sender is not None
         return sender
 
     def _described(self, block: int, action: Action) -> str:
         """Message that an action waits for: of which batch, from whom, on which plane, and when something last came there."""
-        content, plane = ("input", "forward") if isinstance(action, Forward) else self._inbox.described(block)
+        if isinstance(action, Forward):
+            twin_waits = not self._inbox.has_weights(block, self._weights_for(block, action.batch))
+            content, plane = ("twin's weights", "feedback") if twin_waits else ("input", "forward")
+        else:
+            content, plane = self._inbox.described(block)
         heard = self._inbox.last_heard(block, plane)
         return (
             f"its {content} of batch {action.batch} from block {self._awaited(block, action)} ({plane} plane; {heard})"

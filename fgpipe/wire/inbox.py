@@ -10,9 +10,10 @@ from fgpipe.errors import FeedbackError
 from fgpipe.observe.timeline import SCALARS, Timeline
 from fgpipe.wire.batch import Batch
 from fgpipe.wire.feedback.mailbox import Mailbox
-from fgpipe.wire.feedback.messages import Feedback, Lost, Request
+from fgpipe.wire.feedback.messages import Feedback, Lost, Request, Weights
 from fgpipe.wire.gradients import Gradient, GradientBox
 from fgpipe.wire.replay import Replay
+from fgpipe.wire.weights import WeightsBox
 
 Found = TypeVar("Found")
 
@@ -40,6 +41,7 @@ class Inbox:
         mailboxes: of those that wait for readings, or for gradients.
         timeline: of this process.
         first: the training batch that the run begins with.
+        weights: boxes of the blocks whose twins get their weights from above.
     """
 
     def __init__(
@@ -48,7 +50,9 @@ class Inbox:
         mailboxes: Mapping[int, Mailbox | GradientBox],
         timeline: Timeline,
         first: int = 0,
+        weights: Mapping[int, WeightsBox] | None = None,
     ) -> None:
+        self._weights = weights or {}
         self._inputs, self._mailboxes, self._timeline = inputs, mailboxes, timeline
         self._due = {(block, training): first * training for block in inputs for training in (False, True)}
         """The batch that comes next, by block and whether it is a training batch."""
@@ -111,6 +115,18 @@ class Inbox:
             self._heard[gradient.receiver, box.plane] = time.monotonic()
             self._arrived.notify()
 
+    def deliver_weights(self, weights: Weights) -> None:
+        """Take weights that have arrived for a twin here.
+
+        Raises:
+            FeedbackError: they are not what a twin here waits for.
+        """
+        with self._arrived:
+            if weights.receiver not in self._weights:
+                raise FeedbackError(f"weights came for block {weights.receiver}, which has no twin here")
+            self._weights[weights.receiver].put(weights)
+            self._arrived.notify()
+
     def fail(self, error: Exception) -> None:
         """A thread has ended with an error, which `wait` will raise."""
         with self._arrived:
@@ -152,6 +168,23 @@ class Inbox:
         """The oldest readings that wait for a block, or the news that they are lost; or the oldest gradient."""
         with self._arrived:
             return self._mailboxes[block].take()
+
+    def has_twin(self, block: int) -> bool:
+        """Tell whether a block here has a twin whose weights come from above."""
+        return block in self._weights
+
+    def has_weights(self, block: int, batch: int) -> bool:
+        """All weights for the block's twin up to those of a batch are here, if it has one."""
+        return block not in self._weights or self._weights[block].complete(batch)
+
+    def awaited_weights(self, block: int, batch: int) -> int:
+        """The block above whose weights are not all here."""
+        return self._weights[block].missing(batch)
+
+    def take_weights(self, block: int, batch: int) -> list[Weights]:
+        """The newest weights for the block's twin, up to those of a batch."""
+        with self._arrived:
+            return self._weights[block].take(batch) if block in self._weights else []
 
     def overdue_feedback(self, block: int) -> Request | None:
         """Request for when a block has waited for its readings for long; none for gradients, which do not get lost."""

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from fgpipe.wire.batch import Batch, canonical, within_process
-from fgpipe.wire.feedback.messages import Feedback, Request
+from fgpipe.wire.feedback.messages import Feedback, Request, Weights
 from fgpipe.wire.feedback.zmq import ZmqFeedback
 from fgpipe.wire.gradients import Gradient
 from fgpipe.wire.inbox import Inbox
@@ -71,6 +71,18 @@ class Post:
         else:
             assert self._downwards is not None, "the lowest block sends nothing downwards"
             self._downwards.send(gradient.as_batch())
+
+    def weights(self, weights: Weights) -> None:
+        """Send weights to the twin of a block below; does not wait for it.
+
+        Raises:
+            FeedbackError: its process takes no messages.
+        """
+        if self.inbox.has_twin(weights.receiver):
+            self.inbox.deliver_weights(weights)
+        else:
+            assert self._feedback is not None, "all blocks are in this process"
+            self._feedback.send_weights(weights)
 
     def ask(self, request: Request) -> None:
         """Ask another process for readings again; within one nothing is lost, and what is not here is yet to come."""

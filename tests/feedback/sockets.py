@@ -11,7 +11,7 @@ from fgpipe.config import LinkConfig
 from fgpipe.observe.ledger import Ledger
 from fgpipe.observe.metrics import Metrics
 from fgpipe.plan.topology import Topology
-from fgpipe.wire.feedback.messages import Feedback, Lost, Request
+from fgpipe.wire.feedback.messages import Feedback, Lost, Request, Weights
 from fgpipe.wire.feedback.zmq import Terms, ZmqFeedback
 from fgpipe.wire.slow import SlowLinks
 
@@ -31,6 +31,7 @@ class Rank:
     ) -> None:
         self.ledger, self.metrics = Ledger(world_size), Metrics(world_size)
         self.arrived: list[Feedback | Lost] = []
+        self.weights: list[Weights] = []
         self.errors: list[Exception] = []
         self.consequence: Callable[[Feedback | Lost], Request | None] = lambda message: None
         self.plane = ZmqFeedback(
@@ -47,6 +48,9 @@ class Rank:
     def deliver_feedback(self, message: Feedback | Lost) -> Request | None:
         self.arrived.append(message)
         return self.consequence(message)
+
+    def deliver_weights(self, weights: Weights) -> None:
+        self.weights.append(weights)
 
     def fail(self, error: Exception) -> None:
         self.errors.append(error)

@@ -18,7 +18,9 @@ from fgpipe.wire.feedback.messages import (
     VERSION,
     Feedback,
     Lost,
+    Message,
     Request,
+    Weights,
     decode,
     encode,
 )
@@ -29,9 +31,11 @@ FLOATS = st.floats(allow_nan=False)
 
 
 @st.composite
-def messages(draw) -> Feedback | Request | Lost:
+def messages(draw) -> Message:
     run, batch, sender, receiver = (draw(IDS) for _ in range(4))
-    kind = draw(st.sampled_from([Feedback, Request, Lost]))
+    kind = draw(st.sampled_from([Feedback, Request, Lost, Weights]))
+    if kind is Weights:
+        return Weights(run, batch, sender, receiver, draw(st.binary(min_size=1, max_size=50)))
     if kind is not Feedback:
         return (Request if kind is Request else Lost)(run, batch, sender, receiver)
     probes, samples = draw(st.integers(1, 6)), draw(st.integers(1, 6))
@@ -62,12 +66,13 @@ def survive(data: bytes) -> None:
 
 @CASES
 @given(messages())
-def test_round_trip(message: Feedback | Request | Lost) -> None:
+def test_round_trip(message: Message) -> None:
     """A float64 comes back as it was, and the size keeps to the documented bound."""
     data = encode(message)
     assert decode(data) == message
     probes, numbers = (message.probes, message.numbers) if isinstance(message, Feedback) else ((), ())
-    assert len(data) <= PER_MESSAGE + PER_PROBE * len(probes) + PER_NUMBER * len(numbers)
+    values = message.values if isinstance(message, Weights) else b""
+    assert len(data) <= PER_MESSAGE + PER_PROBE * len(probes) + PER_NUMBER * len(numbers) + len(values)
 
 
 @CASES
@@ -89,7 +94,7 @@ def test_lookalikes(head: tuple, rest: list) -> None:
 
 @CASES
 @given(messages(), st.lists(st.tuples(IDS, st.integers(0, 255)), min_size=1, max_size=4), st.integers(0, 9))
-def test_damaged(message: Feedback | Request | Lost, changes: list[tuple[int, int]], cut: int) -> None:
+def test_damaged(message: Message, changes: list[tuple[int, int]], cut: int) -> None:
     """Bytes changed, and some cut off at the end."""
     data = bytearray(encode(message))
     for place, value in changes:
@@ -113,6 +118,9 @@ def feedback(**changes) -> list:
         feedback(version=VERSION - 1),
         feedback(kind=1),
         feedback(kind=3),
+        [*feedback(kind=3)[:-2], [0.5]],
+        [*feedback(kind=3)[:-2], b""],
+        feedback(kind=4),
         feedback(kind=-1),
         feedback(batch=-4),
         feedback(batch=4.0),

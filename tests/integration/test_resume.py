@@ -26,6 +26,7 @@ METHODS = {
     "ntk": ["window=auto", "guess=ntk", "space=activity", "head=linear"],
     "local": ["target=local"],
     "corrected": ["target=local", "correct.every=3"],
+    "twins": ["window=auto", "guess=twins", "guess.ahead=2", "guess.every=3", "space=activity"],
 }
 
 

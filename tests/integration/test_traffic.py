@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from fgpipe.config import compose_config
+from fgpipe.models.net import resnet
 from tests.integration.launching import ROOT, fork
 
 BLOCKS, BATCHES = 8, 6
@@ -19,6 +21,7 @@ RUNS = {
     "sample": [*COMMON, "target=global", "space=activity", "guess=rademacher"],
     "error": [*COMMON, "target=global", "space=activity", "guess=error"],
     "local": [*COMMON, "target=local"],
+    "twins": [*COMMON, "target=global", "space=activity", "guess=twins", "guess.ahead=1", "guess.every=2"],
     "control": [*COMMON, "guess=end_to_end"],
     "asynchronous": [*COMMON, "guess=end_to_end", "schedule=async_1f1b"],
     "corrected": [*COMMON, "target=local", "correct.every=4"],
@@ -101,6 +104,23 @@ def test_rows(folder: Path) -> None:
 
 
 @pytest.mark.slow
+def test_weights_of_twins(folder: Path) -> None:
+    """After batches 2, 4 and 6 each block sends its weights and its head's to the one below, beside the rows."""
+    links, config = downward(ledger(folder, "twins")), compose_config(RUNS["twins"])
+    net = resnet(config.model, config.head, in_channels=1, classes=10)
+    sizes = [sum(each.numel() for part in parts for each in part.parameters()) for parts in zip(net.blocks, net.heads)]
+    of_weights = {link: kinds["weights"] for link, kinds in links.items() if "weights" in kinds}
+    assert set(of_weights) == {(j + 1, j) for j in range(7)}
+    for (source, _), counted in of_weights.items():
+        assert counted["messages"] == BATCHES // 2
+        assert 0 <= counted["bytes"] - 4 * sizes[source] * counted["messages"] <= 64 * counted["messages"]
+    summary = json.loads((folder / "twins" / "summary.json").read_text())
+    assert summary["weights_back_per_batch"] == [of_weights[j + 1, j]["bytes"] / BATCHES for j in range(7)] + [0]
+    rows = [links[7, j]["feedback"]["bytes"] / BATCHES for j in range(7)]
+    assert summary["bytes_back_per_batch"] == [*rows, 0], "weights are a class of their own"
+
+
+@pytest.mark.slow
 def test_local(folder: Path) -> None:
     """A local target sends nothing back at all, and no tangents up."""
     links = ledger(folder, "local")
@@ -134,13 +154,14 @@ def test_corrections_are_gradients_rarely(folder: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["tensor", "block", "sample", "error", "local"])
+@pytest.mark.parametrize("name", ["tensor", "block", "sample", "error", "twins", "local"])
 def test_kernel_agrees(folder: Path, name: str) -> None:
     """The kernel saw no more downward bytes than the ledger's, but for the transport's own."""
     counted, seen = downward(ledger(folder, name)), downward(kernel(folder, name))
     assert len(seen) >= 7, "neighbours are connected"
     for link, received in seen.items():
-        assert received <= counted.get(link, {}).get("feedback", {}).get("bytes", 0) + TRANSPORT
+        sent = sum(kind["bytes"] for name, kind in counted.get(link, {}).items() if name in ("feedback", "weights"))
+        assert received <= sent + TRANSPORT
 
 
 @pytest.mark.slow

@@ -40,7 +40,7 @@ def one_input(data: bytes) -> None:
     for lost in ("retry", "skip", "fail"):
         due = mailbox.Due(RUN, 7, 2, PROBES, PROBES * SAMPLES)
         box = mailbox.Mailbox(due, window=WINDOW, lost=lost, metrics=METRICS)
-        if isinstance(message, messages.Request):
+        if isinstance(message, messages.Request | messages.Weights):
             continue
         try:
             box.put(message)
@@ -56,6 +56,7 @@ def seeds(folder: Path) -> None:
         messages.Feedback(RUN, 0, 7, 2, tuple(range(PROBES)), numbers),
         messages.Request(RUN, 1, 2, 7),
         messages.Lost(RUN, 2, 7, 2),
+        messages.Weights(RUN, 3, 7, 2, bytes(range(9))),
     ]
     for batch, message in enumerate(kinds):
         (folder / str(batch)).write_bytes(messages.encode(message))

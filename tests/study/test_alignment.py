@@ -52,6 +52,19 @@ def test_by_autograd(folders: dict[str, Path]) -> None:
         assert abs(found["mlp", "local"][j].each_beyond[0]) < 1e-7, "nothing is left of it"
 
 
+def test_twins_of_all_blocks_are_the_true_gradient(folders: dict[str, Path]) -> None:
+    trained = TrainedNet.of(folders["mlp"], None, 10, 1)
+    x, labels = torch.randn(32, 1, 8, 8, dtype=torch.float64), torch.arange(32) % 10
+    methods = {name: method_of(name, "weight", 8, 32, 10) for name in ("twins", "twins ahead=null")}
+    found, true, _, _ = measure({"mlp": trained}, methods, iter([(0, x, labels)]))
+    for j in range(7):
+        assert torch.allclose(
+            torch.as_tensor(found["mlp", "twins ahead=null"][j].total), true[j], rtol=1e-9, atol=1e-15
+        )
+    near = [found["mlp", "twins"][j].each[0] for j in range(7)]
+    assert near[6] == pytest.approx(1) and max(near[:6]) < 0.99, "the next block of the last but one is the last"
+
+
 def test_ceiling_by_hand() -> None:
     """A head that pools to 2x2 sees what is constant in each quadrant, if it has a logit for each of its features."""
     head, signal = linear_head(1, 4).double(), torch.randn(5, 1, 8, 8, dtype=torch.float64)
@@ -71,6 +84,7 @@ def test_study(folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureF
 
 @pytest.mark.parametrize("arguments, expected", [
     (["batches=1"], "fgpipe: batches=1: allowed: a whole"), (["guesses=[psychic]"], "fgpipe: guess=psychic: allowed: "),
+    (["guesses=[twins weights=private]"], "fgpipe: guess.weights=private: allowed: copied here"),
     (["nowhere"], "fgpipe: RUN=nowhere: allowed: the folder of a run"), (["nowhere", "model.width=1"], "fgpipe: nowhere model.width=1: allowed: RUN"),
 ])  # fmt: skip
 def test_bad_input(arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,6 @@
 """The study of feedback that pays: which runs it makes, and its table by hand."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,8 @@ def test_table() -> None:
         FrontierRow("local", [0.50, 0.50], speed=Spread(1.25, 1.2, 1.3), bytes_back=0.0, staleness=0.0),
         FrontierRow("mixture", [0.55, None], speed=Spread(0.9, 0.8, 1.0), bytes_back=5120.4, staleness=7.0),
     ]
-    first, second, third = table(rows).splitlines()[2:5]
+    rows.append(replace(rows[2], name="twins", weights_back=1234.6))
+    first, second, third, fourth = table(rows).splitlines()[2:6]
     assert first == "| gradients | end to end | 62.0% | 60.0% to 64.0% | +12.0 (+10.0 to +14.0) |  |  |  |  |  |"
     assert second == (
         "| nothing | local | 50.0% | 50.0% to 50.0% |  | -12.0 (-14.0 to -10.0) | 1.25 | 1.20 to 1.30 | 0 | 0.0 |"
@@ -38,6 +40,10 @@ def test_table() -> None:
     assert third == (
         "| C floats per sample | mixture | 55.0% and 1 diverged | 55.0% to 55.0% | +5.0 (+5.0 to +5.0) "
         "| -5.0 (-5.0 to -5.0) | 0.90 | 0.80 to 1.00 | 5,120 | 7.0 |"
+    )
+    assert (
+        fourth.startswith("| C floats per sample, rare weights | twins |")
+        and "| 5,120 and 1,235 of weights |" in fourth
     )
 
 

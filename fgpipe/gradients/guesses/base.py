@@ -15,6 +15,7 @@ from fgpipe.gradients.dual import Factor, Tangent, insert
 from fgpipe.gradients.estimator import StepRule
 from fgpipe.gradients.readings import Reading
 from fgpipe.models.init import initialize
+from fgpipe.models.twins import TwinShape
 
 
 class GuessHead(Enum):
@@ -36,8 +37,8 @@ class View:
     gradient: Callable[[], Sequence[Tensor]]
     """The gradient of the loss of the guess's `head`, shaped as `places`; a backward pass, so it is called once."""
     logits: Callable[[], Tensor]
-    """The logits `[B, C]` of the block's trained head, or of the one beside it if the guess has one, with a graph down to
-    `places`, which lives on when the head learns."""
+    """The logits `[B, C]` of the block's trained head, or of the one beside it if the guess has one (its twin), with a graph
+    down to `places`, which lives on when the head learns."""
     beside: Callable[[], Sequence[Tensor]]
     """The gradient of the loss of the head beside the trained one, shaped as `places`; a backward pass."""
     target: Callable[[], Sequence[Tensor]]
@@ -80,6 +81,16 @@ class Guess:
     @property
     def second_head(self) -> HeadConfig | None:
         """A second head of every block but the last, which learns from its own loss and teaches its block nothing by itself."""
+        return None
+
+    @property
+    def twin(self) -> TwinShape | None:
+        """A second head of every block but the last, made of the blocks above."""
+        return None
+
+    @property
+    def copied_every(self) -> int | None:
+        """Batches from one copy of the twin's weights to the next; None: it learns from its own loss."""
         return None
 
     def is_plain(self, own_target: bool) -> bool:

@@ -36,10 +36,12 @@ from fgpipe.study.common.runs import origin
 from fgpipe.study.contests.contest import Contest, Contestant, ContestOptions, Spread, microbatches, ratios
 
 NOTHING, SCALARS, ROWS, GRADIENTS, ORACLE = "nothing", "scalars", "C floats per sample", "gradients", "by the oracle"
+WEIGHTS = "C floats per sample, rare weights"
 COLORS = {
     NOTHING: INK,
     SCALARS: GUESS_COLORS["local"],
     ROWS: GUESS_COLORS["error"],
+    WEIGHTS: GUESS_COLORS["twins"],
     GRADIENTS: GUESS_COLORS["end_to_end"],
     ORACLE: GUESS_COLORS["end_to_end"],
 }
@@ -81,9 +83,15 @@ METHODS = {
     ),
     "error": FrontierMethod(ROWS, (*GLOBAL, "guess=error", *AT_OUTPUT)),
     "error spatial": FrontierMethod(ROWS, (*GLOBAL, "head=spatial", "guess=error", *AT_OUTPUT)),
+    "error distilled": FrontierMethod(ROWS, (*GLOBAL, "guess=error", "head.learns=distilled", *AT_OUTPUT)),
     "mixture": FrontierMethod(ROWS, (*GLOBAL, "guess=mixture", STRIDED, *AT_OUTPUT)),
     "mixture lock-step": FrontierMethod(ROWS, ("target=global", "window=1", "guess=mixture", STRIDED, *AT_OUTPUT)),
     "mixture spatial": FrontierMethod(ROWS, (*GLOBAL, "guess=mixture", *AT_OUTPUT)),
+    "mixture distilled": FrontierMethod(ROWS, (*GLOBAL, "guess=mixture", STRIDED, "head.learns=distilled", *AT_OUTPUT)),
+    "private twins": FrontierMethod(ROWS, (*GLOBAL, "guess=twins", "guess.weights=private", *AT_OUTPUT)),
+    "twins": FrontierMethod(WEIGHTS, (*GLOBAL, "guess=twins", *AT_OUTPUT)),
+    "twins of all": FrontierMethod(WEIGHTS, (*GLOBAL, "guess=twins", "guess.ahead=null", *AT_OUTPUT)),
+    "skip path": FrontierMethod(WEIGHTS, (*GLOBAL, "guess=twins", "guess.ahead=null", "guess.path=skip", *AT_OUTPUT)),
 }
 """Methods by name: controls first, then by what comes back."""
 REFERENCES = ("local", "end to end")
@@ -138,6 +146,8 @@ class FrontierRow:
     """Over 1F1B's; None: not timed."""
     bytes_back: float | None = None
     """Of all blocks, per batch."""
+    weights_back: float = 0.0
+    """Bytes of weights beside them, of all blocks, per batch."""
     staleness: float | None = None
     """Updates of block 0 from a batch's forward pass to its estimate, in the mean."""
 
@@ -155,7 +165,8 @@ def table(rows: Sequence[FrontierRow]) -> str:
         ]
         cells = [METHODS[row.name].back, row.name, accuracy_cells(row.values), *gaps]
         cells += [" | " if row.speed is None else row.speed.cells(".2f")]
-        cells += ["" if row.bytes_back is None else f"{row.bytes_back:,.0f}"]
+        beside = f" and {row.weights_back:,.0f} of weights" if row.weights_back else ""
+        cells += ["" if row.bytes_back is None else f"{row.bytes_back:,.0f}{beside}"]
         cells += ["" if row.staleness is None else f"{row.staleness:.1f}"]
         cells += [f"{row.rate:g}"] if row.rate is not None else [""] * rated
         lines.append(f"| {' | '.join(cells)} |")
@@ -215,6 +226,7 @@ def measured(contest: Contest, timed: Sequence[Contestant]) -> dict[str, dict[st
         found[each.name] = {
             "speed": ratios(contest.speeds(each), contest.speeds(reference)),
             "bytes_back": sum(last["bytes_back_per_batch"]),
+            "weights_back": sum(last.get("weights_back_per_batch", [])),
             "staleness": late.get("mean", 0.0) if isinstance(late, Mapping) else late,
         }
     return found

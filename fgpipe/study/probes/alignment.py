@@ -1,10 +1,12 @@
 """How well guesses align with the true gradient, at frozen weights and without training: a sieve for what is worth training.
 
-    python -m fgpipe.study alignment RUN [RUN ...] [guesses=[local,error]] [batches=24] [space=weight] [data.root=DIR] [out=DIR]
+    python -m fgpipe.study alignment RUN [RUN ...] [guesses=[local,error,...]] [batches=24] [space=weight] [data.root=DIR] [out=DIR]
 
 Each RUN has a checkpoint of the same net with another head, as `guess=end_to_end observe.heads=true` trains them beside it.
 Every guess is taken through the head of every run, to the parameters of each block below the last, and compared with the
 gradient of the net's own loss (`true`) on the same batches of training images:
+
+A guess may have keys of its own: `'guesses=[error,twins ahead=2]'`. Twins are fresh copies of the net and the run's heads.
 
 - `cosine`: with true, the mean over batches with its 95 % interval, and of the sums over all batches, which momentum sees;
 - `beyond local`: the same with what the plain local gradient, that of the first run's head, leaves of true;
@@ -30,12 +32,13 @@ from fgpipe.config.arguments import own_keys
 from fgpipe.data import Batches, load
 from fgpipe.errors import UserError, bad_value
 from fgpipe.gradients.estimator import StepRule
-from fgpipe.gradients.guesses import make, redraw
+from fgpipe.gradients.guesses import Guess, make, redraw
 from fgpipe.gradients.method import Method
 from fgpipe.gradients.oracle import estimate
 from fgpipe.gradients.reverse import gradients
 from fgpipe.models.init import materialize
 from fgpipe.models.net import Net, deep_copy, resnet
+from fgpipe.models.twins import with_twins
 from fgpipe.plan.precision import DTYPES
 from fgpipe.saving.checkpoint import Checkpoints, read_net
 from fgpipe.saving.outputs import check_folder
@@ -61,8 +64,9 @@ class AlignmentOptions:
             raise bad_value("batches", self.batches, "a whole number of at least 2")
         if self.space not in ("weight", "activity"):
             raise bad_value("space", self.space, "weight | activity")
-        for name in self.guesses:
-            make(name)
+        for each in map(made, self.guesses):
+            if each.twin is not None and each.copied_every is None:
+                raise bad_value("guess.weights", "private", "copied here, as nothing is trained")
         if self.out is not None:
             check_folder("out", Path(self.out))
 
@@ -102,6 +106,8 @@ class TrainedNet:
     def directions(self, method: Method, x: Tensor, labels: Tensor, batch: int) -> list[Tensor]:
         """The guess of each block below the last at its parameters, as one vector; for `end_to_end`, the true gradient."""
         seed, guess_heads = self.config.seed, [deep_copy(head) for head in self.net.heads]
+        if method.guess.twin is not None:
+            guess_heads[:-1] = map(deep_copy, with_twins(self.net, method.guess.twin).beside)
         for j, head in enumerate(guess_heads if method.guesses_by_untrained_head else ()):
             redraw(head, method.guess, seed, j, batch)
         blocks, heads = ([deep_copy(each) for each in part] for part in (self.net.blocks, self.net.heads))
@@ -143,12 +149,22 @@ def config_of(run: Path, root: str | None) -> Config:
     return config
 
 
+def made(guess: str) -> Guess:
+    """The guess of a name and, after spaces, keys with their values.
+
+    Raises:
+        UserError: there is no such guess, or key.
+    """
+    name, *keys = guess.split()
+    return make({"name": name, **OmegaConf.to_container(OmegaConf.from_dotlist(keys))})  # type: ignore[dict-item]
+
+
 def method_of(guess: str, space: str, blocks: int, samples: int, classes: int, depth: int | None = None) -> Method:
     """A guess for the global target, or another, in the space that it has."""
-    made = make(guess)
-    space = space if space in made.spaces else made.spaces[0]
+    chosen = made(guess)
+    space = space if space in chosen.spaces else chosen.spaces[0]
     return Method(
-        blocks, made, space, "block" if space == "weight" else "sample", depth, samples=samples, classes=classes
+        blocks, chosen, space, "block" if space == "weight" else "sample", depth, samples=samples, classes=classes
     )
 
 

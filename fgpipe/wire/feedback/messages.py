@@ -14,7 +14,7 @@ MAX_PROBES = 65_536
 MAX_NUMBERS = 1 << 20
 PER_MESSAGE, PER_PROBE, PER_NUMBER = 64, 5, 9
 """Upper bounds of the encoded bytes: of the fixed fields, of a probe id, of a number of a reading."""
-NOTHING_ELSE = {"max_str_len": 0, "max_bin_len": 0, "max_map_len": 0, "max_ext_len": 0}
+NOTHING_ELSE = {"max_str_len": 0, "max_map_len": 0, "max_ext_len": 0}
 FIXED_FIELDS = 6
 """version, kind, run, batch, sender, receiver."""
 
@@ -60,14 +60,29 @@ class Lost:
     """The block that asked."""
 
 
-Message = Feedback | Request | Lost
-KINDS: tuple[type[Message], ...] = (Feedback, Request, Lost)
+@dataclass(frozen=True)
+class Weights:
+    """A copy of a block's weights, for the twin of a block below (`guess=twins`)."""
+
+    run: int
+    batch: int
+    """The first batch that they have not learnt from."""
+    sender: int
+    """The block whose weights they are."""
+    receiver: int
+    values: bytes
+    """Numbers of the run's type, as they are in memory."""
+
+
+Message = Feedback | Request | Lost | Weights
+KINDS: tuple[type[Message], ...] = (Feedback, Request, Lost, Weights)
 """The index is the message's kind on the wire."""
 
 
 def encode(message: Message) -> bytes:
-    """At most `PER_MESSAGE + PER_PROBE * P + PER_NUMBER * len(numbers)` bytes; none but `Feedback` has probes."""
-    fields: list[int | list[int] | list[float]] = [
+    """At most `PER_MESSAGE + PER_PROBE * P + PER_NUMBER * len(numbers)` bytes; none but `Feedback` has probes, and `Weights`
+    have as many bytes as values beside."""
+    fields: list[int | bytes | list[int] | list[float]] = [
         VERSION,
         KINDS.index(type(message)),
         message.run,
@@ -77,6 +92,8 @@ def encode(message: Message) -> bytes:
     ]
     if isinstance(message, Feedback):
         fields += [list(message.probes), list(message.numbers)]
+    elif isinstance(message, Weights):
+        fields.append(message.values)
     return msgpack.packb(fields)
 
 
@@ -88,7 +105,7 @@ def decode(data: bytes) -> Message:
     """
     longest = min(MAX_NUMBERS, len(data))  # no array has more items than bytes; what it claims would be allocated
     try:
-        fields = msgpack.unpackb(data, max_array_len=longest, **NOTHING_ELSE)
+        fields = msgpack.unpackb(data, max_array_len=longest, max_bin_len=len(data), **NOTHING_ELSE)
     except Exception as error:
         raise FeedbackError(f"feedback is not msgpack of fixed types: {type(error).__name__}") from error
     if not isinstance(fields, list) or not all(type(field) is int for field in fields[:FIXED_FIELDS]):
@@ -98,11 +115,15 @@ def decode(data: bytes) -> Message:
     if len(fields) < FIXED_FIELDS or not 0 <= fields[1] < len(KINDS) or min(fields[2:FIXED_FIELDS]) < 0:
         raise FeedbackError("feedback has an unknown kind, a negative id or too few fields")
     kind, ids, rest = KINDS[fields[1]], fields[2:FIXED_FIELDS], fields[FIXED_FIELDS:]
-    if len(rest) != (2 if kind is Feedback else 0):
+    if len(rest) != {Feedback: 2, Weights: 1}.get(kind, 0):
         raise FeedbackError(f"feedback does not have the fields of a {kind.__name__}")
     run, batch, sender, receiver = ids
     if kind is Feedback:
         return Feedback(run, batch, sender, receiver, *_probes_and_numbers(*rest))
+    if kind is Weights:
+        if not isinstance(rest[0], bytes) or not rest[0]:
+            raise FeedbackError("weights are not bytes")
+        return Weights(run, batch, sender, receiver, rest[0])
     return (Request if kind is Request else Lost)(run, batch, sender, receiver)
 
 

@@ -28,6 +28,7 @@ from fgpipe.wire.feedback.messages import (
     Lost,
     Message,
     Request,
+    Weights,
     decode,
     encode,
 )
@@ -54,6 +55,8 @@ class Terms:
     """For each block, how many batches a message to it is kept, to be sent again; a multiple of those between two messages."""
     links: SlowLinks
     """To the other processes."""
+    weights: int = 0
+    """Bytes of the weights of the largest message that may arrive."""
 
 
 class Recipient(Protocol):
@@ -61,6 +64,9 @@ class Recipient(Protocol):
 
     def deliver_feedback(self, feedback: Feedback | Lost) -> Request | None:
         """Take a message; returns what to ask for in consequence."""
+
+    def deliver_weights(self, weights: Weights) -> None:
+        """Take weights for a twin."""
 
     def fail(self, error: Exception) -> None:
         """Take the error that ended the thread."""
@@ -89,7 +95,8 @@ class ZmqFeedback:
         self._recipient, self._kept = recipient, terms.kept
         self._milliseconds = int(1000 * terms.deadline)
         probes, numbers = terms.largest
-        self._limit = max(HANDSHAKE, SEAL + PER_MESSAGE + PER_PROBE * probes + PER_NUMBER * numbers)
+        of_readings = PER_PROBE * probes + PER_NUMBER * numbers
+        self._limit = max(HANDSHAKE, SEAL + PER_MESSAGE + max(of_readings, terms.weights))
         self._keys = Keys.exchange(store, topology.rank, topology.pipeline, terms.deadline)
         self._context = zmq.Context()
         self._authenticator = self._keys.admit(self._context)
@@ -135,6 +142,15 @@ class ZmqFeedback:
             self._sent.pop((block, batch - self._kept[block]), None)
             self._post(feedback)
 
+    def send_weights(self, weights: Weights) -> None:
+        """Hand weights over to the process of a twin; does not wait for it. They are sent once.
+
+        Raises:
+            FeedbackError: its process takes no messages.
+        """
+        with self._sending:
+            self._post(weights)
+
     def ask(self, request: Request) -> None:
         """Ask for readings that should be here. They come again if their target has been evaluated; else later, once."""
         with self._sending:
@@ -156,7 +172,7 @@ class ZmqFeedback:
             delay.put(len(data), transmit)
         else:
             transmit()
-        kind = "feedback" if isinstance(message, Feedback) else "control"
+        kind = {Feedback: "feedback", Weights: "weights"}.get(type(message), "control")
         self._ledger.count(message.sender, message.receiver, kind, len(data))
 
     def _transmit_in_time(self, rank: int, data: bytes, message: Message) -> None:
@@ -204,6 +220,8 @@ class ZmqFeedback:
             raise FeedbackError(f"block {message.sender} sent a message to block {message.receiver}, which is not here")
         if isinstance(message, Request):
             self._answer(message)
+        elif isinstance(message, Weights):
+            self._recipient.deliver_weights(message)
         elif (missing := self._recipient.deliver_feedback(message)) is not None:
             self.ask(missing)
 

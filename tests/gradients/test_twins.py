@@ -1,0 +1,95 @@
+"""Twins: with all blocks above and fresh weights they give backpropagation's gradient; stale ones, their own copy's.
+
+References are autograd on the net before the batch, with copies of weights that the test keeps itself.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.autograd import grad
+from torch.nn import functional as F
+
+from fgpipe.config import compose_config
+from fgpipe.errors import UserError
+from fgpipe.models.net import deep_copy
+from tests.gradients.test_two_heads import assert_learnt, outputs
+from tests.test_transparency import Pipeline, Snapshot, assert_agrees, assert_close, configuration
+
+
+def pipeline(*keys: str, target: str = "global", blocks: int = 8) -> Pipeline:
+    return Pipeline(configuration("twins", "mlp", "activity", "sample", target, blocks, *keys))
+
+
+def error_of(before: Snapshot, y: Tensor) -> Tensor:
+    classifier: Any = before.heads[-1]
+    logits = classifier(y)
+    return (logits.softmax(1) - F.one_hot(before.labels, logits.shape[1])).detach() / len(logits)
+
+
+def test_all_blocks_and_fresh_weights_are_backpropagation() -> None:
+    """In lock-step; in the oracle as in the pipeline."""
+    run = pipeline("guess.ahead=null", "guess.every=1")
+    for batch in range(3):
+        wanted, before = run.step(batch)
+        assert_agrees(run, wanted, before, skip_samples=False)
+        classifier: Any = before.heads[-1]
+        loss = classifier.losses(outputs(before)[-1], before.labels)[0].mean()
+        for j in range(7):
+            named = list(before.blocks[j].named_parameters())
+            true = grad(loss, [each for _, each in named], retain_graph=True)
+            for got, want, (name, _) in zip(run.learnt(j), true, named, strict=True):
+                assert_close(got, want, f"block {j} {name} at batch {batch}")
+
+
+@pytest.mark.parametrize("ahead, every, path", [("1", 2, "whole"), ("3", 3, "whole"), ("null", 2, "skip")])
+def test_stale_copies(ahead: str, every: int, path: str) -> None:
+    """Of the weights that the blocks above had at the last multiple of `every`."""
+    run = pipeline(f"guess.ahead={ahead}", f"guess.every={every}", f"guess.path={path}")
+    copied: tuple[Sequence[nn.Module], Sequence[Any]] = ((), ())
+    for batch in range(4):
+        wanted, before = run.step(batch)
+        assert_agrees(run, wanted, before, skip_samples=False)
+        if batch % every == 0:
+            copied = [deep_copy(each) for each in before.blocks], [deep_copy(each) for each in before.heads]
+        ys = outputs(before)
+        error = error_of(before, ys[-1])
+        for j in range(7):
+            last = 7 if ahead == "null" else min(7, j + int(ahead))
+            x = ys[j]
+            for block in copied[0][j + 1 : last + 1]:
+                x = torch.relu(block.shortcut(x)) if path == "skip" else block(x)  # type: ignore[operator]
+            (wanted_at_output,) = grad(copied[1][last](x), ys[j], error, retain_graph=True)
+            assert_learnt(run, before, ys, j, wanted_at_output)
+
+
+def test_a_private_head_of_the_same_shape() -> None:
+    """The control: it has weights of its own, which learn from the labels."""
+    run = pipeline("guess.weights=private", "guess.ahead=2")
+    for batch in range(2):
+        wanted, before = run.step(batch)
+        assert_agrees(run, wanted, before, skip_samples=False)
+        ys = outputs(before)
+        error = error_of(before, ys[-1])
+        for j in range(7):
+            (wanted_at_output,) = grad(before.guess_heads[j](ys[j]), ys[j], error, retain_graph=True)
+            assert_learnt(run, before, ys, j, wanted_at_output)
+            (own, *_), (theirs, *_) = before.guess_heads[j].parameters(), before.blocks[j + 1].parameters()
+            assert not torch.equal(own, theirs)
+
+
+@pytest.mark.parametrize("arguments, line", [
+    (["guess.ahead=0"], "guess.ahead=0: allowed: a whole number of at least 1, or null"),
+    (["guess.every=0"], "guess.every=0: allowed: a whole number of at least 1"),
+    (["guess.path=long"], "guess.path=long: allowed: whole | skip"),
+    (["guess.weights=lent"], "guess.weights=lent: allowed: copied | private"),
+    (["target=local"], "target=local: allowed: global | intermediate with guess=twins, as its error comes"),
+    (["replicas=2"], "replicas=2: allowed: 1 with guess=twins, whose weights come from block to block"),
+    (["head.learns=distilled"], "head.learns=distilled: allowed: labels with guess=twins guess.weights=copied"),
+])  # fmt: skip
+def test_refused(arguments: list[str], line: str) -> None:
+    with pytest.raises(UserError) as caught:
+        compose_config(["guess=twins", "space=activity", *arguments])
+    assert str(caught.value) == line
