@@ -18,7 +18,7 @@ from fgpipe.study.common.runs import quoted, write_page
 from fgpipe.study.common.series import launch
 
 PROCESSES = 4
-SETTING = ("data=digit_sums", "model=resnet18_4", "model.width=0.125", "head=linear", "epochs=6")
+SETTING = ("data=digit_sums", "model=resnet18_4", "model.width=0.125", "head=linear", "epochs=6", "resume=auto")
 WAYS = {
     "local": ("no feedback", ("target=local",)),
     "feedback": ("feedback: scalars", ("target=global", "scope=block", "decode=smoothed", "step=normalised")),

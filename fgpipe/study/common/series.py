@@ -124,6 +124,9 @@ def main(arguments: list[str]) -> int:
     except (OSError, ValueError) as error:
         raise UserError(f"{arguments[0]}: {one_line(error)}: allowed: a list of lists of overrides as JSON") from error
     keep_pages()
-    for overrides in runs:
-        run(compose_config(overrides))
+    for number, overrides in enumerate(runs, 1):
+        config = compose_config(overrides)
+        if os.environ.get("RANK", "0") == "0" and len(runs) > 1:
+            print(f"run {number} of {len(runs)}: {config.run_dir}", flush=True)
+        run(config)
     return 0
