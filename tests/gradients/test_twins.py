@@ -85,7 +85,6 @@ def test_a_private_head_of_the_same_shape() -> None:
     (["guess.every=0"], "guess.every=0: allowed: a whole number of at least 1"),
     (["guess.path=long"], "guess.path=long: allowed: whole | skip"),
     (["guess.weights=lent"], "guess.weights=lent: allowed: copied | private"),
-    (["target=local"], "target=local: allowed: global | intermediate with guess=twins, as its error comes"),
     (["replicas=2"], "replicas=2: allowed: 1 with guess=twins, whose weights come from block to block"),
     (["head.learns=distilled"], "head.learns=distilled: allowed: labels with guess=twins guess.weights=copied"),
 ])  # fmt: skip

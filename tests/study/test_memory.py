@@ -236,7 +236,7 @@ def test_ways_can_be_run() -> None:
     found = ways()
     for way in found:
         compose_config(way.overrides())
-    guesses = {"weight": 5, "activity": 9}
+    guesses = {"weight": 5, "activity": 10}
     placed = [(way.guess, way.space) for way in found if way.guess in OWN and way.guess != "end_to_end"]
     assert len(set(found)) == len(found)
     assert Counter(space for _, space in set(placed)) == guesses and len(placed) == 2 * sum(guesses.values())

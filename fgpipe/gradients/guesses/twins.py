@@ -44,8 +44,6 @@ class Twins(Error):
         for key, chosen, allowed in choices:
             if chosen not in allowed:
                 raise bad_value(f"guess.{key}", chosen, " | ".join(allowed))
-        if config.target.depth == 0:
-            raise bad_value("target", config.target.name, "global | intermediate with guess=twins, as its error comes")
         if self.weights == "copied":
             if config.replicas > 1:
                 raise bad_value(
