@@ -19,6 +19,7 @@ GUESS_COLORS = {
     "rademacher": "#8e5cc9",
     "local_subspace": "#2a9d8f",
     "error": "#7a9a3a",
+    "twins": "#b0472f",
 }
 """Of guesses, in every figure; the two controls, no feedback (`INK`) and end to end, have no hue."""
 HEAD_COLORS = {"cnn": "#2f7ed8", "mlp": "#d9822b", "linear": "#2a9d8f", "predsim": "#9a9a1f", "spatial": "#8e5cc9"}
