@@ -14,7 +14,9 @@ from torch.nn import functional as F
 
 from fgpipe.config import compose_config
 from fgpipe.errors import UserError
-from fgpipe.models.net import deep_copy
+from fgpipe.models.heads import Head
+from fgpipe.models.net import Net, deep_copy
+from fgpipe.plan.plan import DataFacts, Plan
 from tests.gradients.test_two_heads import assert_learnt, outputs
 from tests.test_transparency import Pipeline, Snapshot, assert_agrees, assert_close, configuration
 
@@ -92,3 +94,16 @@ def test_refused(arguments: list[str], line: str) -> None:
     with pytest.raises(UserError) as caught:
         compose_config(["guess=twins", "space=activity", *arguments])
     assert str(caught.value) == line
+
+
+def test_blocks_that_draw_are_refused() -> None:
+    """A twin would draw other numbers than its block."""
+
+    def head() -> Head:
+        return Head(nn.Flatten(), nn.Linear(2 * 16, 5))
+
+    blocks = [nn.Conv2d(1, 2, 3, stride=4, padding=1), nn.Sequential(nn.Conv2d(2, 2, 3, padding=1), nn.Dropout(0.5))]
+    config = configuration("twins", "mlp", "activity", "sample", "global", 8, "model.modules=[4,4]")
+    facts = DataFacts(train_batches=1, test_batches=1, classes=5, channels=1, height=16, width=16)
+    with pytest.raises(UserError, match="^guess=twins: allowed: another one with blocks that may draw numbers"):
+        Plan.make(config, facts, Net(blocks, [head(), head()]))
