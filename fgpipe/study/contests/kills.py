@@ -9,6 +9,8 @@ Blocks of their own are `launch/elastic`, which takes a checkout. The others are
 `resume=auto`: 1F1B, and blocks with a local target, in the order of an ordinary run. Blocks of their own save every 10
 updates, which drains nothing, the others every `saves` (default 40).
 
+Epochs are long, and tests short, as blocks of their own are tested only in the end.
+
 An update counts if it is in a block's weights in the end. The time lost per kill is that of the updates which `every`
 seconds in peace would have had more. All contestants of a round run one after the other. Runs that FOLDER has are not
 run again. The table is printed and written to DIR/kills.md, in FOLDER without `out`.
@@ -34,7 +36,15 @@ from fgpipe.study.contests.contest import Spread, microbatches, turns
 from fgpipe.study.contests.survival import Survival, free_port, kept_by_job, kept_by_members, survive
 
 ELASTIC = CONFIGS.parent / "launch" / "elastic"
-COMMON = ["data=digits", "model.width=0.25", "threads=1", "device=cpu", "observe.tensorboard=false", "epochs=100000"]
+COMMON = [
+    "data=digit_sums",
+    "data.test_samples=64",
+    "model.width=0.25",
+    "threads=1",
+    "device=cpu",
+    "observe.tensorboard=false",
+    "epochs=100000",
+]
 COMMON += ["optim=constant", "optim.lr=0.001"]
 OWN = "blocks of their own, local target"
 BUFFERS = ("replay.size=8", "replay.reuse=16")
@@ -146,7 +156,7 @@ class Kills:
         files = [self._file(name, round) for name in self.contestants for round in range(self._options.repeats)]
         made = [json.loads(file.read_text()) for file in files]
         options = self._options
-        setting = f"Digits, width 0.25, {options.processes} processes; rounds: {options.repeats}, with "
+        setting = f"Sums of two digits, width 0.25, {options.processes} processes; rounds: {options.repeats}, with "
         setting += f"{options.kills} kills, one every {options.every:g} s, after {options.calm:g} s in peace."
         command = " ".join(["python -m fgpipe.study kills FOLDER", *arguments])
         text = page("Kills of single processes", command, setting, made, table)
