@@ -6,7 +6,7 @@ all probes that share the lanes. It is made on the CPU, so that ends on differen
 P probes, R lanes, S samples (1 unless every sample has signs of its own).
 """
 
-from functools import cache, lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -21,9 +21,8 @@ def most_lanes(code: str, probes: int) -> int:
     return probes if code == "rademacher" else 1 << max(0, probes - 1).bit_length()
 
 
-@lru_cache(maxsize=16)
 def signs(code: str, probes: int, lanes: int, samples: int, *, seed: int, target: int, batch: int) -> Tensor:
-    """The signs of one batch, int8 `[P, R, S]`, all of mean zero; not to be written over, as all who ask get the same.
+    """The signs of one batch, int8 `[P, R, S]`, all of mean zero.
 
     `rademacher`: independent signs. `hadamard`: each probe gets a random row of the Hadamard matrix of order R, a
     power of two, times a random sign. No two probes share a row if P <= R; otherwise as few as can be share one, and
