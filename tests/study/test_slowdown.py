@@ -66,7 +66,7 @@ def test_table() -> None:
         (["factors=[2]"], "factors=[2.0]: allowed: 1, then larger factors, as in [1,2,4]"),
         (["jitter=-0.5"], "jitter=-0.5: allowed: a finite number of at least 0"),
         (["block=8"], "block=8: allowed: 0 to 7"),
-        (["slow.factor=2"], "slow.factor=2: allowed: 1 unless slow.block is given"),
+        (["slow.factor=2"], "slow.factor=2: allowed: 1 unless slow.block or slow.process is given"),
     ],
 )  # fmt: skip
 def test_bad_input(arguments: list[str], expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
