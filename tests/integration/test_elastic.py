@@ -148,7 +148,7 @@ def test_each_of_eight_in_turn(tmp_path: Path) -> None:
 
 @pytest.mark.long
 def test_twenty_seconds_above_a_gap(tmp_path: Path) -> None:
-    """At full width eight batches, four times each, last as long; prints what the others keep of their rates."""
+    """Prints what the others keep of their rates at full width, where eight batches, four times each, last two thirds of it."""
     with Elastic(tmp_path / "run", 8, *ENDLESS, "replay.reuse=4", "model.width=1") as job:
         job.wait(lambda: min(job.counts()) > 10, START)
         usual = job.rates(20)
