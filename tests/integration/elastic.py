@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -13,13 +12,8 @@ import psutil
 from typing_extensions import Self
 
 from fgpipe.elastic.places import Places
+from fgpipe.study.contests.survival import free_port
 from tests.integration.launching import ROOT, environment, launch, living, processes_with, wait_until
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Elastic:

@@ -15,6 +15,7 @@ from fgpipe.elastic.places import Places
 from fgpipe.errors import RunError
 from fgpipe.saving.checkpoint import Checkpoints
 from fgpipe.study.common.series import begin, end
+from fgpipe.study.common.workers import workers_with
 
 PATIENCE = 300.0
 """Seconds until every block trains, and from one update that lasts to the next."""
@@ -65,13 +66,11 @@ def kept_by_job(run: Path, blocks: int) -> list[int]:
 
 def trainer_of(run: Path, block: int) -> psutil.Process | None:
     """Find the process that trains a block of a run which has one for each block; None while there is none."""
-    for process in psutil.process_iter():
+    for rank, process in workers_with(f'run_dir="{run}"'):
         with suppress(psutil.Error):
-            words = process.cmdline()
-            if words[1:4] == ["-u", "-m", "fgpipe.train"] and f'run_dir="{run}"' in words:
-                own = [word.partition("=")[2] for word in words if word.startswith("elastic.block=")]
-                if int(own[0] if own else process.environ()["RANK"]) == block:
-                    return process
+            own = [word.partition("=")[2] for word in process.cmdline() if word.startswith("elastic.block=")]
+            if int(own[0] if own else rank) == block:
+                return process
     return None
 
 

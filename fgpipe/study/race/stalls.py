@@ -1,12 +1,14 @@
 """A process of a run that stands still now and then: stopped and continued by signals, as a machine that is taken away."""
 
-import os
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
+
+from fgpipe.study.common.workers import workers_with
 from fgpipe.study.race.clusters import Stall
 
 
@@ -31,27 +33,18 @@ def stalling(stall: Stall | None, file: Path) -> Iterator[None]:
 def _repeat(stall: Stall, file: Path, done: threading.Event) -> None:
     while not done.wait(stall.period - stall.seconds):
         stopped = first_processes(file)
-        for pid in stopped:
-            _signal(pid, signal.SIGSTOP)
+        for process in stopped:
+            _signal(process, signal.SIGSTOP)
         done.wait(stall.seconds)
-        for pid in stopped:
-            _signal(pid, signal.SIGCONT)
+        for process in stopped:
+            _signal(process, signal.SIGCONT)
 
 
-def _signal(pid: int, signum: signal.Signals) -> None:
-    with suppress(ProcessLookupError):
-        os.kill(pid, signum)
+def _signal(process: psutil.Process, signum: signal.Signals) -> None:
+    with suppress(psutil.NoSuchProcess):
+        process.send_signal(signum)
 
 
-def first_processes(file: Path) -> list[int]:
-    """Pids of this user's processes of rank 0 whose command line names the file."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        with suppress(OSError):
-            if entry.name.isdigit() and _has(entry / "cmdline", str(file)) and _has(entry / "environ", "RANK=0"):
-                found.append(int(entry.name))
-    return found
-
-
-def _has(path: Path, word: str) -> bool:
-    return word.encode() in path.read_bytes().split(b"\0")
+def first_processes(file: Path) -> list[psutil.Process]:
+    """Processes of rank 0 whose command line names the file."""
+    return [process for rank, process in workers_with(str(file)) if rank == 0]
