@@ -136,10 +136,8 @@ def _connect(
     if method.returns_gradients and first:
         slow = links.delay(topology.position, topology.position - 1, inbox.fail) or Delay(None, 0.0, inbox.fail)
         below = topology.rank_of(first - 1)
-        layout, kind = (
-            _gradient_layout(plan, first - 1, device),
-            "gradients" if config.asynchronous else "rare_gradients",
-        )
+        layout = _gradient_layout(plan, first - 1, device)
+        kind = "gradients" if config.asynchronous else "rare_gradients"
         downwards = Sender(first, below, layout, observers.ledger, streams, slow, gradients=kind)
     if cluster.store is not None and plan.has_readings:
         probes, counts = max(1, *plan.lanes.counts), plan.lanes.counts
