@@ -119,6 +119,7 @@ def test_a_process_stalls(tmp_path: Path) -> None:
     ("clusters=[moon]", "fgpipe: clusters=['moon']: allowed: a list of fast, far, uneven, slow, stalls"),
     ("goals=[55]", "fgpipe: goals=[55.0]: allowed: a list of accuracies between 0 and 1"),
     ("rates=[0]", "fgpipe: rates=[0.0]: allowed: a list of numbers above 0"),
+    ("rate_epochs=0", "fgpipe: rate_epochs=0: allowed: a whole number of at least 1"),
     ("points=[1F1B]", "fgpipe: points=['1F1B']: allowed: a list of METHOD@CLUSTER"),
     ("processes=3", "fgpipe: processes=3: allowed: 2 | 4 | 8"),
     ("rounds=0", "fgpipe: rounds=0: allowed: a whole number of at least 1"),

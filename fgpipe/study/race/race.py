@@ -1,8 +1,9 @@
 """Time to accuracy: who is first at 45, 50 and 55 % on which cluster.
 
     python -m fgpipe.study race FOLDER data.root=DIR [methods=[1F1B,...]] [clusters=[fast,far,uneven,slow,stalls]]
-                                [goals=[0.45,0.5,0.55]] [seeds=3] [rates=[0.025,0.05,0.1]] [points=[1F1B@far,...]]
-                                [processes=2] [batches=16] [rounds=3] [jobs=1] [out=DIR] [key=value ...]
+                                [goals=[0.45,0.5,0.55]] [seeds=3] [rates=[0.025,0.05,0.1]] [rate_epochs=N]
+                                [points=[1F1B@far,...]] [processes=2] [batches=16] [rounds=3] [jobs=1] [out=DIR]
+                                [key=value ...]
 
 The setting is that of `study modules`. Accuracy after each epoch comes from runs in one process, with the windows that the
 blocks have in `processes` of them: who sits where changes no bit. Images per second come from short runs on noise on each
@@ -12,8 +13,9 @@ neither slow nor stalls, and its rate is the same everywhere.
 
 Time to accuracy = epochs to it x images of an epoch / images per second, and is marked as computed. Each of `points`,
 METHOD@CLUSTER, is also run to its end on that cluster (seed 0), and the table has the error. A run that never gets there
-says so. Each of `rates` is first tried once for every method, on 3,000 training images that are held out, and the best is the
-method's learning rate; without `rates` all have the setting's (look-ahead ten times that, as it discounts it).
+says so. Each of `rates` is first tried once for every method, in `rate_epochs` epochs (without it: all), on 3,000 training
+images that are held out, and the best is the method's learning rate; without `rates` all have the setting's (look-ahead ten
+times that, as it discounts it).
 
 Runs that FOLDER has are not run again. The tables are printed and written to DIR/race.md, in FOLDER without `out`; their
 figures to race.json beside it, which `python -m fgpipe.advise` reads.
@@ -58,6 +60,8 @@ class RaceOptions(ScaledOptions):
     goals: list[float] = field(default_factory=lambda: [0.45, 0.5, 0.55])
     rates: list[float] = field(default_factory=list)
     """Learning rates to choose from."""
+    rate_epochs: int | None = None
+    """Epochs of a run that chooses; None: those of the others."""
     points: list[str] = field(default_factory=list)
     batches: int = 16
     """Batches of an epoch of a timed run."""
@@ -74,6 +78,8 @@ class RaceOptions(ScaledOptions):
             raise bad_value("goals", self.goals, "a list of accuracies between 0 and 1")
         if any(rate <= 0 for rate in self.rates):
             raise bad_value("rates", self.rates, "a list of numbers above 0")
+        if self.rate_epochs is not None and self.rate_epochs < 1:
+            raise bad_value("rate_epochs", self.rate_epochs, "a whole number of at least 1")
         for point in self.points:
             method, _, cluster = point.partition("@")
             if method not in self.methods or cluster not in self.clusters:
@@ -187,7 +193,9 @@ class Race:
             method = self._methods[name]
             return (*method.overrides(split(self._options.processes), CLUSTERS[FAST].ahead), method.learning_rate(rate))
 
-        one = Trainings(self._folder / "rates", replace(self._options, processes=1, seeds=1), self._setting)
+        epochs = self._options.rate_epochs
+        short = [] if epochs is None else [f"epochs={epochs}"]
+        one = Trainings(self._folder / "rates", replace(self._options, processes=1, seeds=1), [*self._setting, *short])
         self._rates = best_rates(one, self._methods, self._options.rates, overrides)
 
     def _speeds(self, cluster: str) -> dict[str, Rate]:
