@@ -27,10 +27,12 @@ HEAD_COLORS = {"cnn": "#2f7ed8", "mlp": "#d9822b", "linear": "#2a9d8f", "predsim
 
 
 @contextmanager
-def drawn(path: Path, inches: tuple[float, float] = (6, 4)) -> Iterator[Any]:
+def drawn(path: Path, inches: tuple[float, float] = (6, 4), across: int = 1) -> Iterator[Any]:
     """Give the axes to draw on, and write the picture afterwards.
 
-    Args: inches: width and height.
+    Args:
+        inches: width and height.
+        across: panels beside each other, each with axes of its own.
 
     Raises:
         OutputError: it cannot be written.
@@ -40,7 +42,7 @@ def drawn(path: Path, inches: tuple[float, float] = (6, 4)) -> Iterator[Any]:
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=inches, layout="constrained")
+    figure, axes = pyplot.subplots(1, across, figsize=inches, layout="constrained")
     yield axes
     with written(path):
         figure.savefig(path, dpi=150)

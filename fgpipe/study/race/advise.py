@@ -9,6 +9,8 @@
                         docs/results/race.json by default. Without one the ranking is by images per second alone
     calibration=FILE    of `python -m fgpipe.study simulation` or `python -m fgpipe.simulate`, whose net is predicted;
                         docs/results/calibration.json by default
+    map=FILE            a picture too, in two minutes: who is first over link rate and round trip, and over slowness and
+                        number of processes, all else as above; pale where the second is less than 15 % behind
 
 Time = epochs to the goal x images of an epoch / predicted images per second. End to end is one process, on a machine that is
 neither slow nor stalls. Memory is that of the race's own runs. A method is left out where the simulator does not model it:
@@ -26,12 +28,14 @@ from fgpipe.config import CONFIGS, LinkConfig, compose_config
 from fgpipe.config.arguments import check_keys, own_keys
 from fgpipe.config.units import seconds
 from fgpipe.errors import bad_value, one_line
+from fgpipe.saving.outputs import check_file
 from fgpipe.study.race.clusters import FAST, Stall
 from fgpipe.study.race.figures import RaceResults, Rate, mean_time, percent, seconds_to, time_cell
+from fgpipe.study.race.map import NOBODY, Winner, draw
 from fgpipe.study.race.methods import BLOCKS, RaceMethod, methods
 from fgpipe.study.race.predict import AdvisedCluster, Prediction, predictions
 from fgpipe.study.simulator.calibration import Calibration
-from fgpipe.study.simulator.command import accuracy
+from fgpipe.study.simulator.command import WITHIN, accuracy
 
 RESULTS = CONFIGS.parent / "docs" / "results"
 LINK = ("link.rate", "link.rtt", "link.between")
@@ -47,6 +51,7 @@ class AdviseOptions:
     goal: float = 0.5
     results: str | None = None
     calibration: str | None = None
+    map: str | None = None
 
     def cluster(self, link: LinkConfig) -> AdvisedCluster:
         """Raises: UserError: a value that it cannot have."""
@@ -166,6 +171,19 @@ def ranking(
     return sorted(rows, key=lambda row: row.rank)
 
 
+def winner(rows: Sequence[Advice]) -> Winner:
+    """The first of a ranking; nobody if accuracies are known and none gets there."""
+    first, *others = rows
+    times = [None if row.times is None else mean_time(row.times) for row in rows]
+    if first.times is not None and times[0] is None:
+        return Winner(NOBODY)
+    if times[0] is None:
+        behind = first.prediction.images_per_second / others[0].prediction.images_per_second
+    else:
+        behind = float("inf") if times[1] is None else times[1] / times[0]
+    return Winner(first.name, behind > 1 + WITHIN)
+
+
 def fast_first(item: tuple[str, object]) -> bool:
     """Key that sorts the fast cluster before the others."""
     return item[0] != FAST
@@ -210,17 +228,26 @@ def main(arguments: list[str]) -> int:
     options, rest = own_keys(arguments, AdviseOptions())
     check_keys(rest, [*LINK, *AdviseOptions.__dataclass_fields__])
     cluster = options.cluster(compose_config(rest).link)
+    if options.map is not None:
+        check_file("map", Path(options.map))
     results = raced(Path(options.results or RESULTS / "race.json"), options.results is not None)
     calibration = calibrated(Path(options.calibration or RESULTS / "calibration.json"))
-    found, wanted = predictions(calibration, cluster), methods(options.processes)
-    rows = ranking(found, results, options.goal, cluster.ahead, wanted)
+
+    def advice(cluster: AdvisedCluster) -> list[Advice]:
+        wanted = methods(cluster.processes)
+        return ranking(predictions(calibration, cluster), results, options.goal, cluster.ahead, wanted)
+
+    rows, wanted = advice(cluster), methods(options.processes)
     print(table(rows, options.goal))
     print(f"Rates: simulated; measured on {calibration.machine}. {accuracy(calibration.errors)}")
     if results is None:
         print("Ranked by images per second alone: there is no race.json, so no accuracy is known.")
     else:
         print(f"Accuracies: measured, with the delays of {results.processes} processes; memory: of the same runs.")
-    if missing := [name for name in wanted if name not in found]:
+    if missing := sorted(set(wanted) - {row.name for row in rows}):
         print(f"Not modelled on such links: {', '.join(missing)}.")
     print(f"\nThe first: {start(wanted[rows[0].name], rows[0].prediction, cluster.ahead)}")
+    if options.map is not None:
+        prize = "Most images per second" if results is None else f"First at {percent(options.goal)}"
+        draw(Path(options.map), cluster, f"{prize}, predicted", lambda where: winner(advice(where)))
     return 0
