@@ -1,7 +1,7 @@
 """The command `python -m fgpipe.show RUN [RUN ...] [out=FILE]`: a page about a run, or about several beside each other.
 
-RUN: the folder of a run, also of one that goes on or ended badly. FILE: where the page is written; RUN/report.html for
-one run, comparison.html here for several. A finished run has written its own.
+RUN: the folder of a run, also of one that goes on or ended badly, or a folder of such folders. FILE: where the page is
+written; RUN/report.html for one run, comparison.html here for several. A finished run has written its own.
 
 Exit codes: 0, done; 1, the page cannot be written; 2, bad input; 130, interrupted.
 """
@@ -27,9 +27,10 @@ def main(arguments: list[str]) -> int:
     if "--help" in arguments or "-h" in arguments:
         print(__doc__)
         return 0
-    folders = [Path(each) for each in arguments if not each.startswith("out=")]
-    if not folders:
+    given = [Path(each) for each in arguments if not each.startswith("out=")]
+    if not given:
         raise UserError("usage: python -m fgpipe.show RUN [RUN ...] [out=FILE]")
+    folders = [folder for each in given for folder in FolderContent.within(each)]
     runs = [FolderContent.read(each) for each in folders]
     alone = len(runs) == 1
     named = [Path(each.removeprefix("out=")) for each in arguments if each.startswith("out=")]

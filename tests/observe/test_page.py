@@ -5,6 +5,7 @@ import math
 import re
 import shutil
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -237,6 +238,25 @@ def test_several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert len({style.partition(":")[2] for _, style in marks}) == 2, "and the same ones in all"
 
 
+def test_a_folder_of_runs(tmp_path: Path) -> None:
+    """Stands for the runs in it, by name; one of one run for that run."""
+    for name in ("b", "a"):
+        write_run(tmp_path / "runs" / name)
+    (tmp_path / "runs" / "logs").mkdir()
+    rows = show(tmp_path / "runs", f"out={tmp_path / 'page.html'}").rows()
+    assert [row[0] for row in rows if row[-1].startswith(str(tmp_path))] == ["a", "b"]
+    write_run(tmp_path / "single" / "run")
+    assert fgpipe.show.main([str(tmp_path / "single")]) == 0 and (tmp_path / "single/run/report.html").exists()
+
+
+def test_only_what_was_chosen(tmp_path: Path) -> None:
+    """Keys that follow from another target or head are not listed; those that were set beside it are."""
+    chosen = asdict(compose_config(["target=local", "head=strided", "optim.lr=0.1"]))
+    rows = show(write_run(tmp_path / "run", chosen)).rows()
+    wanted = {"target.name": ["local", "global"], "head.name": ["strided", "mlp"], "optim.lr": ["0.1", "0.05"]}
+    assert {row[0]: row[1:] for row in rows if "." in row[0]} == wanted
+
+
 def test_names_beside_lines(tmp_path: Path) -> None:
     """Folders of one name, or of long ones, are told apart by letters."""
     runs = [write_run(tmp_path / name / "run") for name in ("a", "b")]
@@ -248,7 +268,8 @@ def test_a_folder_without_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[st
     """One line, exit code 2, and nothing is written; one of several is as bad."""
     run = write_run(tmp_path / "run")
     (tmp_path / "file").touch()
-    for wrong in (tmp_path, tmp_path / "nowhere", tmp_path / "file"):
+    (tmp_path / "empty").mkdir()
+    for wrong in (tmp_path / "empty", tmp_path / "nowhere", tmp_path / "file"):
         for arguments in ([wrong], [run, wrong]):
             assert fgpipe.show.main(list(map(str, arguments))) == 2
             line = f"fgpipe: RUN={wrong}: allowed: the folder of a run, which has a config.yaml in it\n"
@@ -256,7 +277,10 @@ def test_a_folder_without_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert fgpipe.show.main([]) == 2 and capsys.readouterr().err.startswith("fgpipe: usage: ")
     assert fgpipe.show.main([str(run), f"out={tmp_path / 'nowhere' / 'page.html'}"]) == 2
     assert "allowed: a file in a folder that exists" in capsys.readouterr().err
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "run"] and not (run / "report.html").exists()
+    assert (
+        sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file", "run"]
+        and not (run / "report.html").exists()
+    )
 
 
 def test_a_summary_alone(tmp_path: Path) -> None:

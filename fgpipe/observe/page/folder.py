@@ -53,6 +53,19 @@ class FolderContent:
         """Blocks that learn by themselves, as far as the files tell."""
         return 1 + max((block for each in self.epochs for phase in each.scores.values() for block in phase), default=-1)
 
+    @staticmethod
+    def within(path: Path) -> list[Path]:
+        """The folders of runs in a folder that is none itself, in order of their names; else the folder alone."""
+
+        def is_run(folder: Path) -> bool:
+            return (folder / CONFIG).exists() or (folder / SUMMARY).exists()
+
+        try:
+            inside = [] if is_run(path) or not path.is_dir() else sorted(filter(is_run, path.iterdir()))
+        except OSError:  # `read` says so
+            inside = []
+        return inside or [path]
+
     @classmethod
     def read(cls, path: Path) -> "FolderContent":
         """

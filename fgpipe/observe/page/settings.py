@@ -5,17 +5,28 @@ from dataclasses import asdict
 from typing import Any
 
 from fgpipe.config import compose_config
+from fgpipe.errors import UserError
 from fgpipe.saving.resume import flat
 
 OWN = {"run_dir"}
 """Keys that differ between any two runs."""
+GROUPS = ("guess", "head", "target")
+"""Groups of keys whose file has the name that the group's `name` says."""
 NOTHING = "–"
 """A key that a configuration does not have."""
 
 
 def changed(config: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Key, value and default of each key that has not the value of `configs/train.yaml`."""
-    return [(key, here, default) for key, (here, default) in table([config, asdict(compose_config([]))])]
+    """Key, value and default of each key that has not the value of `configs/train.yaml`; one that only follows from the
+    choice of a target, guess or head is left out."""
+    names = {f"{group}.name": name for group in GROUPS if (name := dict(flat(config)).get(f"{group}.name"))}
+    try:
+        follows = compose_config([f"{key.removesuffix('.name')}={name}" for key, name in names.items()])
+    except UserError:  # a plug-in's, of another version, or nothing without other keys
+        follows = compose_config([])
+    implied = {key for key, _ in flat(config)} - {key for key, _ in table([config, asdict(follows)])} - set(names)
+    rows = table([config, asdict(compose_config([]))])
+    return [(key, here, default) for key, (here, default) in rows if key not in implied]
 
 
 def table(configs: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
