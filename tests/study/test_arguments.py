@@ -11,8 +11,9 @@ from fgpipe.study.common.arguments import claim
 
 def test_claim(tmp_path: Path) -> None:
     folder = tmp_path / "a" / "study"
-    for _ in range(2):
-        claim(folder, ["batch_size=8"])
+    claim(folder, ["data.root=here", "batch_size=8"])
+    claim(folder, ["batch_size=8"])
+    claim(folder, ["batch_size=8", "data.root=moved"])
     with pytest.raises(UserError, match="allowed: a new folder, or its study's arguments: batch_size=8"):
         claim(folder, [])
 

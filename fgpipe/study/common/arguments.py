@@ -46,20 +46,20 @@ def read(arguments: Sequence[str], defaults: Study) -> tuple[Path, Study, list[s
 
 
 def claim(folder: Path, arguments: Sequence[str]) -> None:
-    """Make the folder of a study, which is for these arguments alone.
+    """Make the folder of a study, which is for these arguments alone; where the data lie (`data.root`) does not matter.
 
     Raises:
         UserError: it holds the study of other arguments, or cannot be written.
     """
-    note = folder / "arguments.json"
+    note, kept = folder / "arguments.json", [each for each in arguments if not each.startswith("data.root=")]
     with needed("FOLDER", folder):
         folder.mkdir(parents=True, exist_ok=True)
-        if durable.create(note, json.dumps(list(arguments)).encode()):
+        if durable.create(note, json.dumps(kept).encode()):
             return
         content = note.read_bytes()
     try:
         had = [str(argument) for argument in json.loads(content)]
     except (ValueError, TypeError) as error:
         raise UserError(f"{note}: no list of arguments: allowed: none, if no study is in its folder") from error
-    if had != list(arguments):
+    if had != kept:
         raise UserError(f"{folder}: allowed: a new folder, or its study's arguments: {' '.join(had) or 'none'}")
