@@ -13,7 +13,7 @@
                         number of processes, all else as above; pale where the second is less than 15 % behind
 
 Time = epochs to the goal x images of an epoch / predicted images per second. End to end is one process, on a machine that is
-neither slow nor stalls. Memory is that of the race's own runs. A method is left out where the simulator does not model it:
+neither slow nor stalls. Memory is that of the race's runs in one process. A method is left out where the simulator does not model it:
 1F1B over links with a round trip. Exit codes: 0, done; 2, bad input; 130, interrupted.
 """
 
@@ -198,7 +198,7 @@ def table(rows: Sequence[Advice], goal: float) -> str:
         "images/s",
         "updates late",
         "bytes back per batch",
-        "memory, MB",
+        "memory of all blocks, MB",
     ]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for number, row in enumerate(rows, 1):
@@ -248,6 +248,8 @@ def main(arguments: list[str]) -> int:
         print(f"Not modelled on such links: {', '.join(missing)}.")
     print(f"\nThe first: {start(wanted[rows[0].name], rows[0].prediction, cluster.ahead)}")
     if options.map is not None:
-        prize = "Most images per second" if results is None else f"First at {percent(options.goal)}"
-        draw(Path(options.map), cluster, f"{prize}, predicted", lambda where: winner(advice(where)))
+        prize = "Most images per second, predicted"
+        if results is not None:
+            prize = f"First at {percent(options.goal)}, predicted; accuracies with the delays of {results.processes} processes"
+        draw(Path(options.map), cluster, prize, lambda where: winner(advice(where)))
     return 0

@@ -15,8 +15,8 @@ class Rate:
     images_per_second: float
     bytes_back: float
     """Of all blocks together, per batch."""
-    memory: float
-    """Bytes of the process that takes most in training, above what it held before."""
+    memory: float | None
+    """Bytes that training takes of one process with all blocks, above what it held before; None: unknown."""
     computed: bool = False
     """It is not of a run on that cluster."""
 

@@ -173,8 +173,8 @@ class Race:
         options, config = self._options, self.trainings.config
         if options.rates:
             self._choose_rates()
-        wanted = {(name, ahead): f"{name} {ahead}" if ahead else name for (name, _), ahead in self.variants().items()}
-        self.trainings.run_missing({way: self._overrides(*of) for of, way in wanted.items()})
+        wanted = {(name, ahead): way(name, ahead) for (name, _), ahead in self.variants().items()}
+        self.trainings.run_missing({called: self._overrides(*of) for of, called in wanted.items()})
         for cluster, contest in self.contests.items():
             contest.run(partial(launch, hosts=CLUSTERS[cluster].hosts))
         facts = config.data.train_samples
@@ -182,8 +182,11 @@ class Race:
         results = RaceResults(
             facts // config.batch_size * config.batch_size, config.batch_size, options.processes, options.goals
         )
-        for (name, ahead), way in wanted.items():
-            results.curves.setdefault(name, {})[ahead] = [curve(each) for each in self.trainings.summaries(way)]
+        for name, method in self._methods.items():
+            for ahead in sorted({method.variant(each.ahead) for each in CLUSTERS.values()}):
+                found = self.trainings.summaries(way(name, ahead))
+                if (name, ahead) in wanted or all(found):  # of a cluster that raced before
+                    results.curves.setdefault(name, {})[ahead] = list(map(curve, found))
         results.rates = {cluster: self._speeds(cluster) for cluster in options.clusters}
         results.points = [self._point(*point.split("@")) for point in options.points]
         return results
@@ -207,10 +210,12 @@ class Race:
             share = 1.0 if stall is None or method.alone else stall.share
             rate = share * statistics.median(contest.speeds(contestant))
             first = contest.summaries(contestant)[0]
-            most = max(
-                b - a for a, b in zip(first["memory_before_training_bytes"], first["peak_memory_bytes"], strict=True)
-            )
-            found[name] = Rate(rate, sum(first["bytes_back_per_batch"]), most, computed=share < 1)
+            trained = [
+                each for each in self.trainings.summaries(way(name, method.variant(CLUSTERS[cluster].ahead))) if each
+            ]
+            taken = [each["peak_memory_bytes"][0] - each["memory_before_training_bytes"][0] for each in trained]
+            back = sum(first["bytes_back_per_batch"])
+            found[name] = Rate(rate, back, max(taken, default=None), computed=share < 1)
         return found
 
     def _point(self, name: str, cluster: str) -> RacePoint:
@@ -239,6 +244,11 @@ class Race:
         summary = read_summary(path)
         seconds = [] if summary is None else [epoch["train_seconds"] for epoch in summary["epochs"]]
         return RacePoint(name, cluster, 0, curve(summary), seconds)
+
+
+def way(name: str, ahead: int) -> str:
+    """Name of a method's trainings with a variant's delays (`RaceMethod.variant`)."""
+    return f"{name} {ahead}" if ahead else name
 
 
 def curve(summary: Mapping[str, Any] | None) -> list[float]:
@@ -285,8 +295,8 @@ def main(arguments: list[str]) -> int:
     results = race.run()
     text, config = report(results, race.variants()), race.trainings.config
     print(text, end="")
-    ways = [f"{name} {ahead}" if ahead else name for name, of in results.curves.items() for ahead in of]
-    summaries = [each for way in ways for each in race.trainings.summaries(way) if each is not None]
+    ways = [way(name, ahead) for name, of in results.curves.items() for ahead in of]
+    summaries = [each for called in ways for each in race.trainings.summaries(called) if each is not None]
     setting = f"{config.epochs} epochs of {results.images} images in batches of {results.batch_size}, width "
     setting += f"{config.model.width:g}, {options.seeds} seeds; pipelines of {options.processes} processes."
     command = f"python -m fgpipe.study race FOLDER {shlex.join(arguments[1:])}".rstrip()
