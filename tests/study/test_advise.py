@@ -78,6 +78,11 @@ def test_links(calibration: Calibration) -> None:
     assert (late["async 1F1B"], late["local target 8"], late["random guess"]) == (3, 0, 7)
 
 
+def test_a_slow_boundary_that_few_processes_lack(calibration: Calibration) -> None:
+    found = [seconds(calibration, AdvisedCluster(2, LinkConfig("100kbit", between=between))) for between in ([5], [])]
+    assert found[0] == found[1] and found[0]["local target 8"] < 20
+
+
 def test_ranking() -> None:
     """By the mean time to the goal; then those of which a seed never gets there, and the unknown, by their rates."""
     found = {
@@ -126,6 +131,8 @@ def test_map(tmp_path: Path) -> None:
     assert {(each.processes, each.slow) for each in asked if each.link.slow} == {(6, 2.0)}
     assert [row[0].name for row in links] == ["end to end"] * 6 and links[0][1].name == "1F1B"
     assert [each.clear for each in slow[3]] == [True] * 4 + [False] * 4 and not asked[-1].link.slow
+    grids(AdvisedCluster(8, LinkConfig("1Mbit", between=[5])), judge)
+    assert asked[-1].processes == 8 and {tuple(each.link.between or ()) for each in asked[-110:]} == {(5,)}
     at = middles(links)
     assert at["end to end"] == ((0, 2), True) and at["1F1B"][1] is False
     draw(tmp_path / "map.png", AdvisedCluster(6, NO_LINK, 2.0), "first", judge)

@@ -13,8 +13,8 @@
                         number of processes, all else as above; pale where the second is less than 15 % behind
 
 Time = epochs to the goal x images of an epoch / predicted images per second. End to end is one process, on a machine that is
-neither slow nor stalls. Memory is that of the race's runs in one process. A method is left out where the simulator does not model it:
-1F1B over links with a round trip. Exit codes: 0, done; 2, bad input; 130, interrupted.
+neither slow nor stalls. Memory is that of the race's runs in one process. A method is left out where the simulator does not
+model it: 1F1B over links with a round trip. Exit codes: 0, done; 2, bad input; 130, interrupted.
 """
 
 import json

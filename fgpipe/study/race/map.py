@@ -5,12 +5,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fgpipe.config import LinkConfig
 from fgpipe.study.common.figure import GUESS_COLORS, INK, drawn
 from fgpipe.study.race.predict import AdvisedCluster
 
 RATES = ("1Mbit", "3Mbit", "10Mbit", "30Mbit", "100Mbit", "300Mbit", "1Gbit", "3Gbit", "10Gbit")
-TRIPS = ("0ms", "1ms", "10ms", "30ms", "100ms", "300ms")
+TRIPS = (None, "1ms", "10ms", "30ms", "100ms", "300ms")
 FACTORS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 16.0)
 PROCESSES = (2, 3, 4, 5, 6, 7, 8)
 COLORS = {
@@ -48,8 +47,7 @@ Judge = Callable[[AdvisedCluster], Winner]
 def grids(cluster: AdvisedCluster, judge: Judge) -> tuple[list[list[Winner]], list[list[Winner]]]:
     """Winners by round trip and link rate, and by number of processes and slowness; all else as the cluster has it."""
     links = [
-        [judge(replace(cluster, link=LinkConfig(rate, None if trip == "0ms" else trip))) for rate in RATES]
-        for trip in TRIPS
+        [judge(replace(cluster, link=replace(cluster.link, rate=rate, rtt=trip))) for rate in RATES] for trip in TRIPS
     ]
     slow = [[judge(replace(cluster, processes=count, slow=factor)) for factor in FACTORS] for count in PROCESSES]
     return links, slow
@@ -63,11 +61,18 @@ def draw(path: Path, cluster: AdvisedCluster, prize: str, judge: Judge) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    links, slow = grids(cluster, judge)
     machines = f"{cluster.processes} processes" + (f", the first {cluster.slow:g}x slower" if cluster.slow > 1 else "")
     factors = [f"{factor:g}x" for factor in FACTORS]
     with drawn(path, (10, 4), across=2) as (left, right):
-        _panel(left, links, RATES, TRIPS, ("link rate, bits per second", "round trip"), machines)
+        links, slow = grids(cluster, judge)
+        _panel(
+            left,
+            links,
+            RATES,
+            [trip or "none" for trip in TRIPS],
+            ("link rate, bits per second", "round trip"),
+            machines,
+        )
         where = "slow links" if cluster.link.slow else "fast links"
         _panel(right, slow, factors, list(map(str, PROCESSES)), ("slowness of the first process", "processes"), where)
         left.figure.suptitle(prize, fontsize=11)

@@ -56,7 +56,7 @@ class Prediction:
 def predictions(calibration: Calibration, cluster: AdvisedCluster) -> dict[str, Prediction]:
     """Predict every method of the race that the simulator models on such links, by name."""
     setting = Setting(calibration, BLOCKS, cluster.processes)
-    sizes, links = setting.split(), SlowLinks.of(cluster.link, cluster.processes)
+    sizes, links = setting.split(), SlowLinks.of(only(cluster.link, cluster.processes), cluster.processes)
     nets = setting.nets(links)
     late, local = nets[LATE], nets[LOCAL]
     assert isinstance(late, AsynchronousBackpropagation) and isinstance(local, ForwardGradients), "by their names"
