@@ -1,6 +1,8 @@
 """`python -m fgpipe.simulate`, from calibration to table, and the study that sets its predictions beside runs."""
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,7 +24,9 @@ def file(tmp_path: Path) -> Path:
     costs = [{"forward": 0.010} for _ in range(8)]
     piece = [{"forward": 0.001, "backward": 0.002, "update": 0.0} for _ in range(8)]
     pieces = [(4, [{kind: 2 * of for kind, of in block.items()} for block in piece]), (2, piece)]
-    made = Calibration(ARGUMENTS, "a machine", "abc", 2, dict.fromkeys(METHODS, costs), pieces, 1.0, 0.0, 0.0, 0.0)
+    made = Calibration(
+        ARGUMENTS, "a machine", "abc", 2, dict.fromkeys(METHODS, costs), pieces, piece, 1.0, 0.0, 0.0, 0.0
+    )
     path = tmp_path / "calibration.json"
     made.save(path)
     return path
@@ -40,6 +44,37 @@ def test_pieces(file: Path) -> None:
     assert [made.of_piece(n)[0]["forward"] for n in (1, 2, 3, 4, 8)] == pytest.approx(
         [0.0005, 0.001, 0.0015, 0.002, 0.004]
     )
+
+
+def test_pieces_of_several_sizes(file: Path) -> None:
+    """Between two sizes on their own line, above all of them on that of the largest two."""
+    made = Calibration.load(file, ARGUMENTS)
+    made = replace(made, pieces=[(8, [{"forward": 0.007}]), *((n, piece[:1]) for n, piece in made.pieces)])
+    assert [made.of_piece(n)[0]["forward"] for n in (2, 3, 4, 6, 8, 12)] == pytest.approx(
+        [0.001, 0.0015, 0.002, 0.0045, 0.007, 0.012]
+    )
+
+
+def test_median_of_calibrations(file: Path) -> None:
+    """Of every number by itself; a machine that seems to get faster with work has no contention."""
+    made = Calibration.load(file, ARGUMENTS)
+    found = [
+        replace(
+            made,
+            costs={"it": [{"forward": of}]},
+            kept=[{"backward": 2 * of}],
+            pieces=[(4, [{"loss": 3 * of}])],
+            contention=of,
+        )
+        for of in (0.5, 4.0, 0.75)
+    ]
+    middle = Calibration.median(found)
+    assert (middle.costs, middle.kept, middle.pieces) == (
+        {"it": [{"forward": 0.75}]},
+        [{"backward": 1.5}],
+        [(4, [{"loss": 2.25}])],
+    )
+    assert middle.contention == 0.75 and middle.on(2).contention == 1.0 and middle.arguments == ARGUMENTS
 
 
 def test_which_blocks(file: Path) -> None:
@@ -107,7 +142,7 @@ def test_bad_input(argument: str, expected: str, file: Path, capsys: pytest.Capt
 def test_study(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """A run that takes twice as long as simulated is an error of +100 %; both numbers of processes, and a slow link."""
 
-    def start(runs: list[list[str]], processes: int, where: Path) -> None:
+    def start(runs: Sequence[Sequence[str]], processes: int, where: Path) -> None:
         for run in runs:
             path = Path(next(each for each in run if each.startswith("run_dir=")).split("=")[1].strip('"'))
             path.mkdir(parents=True)
@@ -125,17 +160,30 @@ def test_study(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
             }
             (path / "summary.json").write_text(json.dumps(summary))
 
-    monkeypatch.setattr(
-        simulation.Contest, "run", lambda self, start_=start, run=simulation.Contest.run: run(self, start_)
-    )
+    run_round = simulation.Contest.run_round
+    monkeypatch.setattr(simulation.Contest, "run_round", lambda self, round: run_round(self, round, start))
     monkeypatch.setattr(
         "fgpipe.study.contests.contest.measured_split", lambda config, facts, processes: [8 // processes] * processes
     )
     monkeypatch.setattr(simulation, "scaling", lambda made, of=simulation.scaling: of(made, (1, 8)))
     study = tmp_path / "study"
     study.mkdir()
-    (study / "calibration.json").write_text(file.read_text())
-    assert __main__.main(["simulation", str(study), "most=4", "batches=2", *ARGUMENTS, f"out={tmp_path / 'out'}"]) == 0
+    (study / "calibration-0.json").write_text(file.read_text())
+    assert (
+        __main__.main(
+            [
+                "simulation",
+                str(study),
+                "most=4",
+                "batches=2",
+                "epochs=2",
+                "repeats=1",
+                *ARGUMENTS,
+                f"out={tmp_path / 'out'}",
+            ]
+        )
+        == 0
+    )
     text = (tmp_path / "out" / "simulation.md").read_text()
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
     validated = [line for line in lines if line[-1].endswith("%")]

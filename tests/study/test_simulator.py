@@ -170,6 +170,14 @@ def test_two_blocks_of_asynchronous_backpropagation() -> None:
     assert (of.up(0), of.back(0)) == (100, 100)
 
 
+def test_graphs_that_are_kept_cost_more() -> None:
+    """Those of blocks whose window is above 1: both passes of the lower block, not of the upper one."""
+    costs = [{"forward": 1.0, "backward": 2.0}] * 2
+    of = AsynchronousBackpropagation((2, 1), costs, [100], 0, kept=[{"forward": 2.0, "backward": 4.0}] * 2)
+    seconds = [[sum(each for each, _ in job.steps) for job in block] for block in of.programs([2], 1)[0]]
+    assert seconds == [[2.0, 4.0], [3.0]]
+
+
 def test_orders_of_backpropagation() -> None:
     """Orders by hand, of 2 stages and 3 microbatches: 1F1B holds two at stage 0 and one at the last."""
 
@@ -346,7 +354,7 @@ def test_equal_blocks() -> None:
     assert found[0] == {"forward": 3.0, "guess": 3.0}
     assert found[1] == found[3] == pytest.approx({"forward": 3.0, "push": 4.0})
     assert found[4] == {"forward": 3.0, "push": 3.0, "update": 6.0}
-    assert equal_blocks(costs, 1) == [{"forward": 3.0, "update": 6.0, "fetch": 0.0}]
+    assert equal_blocks(costs, 1) == [{"forward": 3.0, "update": 6.0}]
 
 
 def test_microbatches() -> None:

@@ -82,26 +82,26 @@ def test_backward_locked() -> None:
 
 
 def test_extra_compute() -> None:
-    """Two blocks with forward passes of 10 and 30. Backpropagation: 80 of backward passes. Ours, where loading a batch
-    (2) is in the first forward pass and the optimizer's steps (1 and 3) in the updates: 20 of guesses, and 40 in updates."""
-    plain = [{"forward": 10, "backward": 20, "update": 1, "fetch": 2}, {"forward": 30, "backward": 60, "update": 3}]
+    """Two blocks with forward passes of 10 and 30. Backpropagation: 80 of backward passes. Ours, where the optimizer's
+    steps (1 and 3) are in the updates: 20 of guesses, and 40 in updates."""
+    plain = [{"forward": 10, "backward": 20, "update": 1}, {"forward": 30, "backward": 60, "update": 3}]
     assert extra_compute(plain, plain) == 80 / 40
-    ours = [{"forward": 10 + 2, "guess": 5, "update": 1 + 10}, {"forward": 30, "guess": 15, "update": 3 + 30}]
+    ours = [{"forward": 10, "guess": 5, "update": 1 + 10}, {"forward": 30, "guess": 15, "update": 3 + 30}]
     assert extra_compute(ours, plain) == 60 / 40
 
 
 def test_extra_compute_of_a_trace() -> None:
     """From events of one process, by way of `calibration.slices`: a forward pass of 10 s, then a guess of 30 s, and an
-    update of 25 s with 5 s of an optimizer's step in it. Loading takes 4 s, the two batches before do not count."""
+    update of 25 s with 5 s of an optimizer's step in it. The two batches before do not count."""
     events, second = [], 10**9
     for batch in range(5):
         start = 1000 * batch + (100 if batch < 2 else 0)
-        for kind, began, ended in (("forward", 4, 14), ("guess", 14, 44), ("update", 44, 69)):
+        for kind, began, ended in (("forward", 0, 10), ("guess", 10, 40), ("update", 40, 65)):
             events.append(Event(kind, 0, batch, -1, (start + began) * second, (start + ended) * second))
-        start_of_next = Event("loss", 1, batch, -1, (start + 69) * second, 1000 * (batch + 1) * second)
-        events.append(start_of_next)  # the last block's, up to where the next batch is loaded
+        start_of_next = Event("loss", 1, batch, -1, (start + 65) * second, 1000 * (batch + 1) * second)
+        events.append(start_of_next)  # the last block's, up to where the next batch begins
     costs = slices(events)[:1]
-    assert extra_compute(costs, [{"forward": 10, "update": 5, "fetch": 4}]) == pytest.approx((30 + 20) / 10)
+    assert extra_compute(costs, [{"forward": 10, "update": 5}]) == pytest.approx((30 + 20) / 10)
 
 
 def test_the_papers_table() -> None:
@@ -191,7 +191,7 @@ def test_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     study, out = tmp_path / "a,b (1) {c}", tmp_path / "out"
     arguments = ["unlocking", str(study), "model.width=0.07", "batch_size=8", f"out={out}"]
     assert main(arguments) == 0
-    assert started == [(8, 12 * 7 + 1), (1, 12)]
+    assert started == [(8, 12 * 7 + 1), (1, 13)]
     for name in ("local-local-weight-slow-3", "ntk-global-activity-alone"):
         (study / name / "summary.json").unlink()
     (out / "unlocking.md").unlink()

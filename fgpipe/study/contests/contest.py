@@ -197,21 +197,29 @@ class Contest:
         return json.loads(note.read_text())
 
     def run(self, start: Start = launch) -> None:
-        """Run what is missing, round by round; in a round, those with as many processes come in one launch.
+        """Run what is missing, round by round.
 
         Raises:
             CalledProcessError: a run has failed.
         """
         for round in range(self._options.repeats):
-            missing: dict[int, list[list[str]]] = {}
-            for contestant in turns(self._contestants, round):
-                path = self.path(contestant, round)
-                if read_summary(path) is None:
-                    shutil.rmtree(path, ignore_errors=True)
-                    processes = contestant.processes or self._options.processes
-                    missing.setdefault(processes, []).append(self._overrides(contestant, path))
-            for processes, runs in missing.items():
-                start(runs, processes, self._folder / "runs.json")
+            self.run_round(round, start)
+
+    def run_round(self, round: int, start: Start = launch) -> None:
+        """Run what is missing of a round; those with as many processes come in one launch.
+
+        Raises:
+            CalledProcessError: a run has failed.
+        """
+        missing: dict[int, list[list[str]]] = {}
+        for contestant in turns(self._contestants, round):
+            path = self.path(contestant, round)
+            if read_summary(path) is None:
+                shutil.rmtree(path, ignore_errors=True)
+                processes = contestant.processes or self._options.processes
+                missing.setdefault(processes, []).append(self._overrides(contestant, path))
+        for processes, runs in missing.items():
+            start(runs, processes, self._folder / "runs.json")
 
     def keys(self, contestant: Contestant) -> list[str]:
         """A contestant's overrides, those that follow from the split included."""

@@ -1,12 +1,12 @@
 """Distance of the simulator's predictions from runs, and tables of what this machine cannot run, simulated.
 
-    python -m fgpipe.study simulation FOLDER [processes=2] [most=8] [rate=1Gbit] [rtt=20ms] [split=[4,4]] [batches=8]
-                                      [epochs=2] [repeats=1] [out=DIR] [key=value ...]
+    python -m fgpipe.study simulation FOLDER [processes=2] [most=8] [rate=1Gbit] [rtt=20ms] [split=[4,4]] [batches=12]
+                                      [epochs=3] [repeats=3] [out=DIR] [key=value ...]
 
-Measures this machine first, into FOLDER/calibration.json, as `python -m fgpipe.simulate` does. Then runs every
-contestant in `processes` and in `most` processes, and ours in `processes` also over links of `rate` and `rtt`
-(`link.*`), and simulates the same epochs on as many cores. The rest is as in `throughput`. It takes some 8 minutes on
-2 cores.
+Each round measures this machine, as `python -m fgpipe.simulate` does, and runs every contestant in `processes` and in
+`most` processes, and ours in `processes` also over links of `rate` and `rtt` (`link.*`). The same epochs on as many cores
+are simulated with the medians of the measurements, which FOLDER/calibration.json has, and of no run that they are
+compared with. The rest is as in `throughput`. A round takes some ROUND minutes on 2 cores.
 
 The tables are printed and written to DIR/simulation.md, in FOLDER without `out`. docs/results/simulation.md says what is
 simulated how.
@@ -49,8 +49,9 @@ NETWORKS = {
 class SimulationOptions(ContestOptions):
     """Keys of this study."""
 
-    batches: int = 8
-    repeats: int = 1
+    batches: int = 12
+    epochs: int = 3
+    repeats: int = 3
     most: int = 8
     rate: str = "1Gbit"
     rtt: str = "20ms"
@@ -88,11 +89,11 @@ def cases(processes: int, batch_size: int, slow: LinkConfig | None) -> list[Case
     return found
 
 
-def calibrate(folder: Path, arguments: Sequence[str]) -> Calibration:
-    """Measure this machine, once."""
-    path = folder / "calibration.json"
+def calibrate(folder: Path, arguments: Sequence[str], round: int) -> Calibration:
+    """Measure this machine, once in a round."""
+    path = folder / f"calibration-{round}.json"
     if not path.exists():
-        Calibration.measure(arguments, folder / "calibration").save(path)
+        Calibration.measure(arguments, folder / f"calibration-{round}").save(path)
     return Calibration.load(path, arguments)
 
 
@@ -151,10 +152,13 @@ def main(arguments: list[str]) -> int:
     contests = [
         Contest(folder / str(each.processes), each, common, [case.contestant for case in of]) for each, of in both
     ]
-    calibration = calibrate(folder, overrides)
-    rows = []
+    measured = []
+    for round in range(options.repeats):
+        measured.append(calibrate(folder, overrides, round))
+        for contest in contests:
+            contest.run_round(round)
+    calibration, rows = Calibration.median(measured), []
     for run, (each, of) in zip(contests, both, strict=True):
-        run.run()
         for case in of:
             simulated = predicted(calibration, case, run.split, options.batches)
             rows.append((each.processes, case.contestant.name, run.speeds(case.contestant), simulated))

@@ -15,23 +15,15 @@ The other arguments go to every run, as in `data=cifar10 data.root=DIR model.wid
 what the checks and the columns are. The exit code is 1 if something is unlocked that the paper has not, or the reverse.
 """
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from fgpipe.cluster.allocator import keep_pages
 from fgpipe.config import compose_config
-from fgpipe.data import Batches, load
 from fgpipe.errors import bad_value
 from fgpipe.observe import trace
 from fgpipe.plan.plan import DataFacts, Plan
-from fgpipe.plan.precision import DTYPES
-from fgpipe.saving import durable
-from fgpipe.saving.outputs import written
 from fgpipe.study.common.arguments import StudyOptions, claim, read
 from fgpipe.study.common.runs import page, quoted, read_summary, write_page
 from fgpipe.study.common.series import launch
@@ -151,9 +143,9 @@ class Study:
         for cell in wanted:
             for block, path in self._slow(cell).items():
                 slow[path] = self._run(cell, path, BATCHES, f"slow.block={block}", *SLOW)
-            if not cell.is_backpropagation:
-                path = self._alone(cell)
-                alone[path] = self._run(cell, path, calibration.BATCHES, *ALONE)
+            path = self._alone(cell)
+            blocks = calibration.BACKPROPAGATION if cell.is_backpropagation else ()
+            alone[path] = self._run(cell, path, calibration.BATCHES, *ALONE, *blocks)
         for runs, processes in ((slow, PROCESSES), (alone, 1)):
             missing = {path: run for path, run in runs.items() if read_summary(path) is None}
             for path in missing:
@@ -173,39 +165,24 @@ class Study:
     def _alone(self, cell: UnlockingCell) -> Path:
         return self._folder / f"{cell.name}-alone"
 
+    def costs(self, cell: UnlockingCell) -> Costs:
+        """Seconds by block and kind, of a whole batch in one thread of one process."""
+        return calibration.slices(trace.events(self._alone(cell) / "trace.json"))
+
     def row(self, cell: UnlockingCell, facts: DataFacts, plain: Costs) -> UnlockingRow:
         """Read the figures of a cell whose runs are there.
 
-        Args: plain: what `backpropagation` returns.
+        Args: plain: costs of backpropagation.
         """
         unlocking, found = verdict(
             {block: spans(trace.events(path / "trace.json")) for block, path in self._slow(cell).items()}
         )
         up, down = bytes_per_batch((read_summary(self._slow(cell)[LAST]) or {})["bytes"])
         kept = kept_by_blocks(Plan.make(self.configs[cell], facts))[:LAST]
-        own = plain if cell.is_backpropagation else calibration.slices(trace.events(self._alone(cell) / "trace.json"))
-        extra = extra_compute(own[:LAST], plain[:LAST])
+        extra = extra_compute(self.costs(cell)[:LAST], plain[:LAST])
         return UnlockingRow(
             cell, unlocking, found.batches, extra, up, down, sum(kept_together([block]) for block in kept)
         )
-
-    def backpropagation(self, facts: DataFacts) -> Costs:
-        """Seconds by block and kind, of a whole batch in one thread of this process; measured once for a folder."""
-        note = self._folder / "backpropagation.json"
-        if not note.exists():
-            config = self.configs[cells()[0]]
-            batches = Batches(load(config.data), config.data, config.batch_size, config.seed, DTYPES[config.dtype])
-            plan = Plan.make(config, facts)
-            threads = torch.get_num_threads()
-            keep_pages()  # as runs do
-            torch.set_num_threads(1)
-            try:
-                costs = calibration.backpropagation_costs(plan, batches, config.batch_size)
-            finally:
-                torch.set_num_threads(threads)
-            with written(note):
-                durable.write(note, json.dumps(costs).encode())
-        return json.loads(note.read_text())
 
     def write(self, out: Path, command: str, wanted: Sequence[UnlockingCell], text: str) -> None:
         """Write the table to unlocking.md in `out`, under what it was made with."""
@@ -221,13 +198,11 @@ def extra_compute(costs: Costs, plain: Costs) -> float:
     """Compute of a step beyond the forward passes and the optimizer's own steps, in units of those forward passes.
 
     Args:
-        costs: seconds of each kind of the blocks that count, all of it.
-        plain: the same of backpropagation, which has the optimizer's step alone in `update`, and loading a batch in
-            `fetch`. Of others loading is in the forward pass of block 0, and taken out of it.
+        costs: seconds of each kind of the blocks that count, all of it; the forward pass of block 0 has the loading of a batch.
+        plain: the same of backpropagation, which has the optimizer's step alone in `update`.
     """
-    fetch, steps = plain[0]["fetch"], sum(block["update"] for block in plain)
-    forward = sum(block["forward"] for block in costs) - (0 if "fetch" in costs[0] else fetch)
-    return (sum(sum(block.values()) for block in costs) - fetch - steps) / forward - 1
+    steps = sum(block["update"] for block in plain)
+    return (sum(sum(block.values()) for block in costs) - steps) / sum(block["forward"] for block in costs) - 1
 
 
 def bytes_per_batch(links: dict[str, dict[str, dict[str, int]]]) -> tuple[float, float]:
@@ -265,7 +240,7 @@ def main(arguments: list[str]) -> int:
     study, wanted = Study(folder, overrides), cells()
     study.run_missing(wanted)
     facts = data_facts(study.configs[wanted[0]])
-    plain = study.backpropagation(facts)
+    plain = study.costs(wanted[0])
     rows = [study.row(cell, facts, plain) for cell in wanted]
     print(table(rows), end="")
     command = " ".join(["python -m fgpipe.study unlocking FOLDER", *arguments[1:]])

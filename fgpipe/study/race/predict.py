@@ -68,7 +68,7 @@ def predictions(calibration: Calibration, cluster: AdvisedCluster) -> dict[str, 
         "async 1F1B": (late, sizes),
         "async 1F1B look-ahead": (late, sizes),
         "local target 8": (local, sizes),
-        "sparse gradients": (replace(late, every=CORRECTED_EVERY, local=local.costs), sizes),
+        "sparse gradients": (replace(late, every=CORRECTED_EVERY, kept=(), local=local.costs), sizes),
         "local guess": (guessed, sizes),
         "local guess every 8": (rare, sizes),
         "random guess": (nets[RANDOM], sizes),
@@ -95,7 +95,6 @@ def grouped(local: ForwardGradients, backward: Costs, modules: Sequence[int]) ->
         top = dict(local.costs[group[-1]])
         top["forward"] += sum(each["forward"] for each in below)
         top["update"] += sum(each["backward"] + each["update"] for each in below)
-        top["fetch"] = sum(local.costs[j].get("fetch", 0.0) for j in group)
         costs.append(top)
     method = replace(local.method, blocks=len(groups))
     activations = [local.activations[group[-1]] for group in groups[:-1]]
@@ -106,15 +105,14 @@ def predicted(
     net: Net, sizes: Sequence[int], calibration: Calibration, cluster: AdvisedCluster, batch_size: int
 ) -> Prediction:
     """Args: sizes: blocks, or modules, per process."""
-    slowed = [
-        {kind: seconds * cluster.slow for kind, seconds in each.items()} if j < sizes[0] else each
-        for j, each in enumerate(net.costs)
-    ]
-    net = replace(net, costs=slowed)
-    if isinstance(net, AsynchronousBackpropagation) and net.local:
-        net = replace(
-            net, local=[scaled(each, cluster.slow if j < sizes[0] else 1.0) for j, each in enumerate(net.local)]
-        )
+
+    def slowed(costs: Costs) -> Costs:
+        first = range(min(sizes[0], len(costs)))
+        return [*(scaled(costs[j], cluster.slow) for j in first), *costs[len(first) :]]
+
+    net = replace(net, costs=slowed(net.costs))
+    if isinstance(net, AsynchronousBackpropagation):
+        net = replace(net, kept=slowed(net.kept), local=slowed(net.local))
     links, machine = SlowLinks.of(only(cluster.link, len(sizes)), len(sizes)), calibration.on(math.inf)
     once, twice = (epoch_seconds(net, sizes, links, machine, count * BATCHES) for count in (1, 2))
     share = 1.0 if cluster.stall is None else cluster.stall.share

@@ -1,9 +1,10 @@
 """Input of the simulator, measured on this machine: each block's work, and what a message costs.
 
-The work of forward gradients comes from traces of runs in one process, which never waits: a slice counts from the end
-of the one before it, so that what is between slices is in them. That of backpropagation is measured on the blocks
-themselves, as its pipeline needs other processes. What a message costs comes from a run of two processes in lock-step,
-which leaves the machine to it; contention from as many runs at a time as there are cores.
+The work of every block comes from traces of runs in one process, which never waits: a slice counts from the end of the
+one before it, so that what is between slices is in them. Backpropagation runs there as `schedule=async_1f1b`, whose
+blocks have their passes each for itself, with batches of the sizes of microbatches, and once more with a window above
+1, as the graphs of several batches do not stay in the caches. What a message costs comes from a run of two processes in
+lock-step, which leaves the machine to it; contention from the same runs on every core at a time.
 """
 
 import json
@@ -11,25 +12,18 @@ import os
 import statistics
 import subprocess
 import sys
-import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 
-import torch
-
-from fgpipe.cluster.allocator import keep_pages
 from fgpipe.config import compose_config
-from fgpipe.data import Batches, load
 from fgpipe.errors import bad_value
-from fgpipe.gradients.optim import Optimizer, learning_rate
 from fgpipe.observe import trace
 from fgpipe.observe.record import commit, machine
 from fgpipe.observe.timeline import COMPUTE, RECEIVE, SCALARS, Event
 from fgpipe.plan.plan import Plan
-from fgpipe.plan.precision import DTYPES
 from fgpipe.saving import durable
 from fgpipe.saving.outputs import needed, written
 from fgpipe.study.common.runs import quoted
@@ -39,7 +33,6 @@ from fgpipe.study.common.synthetic import write_images
 from fgpipe.study.contests.contest import COMMON
 from fgpipe.study.simulator.machine import Machine
 from fgpipe.study.simulator.programs import Costs
-from fgpipe.trainers.build import local_stages
 
 METHODS = {
     "local target": ("target=local", "guess=local", "lanes=exact"),
@@ -50,9 +43,12 @@ METHODS = {
 OWN = ["lanes=1", "model.width=0.25"]
 """Settings of a smaller net than that of other contests, as there are many runs."""
 DEFAULTS = [*COMMON, *OWN]
+KEPT = "kept"
+"""Name of the run that keeps graphs."""
 WARM, BATCHES = 2, 9
 """Batches of a traced run that do not count, and all."""
-PIECES = (4, 32)
+BACKPROPAGATION = ("guess=end_to_end", "schedule=async_1f1b", "lanes=exact")
+PIECES = (1, 4, 8, 32)
 """Microbatches per batch with which backpropagation is measured."""
 MOST_COPIES = 8
 """Runs at a time that contention is measured with."""
@@ -69,7 +65,9 @@ class Calibration:
     costs: dict[str, list[dict[str, float]]]
     """Costs of `METHODS`, by name and block."""
     pieces: list[tuple[int, list[dict[str, float]]]]
-    """Pieces of backpropagation: samples of a microbatch, and its costs, by block."""
+    """Pieces of backpropagation: samples of a microbatch, and its costs, by block; the whole batch first."""
+    kept: list[dict[str, float]]
+    """Costs of backpropagation of a whole batch, by block, while the graphs of other batches are kept too."""
     contention: float
     copy: float
     receive: float
@@ -92,7 +90,7 @@ class Calibration:
 
     @classmethod
     def measure(cls, arguments: Sequence[str], folder: Path) -> "Calibration":
-        """Measure this machine, which takes one to two minutes.
+        """Measure this machine, which takes two to three minutes.
 
         Args:
             arguments: of every run, over `DEFAULTS`.
@@ -102,23 +100,34 @@ class Calibration:
             UserError: the arguments cannot be run.
             CalledProcessError: a run has failed.
         """
-        keep_pages()  # as runs do
         runs = _Runs(arguments, folder)
-        costs = runs.costs()
+        alone, loaded = runs.alone(), runs.loaded()
         hop = runs.hop()
-        loaded = runs.loaded_costs()
         return cls(
             list(arguments),
             machine(),
             commit(),
             os.cpu_count() or 1,
-            costs,
-            [runs.piece(max(2, runs.batch_size // count)) for count in PIECES],
-            max(1.0, _total(loaded) / _total(costs["local target"])),
+            {name: alone[name] for name in METHODS},
+            [(size, alone[name]) for name, size in runs.pieces.items()],
+            alone[KEPT],
+            statistics.median(_total(loaded[name]) / _total(costs) for name, costs in alone.items()),
             hop["copy"],
             hop["receive"],
             hop["scalars"],
         )
+
+    @classmethod
+    def median(cls, found: Sequence["Calibration"]) -> "Calibration":
+        """Take the medians of several, of one configuration on one machine."""
+        first = found[0]
+        costs = {name: _medians([each.costs[name] for each in found]) for name in first.costs}
+        sizes = [samples for samples, _ in first.pieces]
+        pieces = [(samples, _medians([each.pieces[i][1] for each in found])) for i, samples in enumerate(sizes)]
+        kept = _medians([each.kept for each in found])
+        names = ("contention", "copy", "receive", "scalars")
+        numbers = {name: statistics.median(getattr(each, name) for each in found) for name in names}
+        return replace(first, costs=costs, pieces=pieces, kept=kept, **numbers)
 
     def save(self, path: Path) -> None:
         """Raises: OutputError: it cannot be written."""
@@ -127,16 +136,18 @@ class Calibration:
 
     def on(self, cores: float) -> Machine:
         """Make the machine, or one like it with so many cores."""
-        return Machine(cores, self.contention, self.copy, self.receive, self.scalars)
+        return Machine(cores, max(1.0, self.contention), self.copy, self.receive, self.scalars)
 
     def of_piece(self, samples: int) -> Costs:
-        """Costs of backpropagation with microbatches of so many samples, on the line through those that were measured.
+        """Costs of backpropagation with microbatches of so many samples, on the line through the two nearest that were measured.
 
-        Below them a microbatch takes no less than its share of the smaller one.
+        Below all of them a microbatch takes no less than its share of the smallest.
         """
-        (many, dear), (few, cheap) = self.pieces
-        share = (samples - few) / (many - few) if many != few else 0.0
-        least = min(1.0, samples / few)
+        if len(self.pieces) == 1:
+            return self.pieces[0][1]
+        above = next((i for i in reversed(range(len(self.pieces) - 1)) if self.pieces[i][0] >= samples), 0)
+        (many, dear), (few, cheap) = self.pieces[above : above + 2]
+        share, least = (samples - few) / (many - few), min(1.0, samples / few)
         return [
             {kind: max(least * low[kind], low[kind] + share * (high[kind] - low[kind])) for kind in low}
             for high, low in zip(dear, cheap, strict=True)
@@ -147,26 +158,33 @@ class _Runs:
     def __init__(self, arguments: Sequence[str], folder: Path) -> None:
         self._folder = folder.resolve()
         self._common = [*DEFAULTS, f"data.root={quoted(str(self._folder / 'images'))}", *arguments]
-        self.batch_size = size = compose_config(self._common).batch_size
+        size = compose_config(self._common).batch_size
         self._common += [f"data.train_samples={BATCHES * size}", f"data.test_samples={size}", "epochs=1"]
-        for overrides in METHODS.values():
-            compose_config([*self._common, *overrides])
+        self.pieces = {f"in {count}": samples for samples, count in sorted(_pieces(size).items(), reverse=True)}
+        """Samples of a microbatch, by the name of the run."""
+        back = {name: (*BACKPROPAGATION, "window=1", f"batch_size={of}") for name, of in self.pieces.items()}
+        self._ways = {**METHODS, **back, KEPT: (*BACKPROPAGATION, "window=auto")}
+        for name in self._ways:
+            compose_config(self._run(name, ""))
         with needed("FOLDER", self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
             write_images(self._folder / "images", BATCHES * size, size)
 
-    def _run(self, method: str, name: str, *more: str) -> list[str]:
-        where = f"run_dir={quoted(str(self._folder / name))}"
-        return [*self._common, *METHODS[method], "trace=true", *more, where]
+    def _run(self, name: str, where: str, *more: str) -> list[str]:
+        run = [*self._common, "trace=true", *self._ways[name], *more]
+        return [*run, f"run_dir={quoted(str(self._folder / where / name))}"]
 
-    def _run_at_once(self, series: Mapping[str, Sequence[Sequence[str]]]) -> None:
-        """Args: series: by name, runs that come one after the other in a process of their own."""
+    def _at_once(self, names: Sequence[str]) -> dict[str, list[dict[str, float]]]:
+        """Costs of every way to train, in the first of several processes that run all of them at the same time.
+
+        Args: names: of the processes.
+        """
         started: list[subprocess.Popen[bytes]] = []
         try:
-            for name, runs in series.items():
+            for name in names:
                 file = self._folder / f"{name}.json"
                 with written(file):
-                    file.write_text(json.dumps([list(run) for run in runs]))
+                    file.write_text(json.dumps([self._run(way, name) for way in self._ways]))
                 started.append(begin([sys.executable, "-m", "fgpipe.study.common.series", str(file)]))
             for each in started:
                 if each.wait():
@@ -174,30 +192,29 @@ class _Runs:
         except BaseException:
             end(started)
             raise
+        return {way: self._costs(self._folder / names[0] / way) for way in self._ways}
 
-    def _costs(self, name: str) -> list[dict[str, float]]:
-        (events,) = trace.read(self._folder / name / "trace.json").values()
+    @staticmethod
+    def _costs(run: Path) -> list[dict[str, float]]:
+        (events,) = trace.read(run / "trace.json").values()
         return slices(events)
 
-    def costs(self) -> dict[str, list[dict[str, float]]]:
-        """Measure each method, alone on the machine."""
-        names = {method: f"alone-{number}" for number, method in enumerate(METHODS)}
-        self._run_at_once({"alone": [self._run(method, name) for method, name in names.items()]})
-        return {method: self._costs(name) for method, name in names.items()}
+    def alone(self) -> dict[str, list[dict[str, float]]]:
+        """Measure every way to train, by name, alone on the machine."""
+        return self._at_once(["alone"])
 
-    def loaded_costs(self) -> list[dict[str, float]]:
-        """Measure the local target, with a run on every core; the costs are those of the first."""
-        names = [f"loaded-{number}" for number in range(min(MOST_COPIES, os.cpu_count() or 1))]
-        self._run_at_once({name: [self._run("local target", name)] for name in names})
-        return self._costs(names[0])
+    def loaded(self) -> dict[str, list[dict[str, float]]]:
+        """Measure the same with a run on every core."""
+        return self._at_once([f"loaded-{number}" for number in range(min(MOST_COPIES, os.cpu_count() or 1))])
 
     def hop(self) -> dict[str, float]:
         """Measure what messages cost; see `Machine`."""
-        run = self._run("global target, local guess", "hop", "window=1")
+        name = "global target, local guess"
+        run = self._run(name, "hop", "window=1")
         config = compose_config(run)
         plan = Plan.make(config, data_facts(config), None, 0, 2)
         launch([run], 2, self._folder / "hop.json")
-        below, above = trace.read(self._folder / "hop" / "trace.json").values()
+        below, above = trace.read(self._folder / "hop" / name / "trace.json").values()
         size, last = plan.link_bytes[plan.topology.local[-1]], plan.topology.local[-1]
         replies = {(e.other, e.batch): e.began for e in above if e.kind == "reply"}
         scalars = [e.ended - replies[e.block, e.batch] for e in below if e.kind == SCALARS]
@@ -207,21 +224,21 @@ class _Runs:
         found = {name: 1e-9 * statistics.median(taken[WARM:]) / size for name, taken in per_byte.items()}
         return {**found, "scalars": max(0.0, 1e-9 * statistics.median(scalars))}
 
-    def piece(self, samples: int) -> tuple[int, list[dict[str, float]]]:
-        """Backpropagation of microbatches of so many samples, block by block, on one thread of this process."""
-        config = compose_config([*self._common, "guess=end_to_end", "lanes=exact"])
-        plan = Plan.make(config, data_facts(config))
-        batches = Batches(load(config.data), config.data, config.batch_size, config.seed, DTYPES[config.dtype])
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            return samples, backpropagation_costs(plan, batches, samples)
-        finally:
-            torch.set_num_threads(threads)
+
+def _pieces(batch_size: int) -> dict[int, int]:
+    """Samples of a microbatch, at least 2 for batch norm, and microbatches per batch."""
+    return {max(2, batch_size // count): count for count in reversed(PIECES)}
 
 
 def _total(costs: Costs) -> float:
     return sum(sum(block.values()) for block in costs)
+
+
+def _medians(found: Sequence[Costs]) -> list[dict[str, float]]:
+    """Median of several measurements of the same blocks."""
+    return [
+        {kind: statistics.median(of[kind] for of in block) for kind in block[0]} for block in zip(*found, strict=True)
+    ]
 
 
 def slices(events: Iterable[Event]) -> list[dict[str, float]]:
@@ -235,46 +252,3 @@ def slices(events: Iterable[Event]) -> list[dict[str, float]]:
     for (block, kind), taken in found.items():
         costs[block][kind] = statistics.median(taken)
     return costs
-
-
-def backpropagation_costs(plan: Plan, batches: Batches, samples: int) -> list[dict[str, float]]:
-    """Median seconds of `forward`, `loss`, `backward` of a microbatch and of `update` and `fetch`, by block."""
-    blocks = plan.method.blocks
-    stages = local_stages(plan)
-    modules = [stage.block.train() for stage in stages]
-    classifier = stages[-1].head.train()
-    rate = learning_rate(plan.config.optim, batches=1, epochs=1)
-    optimizers = [
-        Optimizer([*([classifier] if j == blocks - 1 else []), m], plan.config.optim, rate)
-        for j, m in enumerate(modules)
-    ]
-    taken: list[dict[str, list[float]]] = [defaultdict(list) for _ in modules]
-    began = time.perf_counter()
-
-    def lap(block: int, kind: str) -> None:
-        nonlocal began
-        now = time.perf_counter()
-        taken[block][kind].append(now - began)
-        began = now
-
-    for _ in range(BATCHES):
-        began = time.perf_counter()
-        images, labels = batches.train(0, 0)
-        lap(0, "fetch")
-        inputs, outputs = [images[:samples]], []
-        for j, module in enumerate(modules):
-            outputs.append(module(inputs[-1]))
-            inputs.append(outputs[-1].detach().requires_grad_())
-            lap(j, "forward")
-        loss = classifier.losses(inputs[-1], labels[:samples])[0].mean()
-        lap(blocks - 1, "loss")
-        loss.backward()
-        for j in reversed(range(blocks)):
-            outputs[j].backward(inputs[j + 1].grad)
-            lap(j, "backward")
-        for j, optimizer in enumerate(optimizers):
-            optimizer.step([each.grad for each in optimizer.parameters if each.grad is not None], 0)
-            for parameter in optimizer.parameters:
-                parameter.grad = None
-            lap(j, "update")
-    return [{kind: statistics.median(all[WARM:]) for kind, all in of.items()} for of in taken]

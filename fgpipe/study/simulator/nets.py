@@ -41,8 +41,7 @@ def equal_blocks(costs: Sequence[Mapping[str, float]], blocks: int) -> list[dict
         return {kind: seconds * forward / block["forward"] for kind, seconds in block.items()}
 
     if blocks == 1:
-        alone = {kind: seconds for kind, seconds in scaled(costs[-1]).items() if kind not in ("push", "read")}
-        return [alone | {"fetch": costs[0].get("fetch", 0.0)}]
+        return [{kind: seconds for kind, seconds in scaled(costs[-1]).items() if kind not in ("push", "read")}]
     return [scaled(costs[0]), *(scaled(between) for _ in range(blocks - 2)), scaled(costs[-1])]
 
 
@@ -129,10 +128,10 @@ class Setting:
 
     def _late(self, ahead: int) -> AsynchronousBackpropagation:
         batch_size = self.batch_size
-        costs = self._fit(self.calibration.of_piece(batch_size))
         method = replace(Method.of(compose_config(asynchronous(self.processes)[LATE])), blocks=self.stages)
         wanted = stages(self.split(), ahead) if self.window == "auto" else self.window
-        return AsynchronousBackpropagation(windows(method, wanted), costs, self._activations(), batch_size)
+        alone, kept = (self._fit(each) for each in (self.calibration.of_piece(batch_size), self.calibration.kept))
+        return AsynchronousBackpropagation(windows(method, wanted), alone, self._activations(), batch_size, kept)
 
     def _fit(self, costs: Sequence[Mapping[str, float]]) -> Sequence[Mapping[str, float]]:
         return costs if self.is_measured else equal_blocks(costs, self.stages)

@@ -131,7 +131,7 @@ class Backpropagation:
     """Name: gpipe | 1f1b."""
     microbatches: int
     costs: Costs
-    """`forward`, `loss` and `backward` of a microbatch, `fetch` and `update` of a batch."""
+    """`forward`, `loss` and `backward` of a microbatch, `update` of a batch."""
     activations: Sequence[int]
     """Bytes of a batch, as above."""
 
@@ -172,8 +172,7 @@ class Backpropagation:
             if kind == "forward":
                 size = 0 if last else self.up(blocks[-1]) // self.microbatches
                 above = None if last else Message(("batch", p + 1, batch, i), p + 1, size, "microbatches")
-                seconds = total("forward", "loss") + (total("fetch") if i == 0 else 0.0)
-                jobs.append(job(kind, ("batch", p, batch, i) if p else None, seconds, above))
+                jobs.append(job(kind, ("batch", p, batch, i) if p else None, total("forward", "loss"), above))
             else:
                 size = self.back(blocks[0] - 1) // self.microbatches if p else 0
                 below = Message(("gradient", p - 1, batch, i), p - 1, size, "microbatches") if p else None
@@ -190,14 +189,16 @@ class AsynchronousBackpropagation:
 
     windows: Sequence[int]
     costs: Costs
-    """`forward`, `loss`, `backward`, `update` and `fetch` of a batch."""
+    """`forward`, `loss`, `backward` and `update` of a batch."""
     activations: Sequence[int]
     """Bytes of each block's output, but the last one's."""
     batch_size: int
+    kept: Costs = ()
+    """The same of a block whose window is above 1; empty: no others."""
     every: int = 1
     """Batches from one whose gradient comes back to the next."""
     local: Costs = ()
-    """`forward`, `loss`, `update` and `fetch` of a batch that a block learns from by its own loss."""
+    """`forward`, `loss` and `update` of a batch that a block learns from by its own loss."""
 
     def up(self, block: int) -> int:
         """Bytes that leave a block upwards with a batch: activation, labels."""
@@ -213,7 +214,8 @@ class AsynchronousBackpropagation:
         return [[self._block(j, homes, range(batches)) for j in blocks] for blocks in runs_of(sizes)]
 
     def _block(self, j: int, homes: Sequence[int], batches: range) -> list[Job]:
-        costs, last, jobs = self.costs[j], len(homes) - 1, []
+        costs = (self.kept or self.costs)[j] if self.windows[j] > 1 else self.costs[j]
+        last, jobs = len(homes) - 1, []
 
         def took(*kinds: str) -> float:
             return sum(costs.get(kind, 0.0) for kind in kinds)
@@ -224,11 +226,11 @@ class AsynchronousBackpropagation:
 
         def forward(batch: int) -> list[tuple[float, Message | None]]:
             if j == last and batch % self.every == 0:
-                return [(took("fetch", "forward", "loss"), None), *back(batch)]
+                return [(took("forward", "loss"), None), *back(batch)]
             above = Message(("batch", j + 1, batch), homes[j + 1], self.up(j), "batches") if j < last else None
             own = self.local[j] if self.local else {}
             after = own.get("loss", 0.0) + (own.get("update", 0.0) if batch % self.every else 0.0)
-            return [(took("fetch", "forward"), above), *([(after, None)] if after else [])]
+            return [(took("forward"), above), *([(after, None)] if after else [])]
 
         for action in actions(batches, self.windows[j], j < last, self.every):
             batch = action.batch
