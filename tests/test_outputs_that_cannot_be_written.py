@@ -365,7 +365,9 @@ def test_simulate_after_all(tmp_path: Path, monkeypatch, capsys) -> None:
     """Measurements of minutes are lost, simulations are not."""
     costs, file = [{"forward": 0.01} for _ in range(8)], tmp_path / "calibration.json"
     pieces = [(4, costs), (2, costs)]
-    made = Calibration([], "a machine", "abc", 2, dict.fromkeys(METHODS, costs), pieces, costs, 1.0, 0.0, 0.0, 0.0)
+    made = Calibration(
+        [], "a machine", "abc", 2, dict.fromkeys(METHODS, costs), pieces, costs, costs, 1.0, 0.0, 0.0, 0.0, 0.0
+    )
     monkeypatch.setattr(Calibration, "measure", lambda arguments, folder: made)
     full_for(lambda path: path == file, monkeypatch)
     printed = in_one_line(simulate.main, [f"calibration={file}"], 1, f"{file} cannot be written: {FULL}", capsys)

@@ -28,9 +28,9 @@ NO_LINK = LinkConfig()
 def calibration() -> Calibration:
     costs = {name: [dict(OWN) for _ in range(BLOCKS)] for name in METHODS}
     pieces = [(samples, [dict(BACK) for _ in range(BLOCKS)]) for samples in (4, 2)]
-    kept = [dict(BACK) for _ in range(BLOCKS)]
+    late = [dict(BACK) for _ in range(BLOCKS)]
     arguments = ["model.width=0.0625", f"batch_size={BATCH}"]
-    return Calibration(arguments, "a machine", None, 8, costs, pieces, kept, 1.0, 0.0, 0.0, 0.0, [-0.1, 0.2])
+    return Calibration(arguments, "a machine", None, 8, costs, pieces, late, late, 1.0, 0.0, 0.0, 0.0, 0.0, [-0.1, 0.2])
 
 
 def seconds(calibration: Calibration, cluster: AdvisedCluster) -> dict[str, float]:

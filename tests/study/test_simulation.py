@@ -25,7 +25,7 @@ def file(tmp_path: Path) -> Path:
     piece = [{"forward": 0.001, "backward": 0.002, "update": 0.0} for _ in range(8)]
     pieces = [(4, [{kind: 2 * of for kind, of in block.items()} for block in piece]), (2, piece)]
     made = Calibration(
-        ARGUMENTS, "a machine", "abc", 2, dict.fromkeys(METHODS, costs), pieces, piece, 1.0, 0.0, 0.0, 0.0
+        ARGUMENTS, "a machine", "abc", 2, dict.fromkeys(METHODS, costs), pieces, piece, piece, 1.0, 0.0, 0.0, 0.0, 0.0
     )
     path = tmp_path / "calibration.json"
     made.save(path)
@@ -49,7 +49,9 @@ def test_pieces(file: Path) -> None:
 def test_pieces_of_several_sizes(file: Path) -> None:
     """Between two sizes on their own line, above all of them on that of the largest two."""
     made = Calibration.load(file, ARGUMENTS)
-    made = replace(made, pieces=[(8, [{"forward": 0.007}]), *((n, piece[:1]) for n, piece in made.pieces)])
+    made = replace(
+        made, pieces=[(8, [{"forward": 0.007}]), *((n, [{"forward": piece[0]["forward"]}]) for n, piece in made.pieces)]
+    )
     assert [made.of_piece(n)[0]["forward"] for n in (2, 3, 4, 6, 8, 12)] == pytest.approx(
         [0.001, 0.0015, 0.002, 0.0045, 0.007, 0.012]
     )
@@ -62,6 +64,7 @@ def test_median_of_calibrations(file: Path) -> None:
         replace(
             made,
             costs={"it": [{"forward": of}]},
+            late=[{"forward": 5 * of}],
             kept=[{"backward": 2 * of}],
             pieces=[(4, [{"loss": 3 * of}])],
             contention=of,
@@ -69,8 +72,9 @@ def test_median_of_calibrations(file: Path) -> None:
         for of in (0.5, 4.0, 0.75)
     ]
     middle = Calibration.median(found)
-    assert (middle.costs, middle.kept, middle.pieces) == (
+    assert (middle.costs, middle.late, middle.kept, middle.pieces) == (
         {"it": [{"forward": 0.75}]},
+        [{"forward": 3.75}],
         [{"backward": 1.5}],
         [(4, [{"loss": 2.25}])],
     )

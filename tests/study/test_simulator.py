@@ -20,7 +20,7 @@ from fgpipe.observe.observers import Observers
 from fgpipe.observe.timeline import COMPUTE, Event
 from fgpipe.plan.plan import DataFacts, Plan
 from fgpipe.plan.schedule import Forward, actions, windows
-from fgpipe.study.simulator.calibration import slices
+from fgpipe.study.simulator.calibration import exchange, pieces, slices
 from fgpipe.study.simulator.engine import Job, Message, Simulation
 from fgpipe.study.simulator.forecast import Forecast, epoch_seconds, forecast
 from fgpipe.study.simulator.machine import Machine
@@ -346,6 +346,36 @@ def test_slices() -> None:
         {"forward": pytest.approx(0.004)},
         {"forward": pytest.approx(0.003), "update": pytest.approx(0.003)},
     ]
+
+
+def test_pieces_of_pipelined_backpropagation() -> None:
+    """The one backward pass of a process, 9 s, is divided among its blocks as passes of each by itself, 4 and 2 s."""
+    found = pieces(
+        [{"forward": 1.0, "backward": 9.0}, {"forward": 2.0, "loss": 0.5}], [{"backward": 4.0}, {"backward": 2.0}]
+    )
+    assert found == [
+        {"forward": 1.0, "backward": pytest.approx(6.0)},
+        {"forward": 2.0, "loss": 0.5, "backward": pytest.approx(3.0)},
+    ]
+
+
+def test_exchange() -> None:
+    """Between a microbatch's backward pass and the next one's forward pass; not between batches, nor in the first two."""
+    ms, events = 1_000_000, []
+    for batch in range(4):
+        for i in range(3):
+            start = 1000 * batch + 10 * i
+            events.append(Event("forward", 3, batch, i, ms * start, ms * (start + 3)))
+            events.append(Event("backward", 3, batch, i, ms * (start + 3), ms * (start + 8 + (batch < 2))))
+    assert exchange(events) == pytest.approx(0.002)
+
+
+def test_messages_of_pipelined_backpropagation() -> None:
+    """Beside its bytes' 0.1 s a message takes 0.5 s, at both ends at once: one up and one down for each of two batches."""
+    of = Backpropagation("gpipe", 1, [{"forward": 1.0, "backward": 2.0}] * 2, [1000])
+    assert epoch_seconds(of, [1, 1], links(2), Machine(receive=0.0001, message=0.5), 2) == pytest.approx(
+        2 * (6.0 + 2 * 0.6)
+    )
 
 
 def test_equal_blocks() -> None:

@@ -31,9 +31,9 @@ from fgpipe.study.contests.contest import (
     asynchronous,
     stages,
 )
-from fgpipe.study.simulator.calibration import METHODS, OWN, Calibration
+from fgpipe.study.simulator.calibration import LATE, METHODS, OWN, Calibration
 from fgpipe.study.simulator.forecast import epoch_seconds, forecast
-from fgpipe.study.simulator.nets import LATE, SCHEDULES, Setting, microbatches
+from fgpipe.study.simulator.nets import SCHEDULES, Setting, microbatches
 from fgpipe.study.simulator.programs import AsynchronousBackpropagation
 from fgpipe.wire.slow import SlowLinks
 

@@ -11,9 +11,9 @@ from fgpipe.plan.topology import balanced, runs_of
 from fgpipe.study.contests.contest import AHEAD, AHEAD_OVER_SLOW_LINKS, stages
 from fgpipe.study.race.clusters import Stall
 from fgpipe.study.race.methods import BLOCKS, CORRECTED_EVERY
-from fgpipe.study.simulator.calibration import Calibration
+from fgpipe.study.simulator.calibration import LATE, Calibration
 from fgpipe.study.simulator.forecast import Net, epoch_seconds
-from fgpipe.study.simulator.nets import LATE, Setting
+from fgpipe.study.simulator.nets import Setting
 from fgpipe.study.simulator.programs import AsynchronousBackpropagation, Backpropagation, Costs, ForwardGradients
 from fgpipe.wire.slow import SlowLinks
 

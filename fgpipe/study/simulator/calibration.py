@@ -1,10 +1,11 @@
 """Input of the simulator, measured on this machine: each block's work, and what a message costs.
 
 The work of every block comes from traces of runs in one process, which never waits: a slice counts from the end of the
-one before it, so that what is between slices is in them. Backpropagation runs there as `schedule=async_1f1b`, whose
-blocks have their passes each for itself, with batches of the sizes of microbatches, and once more with a window above
-1, as the graphs of several batches do not stay in the caches. What a message costs comes from a run of two processes in
-lock-step, which leaves the machine to it; contention from the same runs on every core at a time.
+one before it, so that what is between slices is in them. Backpropagation that drains runs there as `schedule=1f1b`, by
+`torch.distributed.pipelining`, in microbatches of several sizes; its one backward pass of all blocks is divided as that of
+`schedule=async_1f1b`, whose blocks have their passes each for itself. What a message costs comes from runs of two
+processes: one in lock-step, which leaves the machine to it, and one of 1F1B. Contention comes from the same runs on
+every core at a time.
 """
 
 import json
@@ -43,13 +44,14 @@ METHODS = {
 OWN = ["lanes=1", "model.width=0.25"]
 """Settings of a smaller net than that of other contests, as there are many runs."""
 DEFAULTS = [*COMMON, *OWN]
-KEPT = "kept"
-"""Name of the run that keeps graphs."""
 WARM, BATCHES = 2, 9
 """Batches of a traced run that do not count, and all."""
 BACKPROPAGATION = ("guess=end_to_end", "schedule=async_1f1b", "lanes=exact")
-PIECES = (1, 4, 8, 32)
-"""Microbatches per batch with which backpropagation is measured."""
+PIPELINED = ("guess=end_to_end", "schedule=1f1b", "lanes=exact")
+PIECES = (4, 8, 32)
+"""Microbatches per batch with which backpropagation that drains is measured."""
+LATE, KEPT = "async 1F1B", "async 1F1B, several batches kept"
+"""Names of its runs with whole batches."""
 MOST_COPIES = 8
 """Runs at a time that contention is measured with."""
 
@@ -65,14 +67,18 @@ class Calibration:
     costs: dict[str, list[dict[str, float]]]
     """Costs of `METHODS`, by name and block."""
     pieces: list[tuple[int, list[dict[str, float]]]]
-    """Pieces of backpropagation: samples of a microbatch, and its costs, by block; the whole batch first."""
+    """Pieces of backpropagation that drains: samples of a microbatch, and its costs, by block; the largest first."""
+    late: list[dict[str, float]]
+    """Costs of asynchronous backpropagation of a whole batch, by block."""
     kept: list[dict[str, float]]
-    """Costs of backpropagation of a whole batch, by block, while the graphs of other batches are kept too."""
+    """The same while the graphs of other batches are kept too."""
     contention: float
     copy: float
     receive: float
     scalars: float
-    """Time of scalars; these four as `machine.Machine` has them."""
+    """Time of scalars."""
+    message: float
+    """Time of a microbatch's message; these five as `machine.Machine` has them."""
     errors: list[float] = field(default_factory=list)
     """Errors of predictions that were compared with runs on this machine: simulated over measured, less 1."""
 
@@ -90,7 +96,7 @@ class Calibration:
 
     @classmethod
     def measure(cls, arguments: Sequence[str], folder: Path) -> "Calibration":
-        """Measure this machine, which takes two to three minutes.
+        """Measure this machine, which takes three to four minutes.
 
         Args:
             arguments: of every run, over `DEFAULTS`.
@@ -102,19 +108,21 @@ class Calibration:
         """
         runs = _Runs(arguments, folder)
         alone, loaded = runs.alone(), runs.loaded()
-        hop = runs.hop()
+        hop = runs.hops()
         return cls(
             list(arguments),
             machine(),
             commit(),
             os.cpu_count() or 1,
             {name: alone[name] for name in METHODS},
-            [(size, alone[name]) for name, size in runs.pieces.items()],
+            [(size, pieces(alone[name], alone[LATE + name])) for name, size in runs.pieces.items()],
+            alone[LATE],
             alone[KEPT],
             statistics.median(_total(loaded[name]) / _total(costs) for name, costs in alone.items()),
             hop["copy"],
             hop["receive"],
             hop["scalars"],
+            hop["message"],
         )
 
     @classmethod
@@ -124,10 +132,10 @@ class Calibration:
         costs = {name: _medians([each.costs[name] for each in found]) for name in first.costs}
         sizes = [samples for samples, _ in first.pieces]
         pieces = [(samples, _medians([each.pieces[i][1] for each in found])) for i, samples in enumerate(sizes)]
-        kept = _medians([each.kept for each in found])
-        names = ("contention", "copy", "receive", "scalars")
+        late, kept = _medians([each.late for each in found]), _medians([each.kept for each in found])
+        names = ("contention", "copy", "receive", "scalars", "message")
         numbers = {name: statistics.median(getattr(each, name) for each in found) for name in names}
-        return replace(first, costs=costs, pieces=pieces, kept=kept, **numbers)
+        return replace(first, costs=costs, pieces=pieces, late=late, kept=kept, **numbers)
 
     def save(self, path: Path) -> None:
         """Raises: OutputError: it cannot be written."""
@@ -136,7 +144,7 @@ class Calibration:
 
     def on(self, cores: float) -> Machine:
         """Make the machine, or one like it with so many cores."""
-        return Machine(cores, max(1.0, self.contention), self.copy, self.receive, self.scalars)
+        return Machine(cores, max(1.0, self.contention), self.copy, self.receive, self.scalars, self.message)
 
     def of_piece(self, samples: int) -> Costs:
         """Costs of backpropagation with microbatches of so many samples, on the line through the two nearest that were measured.
@@ -160,10 +168,13 @@ class _Runs:
         self._common = [*DEFAULTS, f"data.root={quoted(str(self._folder / 'images'))}", *arguments]
         size = compose_config(self._common).batch_size
         self._common += [f"data.train_samples={BATCHES * size}", f"data.test_samples={size}", "epochs=1"]
-        self.pieces = {f"in {count}": samples for samples, count in sorted(_pieces(size).items(), reverse=True)}
-        """Samples of a microbatch, by the name of the run."""
-        back = {name: (*BACKPROPAGATION, "window=1", f"batch_size={of}") for name, of in self.pieces.items()}
-        self._ways = {**METHODS, **back, KEPT: (*BACKPROPAGATION, "window=auto")}
+        counts = {count: size // count for count in PIECES if size % count == 0 and size // count > 1}
+        self.pieces = {f", batch in {count}": samples for count, samples in (counts or {1: size}).items()}
+        """Samples of a microbatch, by the name of the run, the largest first."""
+        back = {name: (*PIPELINED, f"microbatches={size // of}") for name, of in self.pieces.items()}
+        own = {LATE + name: (*BACKPROPAGATION, "window=1", f"batch_size={of}") for name, of in self.pieces.items()}
+        late = {LATE: (*BACKPROPAGATION, "window=1"), KEPT: (*BACKPROPAGATION, "window=auto")}
+        self._ways = {**METHODS, **back, **own, **late}
         for name in self._ways:
             compose_config(self._run(name, ""))
         with needed("FOLDER", self._folder):
@@ -207,31 +218,52 @@ class _Runs:
         """Measure the same with a run on every core."""
         return self._at_once([f"loaded-{number}" for number in range(min(MOST_COPIES, os.cpu_count() or 1))])
 
-    def hop(self) -> dict[str, float]:
+    def hops(self) -> dict[str, float]:
         """Measure what messages cost; see `Machine`."""
-        name = "global target, local guess"
-        run = self._run(name, "hop", "window=1")
+        forward, back = "global target, local guess", next(reversed(self.pieces))
+        run = self._run(forward, "hop", "window=1")
         config = compose_config(run)
         plan = Plan.make(config, data_facts(config), None, 0, 2)
-        launch([run], 2, self._folder / "hop.json")
-        below, above = trace.read(self._folder / "hop" / name / "trace.json").values()
-        size, last = plan.link_bytes[plan.topology.local[-1]], plan.topology.local[-1]
+        launch([run, self._run(back, "hop")], 2, self._folder / "hop.json")
+        below, above = trace.read(self._folder / "hop" / forward / "trace.json").values()
+        last = plan.topology.local[-1]
+        size, tensors = plan.link_bytes[last], 1 + len(plan.lanes.on_link(last))
         replies = {(e.other, e.batch): e.began for e in above if e.kind == "reply"}
         scalars = [e.ended - replies[e.block, e.batch] for e in below if e.kind == SCALARS]
         sends = [e.ended - e.began for e in below if e.kind == "send" and e.block == last]
         receives = [e.ended - e.began for e in above if e.kind == RECEIVE]
         per_byte = {"copy": sends, "receive": receives}
         found = {name: 1e-9 * statistics.median(taken[WARM:]) / size for name, taken in per_byte.items()}
-        return {**found, "scalars": max(0.0, 1e-9 * statistics.median(scalars))}
-
-
-def _pieces(batch_size: int) -> dict[int, int]:
-    """Samples of a microbatch, at least 2 for batch norm, and microbatches per batch."""
-    return {max(2, batch_size // count): count for count in reversed(PIECES)}
+        found["scalars"] = max(0.0, 1e-9 * statistics.median(scalars))
+        _, above = trace.read(self._folder / "hop" / back / "trace.json").values()
+        moved = (found["copy"] + found["receive"]) * size / tensors * self.pieces[back] / config.batch_size
+        return {**found, "message": max(0.0, exchange(above) - moved)}
 
 
 def _total(costs: Costs) -> float:
     return sum(sum(block.values()) for block in costs)
+
+
+def pieces(pipelined: Costs, own: Costs) -> list[dict[str, float]]:
+    """Costs of a microbatch by block: those of one process, whose backward pass is one of all blocks, divided as `own` divides it."""
+    backward = sum(block.get("backward", 0.0) for block in pipelined)
+    of_own = sum(block["backward"] for block in own)
+    return [
+        {**block, "backward": backward * divided["backward"] / of_own}
+        for block, divided in zip(pipelined, own, strict=True)
+    ]
+
+
+def exchange(events: Iterable[Event]) -> float:
+    """Median seconds from the end of a microbatch's backward pass to the next one's forward pass, in the last process of 1F1B:
+    a gradient leaves, and an activation that waits for it comes in."""
+    work = sorted((event for event in events if event.kind in COMPUTE), key=lambda event: event.began)
+    between = [
+        after.began - before.ended
+        for before, after in pairwise(work)
+        if (before.kind, after.kind) == ("backward", "forward") and before.batch == after.batch >= WARM
+    ]
+    return 1e-9 * statistics.median(between)
 
 
 def _medians(found: Sequence[Costs]) -> list[dict[str, float]]:

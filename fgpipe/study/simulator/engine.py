@@ -238,8 +238,9 @@ class Simulation:
             if not ends:
                 self._received(channel)
 
+        fixed = self._machine.message if channel.plane == "microbatches" else 0.0
         for _ in range(2):
-            self._cores.add(self._now, channel.arrived[0].size * self._machine.receive, copied)
+            self._cores.add(self._now, channel.arrived[0].size * self._machine.receive + fixed, copied)
 
     def _received(self, channel: _Channel) -> None:
         key = channel.arrived.popleft().key

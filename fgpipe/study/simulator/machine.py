@@ -20,6 +20,8 @@ class Machine:
     """Seconds of a thread at either end, per byte."""
     scalars: float = 0.0
     """Seconds from the sending to the arrival of scalars."""
+    message: float = 0.0
+    """Seconds of a thread at either end, for each message of `torch.distributed.pipelining`, whatever its size."""
 
     def speed(self, threads: int) -> float:
         """Speed of each of so many threads with work; 1 is that of one alone."""

@@ -14,13 +14,12 @@ from fgpipe.plan.schedule import windows
 from fgpipe.plan.topology import balanced
 from fgpipe.study.common.synthetic import CLASSES, SHAPE
 from fgpipe.study.contests.contest import AHEAD, AHEAD_OVER_SLOW_LINKS, asynchronous, stages
-from fgpipe.study.simulator.calibration import DEFAULTS, METHODS, Calibration
+from fgpipe.study.simulator.calibration import DEFAULTS, LATE, METHODS, Calibration
 from fgpipe.study.simulator.forecast import Net
 from fgpipe.study.simulator.programs import AsynchronousBackpropagation, Backpropagation, ForwardGradients, Orders
 from fgpipe.wire.slow import SlowLinks
 
 SCHEDULES = {"GPipe": "gpipe", "1F1B": "1f1b"}
-LATE = "async 1F1B"
 
 
 def microbatches(batch_size: int, least: int) -> int:
@@ -130,7 +129,7 @@ class Setting:
         batch_size = self.batch_size
         method = replace(Method.of(compose_config(asynchronous(self.processes)[LATE])), blocks=self.stages)
         wanted = stages(self.split(), ahead) if self.window == "auto" else self.window
-        alone, kept = (self._fit(each) for each in (self.calibration.of_piece(batch_size), self.calibration.kept))
+        alone, kept = (self._fit(each) for each in (self.calibration.late, self.calibration.kept))
         return AsynchronousBackpropagation(windows(method, wanted), alone, self._activations(), batch_size, kept)
 
     def _fit(self, costs: Sequence[Mapping[str, float]]) -> Sequence[Mapping[str, float]]:
