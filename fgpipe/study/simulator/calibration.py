@@ -96,7 +96,7 @@ class Calibration:
 
     @classmethod
     def measure(cls, arguments: Sequence[str], folder: Path) -> "Calibration":
-        """Measure this machine, which takes three to four minutes.
+        """Measure this machine, which takes some five minutes.
 
         Args:
             arguments: of every run, over `DEFAULTS`.
@@ -107,7 +107,7 @@ class Calibration:
             CalledProcessError: a run has failed.
         """
         runs = _Runs(arguments, folder)
-        alone, loaded = runs.alone(), runs.loaded()
+        alone, loaded = runs.costs()
         hop = runs.hops()
         return cls(
             list(arguments),
@@ -162,6 +162,10 @@ class Calibration:
         ]
 
 
+Ways = dict[str, list[dict[str, float]]]
+"""Costs of several ways to train, by name."""
+
+
 class _Runs:
     def __init__(self, arguments: Sequence[str], folder: Path) -> None:
         self._folder = folder.resolve()
@@ -185,8 +189,8 @@ class _Runs:
         run = [*self._common, "trace=true", *self._ways[name], *more]
         return [*run, f"run_dir={quoted(str(self._folder / where / name))}"]
 
-    def _at_once(self, names: Sequence[str]) -> dict[str, list[dict[str, float]]]:
-        """Costs of every way to train, in the first of several processes that run all of them at the same time.
+    def _at_once(self, names: Sequence[str], ways: Sequence[str]) -> Ways:
+        """Costs of ways to train, in the first of several processes that run all of them at the same time.
 
         Args: names: of the processes.
         """
@@ -195,7 +199,7 @@ class _Runs:
             for name in names:
                 file = self._folder / f"{name}.json"
                 with written(file):
-                    file.write_text(json.dumps([self._run(way, name) for way in self._ways]))
+                    file.write_text(json.dumps([self._run(way, name) for way in ways]))
                 started.append(begin([sys.executable, "-m", "fgpipe.study.common.series", str(file)]))
             for each in started:
                 if each.wait():
@@ -203,20 +207,30 @@ class _Runs:
         except BaseException:
             end(started)
             raise
-        return {way: self._costs(self._folder / names[0] / way) for way in self._ways}
+        return {way: self._costs(self._folder / names[0] / way) for way in ways}
 
     @staticmethod
     def _costs(run: Path) -> list[dict[str, float]]:
         (events,) = trace.read(run / "trace.json").values()
         return slices(events)
 
-    def alone(self) -> dict[str, list[dict[str, float]]]:
-        """Measure every way to train, by name, alone on the machine."""
-        return self._at_once(["alone"])
+    def costs(self) -> tuple[Ways, Ways]:
+        """Measure every way to train alone on the machine, and with a run on every core.
 
-    def loaded(self) -> dict[str, list[dict[str, float]]]:
-        """Measure the same with a run on every core."""
-        return self._at_once([f"loaded-{number}" for number in range(min(MOST_COPIES, os.cpu_count() or 1))])
+        Each is measured twice, there and back, so that a machine that gets slower meanwhile is no excuse for anybody.
+        """
+        there, back = list(self._ways), list(reversed(self._ways))
+        copies = range(min(MOST_COPIES, os.cpu_count() or 1))
+        before = self._at_once(["alone"], there)
+        loaded = [
+            self._at_once([f"loaded{way}-{n}" for n in copies], ways) for way, ways in (("", there), ("-back", back))
+        ]
+        alone = [before, self._at_once(["alone-back"], back)]
+
+        def middle(twice: Sequence[Ways]) -> Ways:
+            return {way: _medians([each[way] for each in twice]) for way in there}
+
+        return middle(alone), middle(loaded)
 
     def hops(self) -> dict[str, float]:
         """Measure what messages cost; see `Machine`."""

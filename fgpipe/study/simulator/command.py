@@ -5,7 +5,7 @@
     processes=P         with runs of blocks, balanced by the time of their forward passes; stages by default
     cores=C             that the processes share; unlimited by default, one for each
     calibration=FILE    measurements of this machine that FILE has, or is to have; else they are made and forgotten.
-                        They take one or two minutes, and the machine should do nothing else. One that
+                        They take some five minutes, and the machine should do nothing else. One that
                         `python -m fgpipe.study simulation` has made knows the error of its predictions too
     link.rate=10Gbit link.rtt=50ms    the links between all processes, as fgpipe.train has them; backpropagation is left
                         out with a round trip, as it is not modelled how often its messages wait for one
