@@ -14,7 +14,7 @@ from fgpipe.data import load
 from fgpipe.errors import UserError
 from fgpipe.study.__main__ import main
 from fgpipe.study.common.arguments import read
-from fgpipe.study.common.runs import page
+from fgpipe.study.common.runs import command_line, page
 from fgpipe.study.common.split import times
 from fgpipe.study.common.synthetic import write_images
 from fgpipe.study.contests import contest, throughput
@@ -74,6 +74,13 @@ def test_table_and_page() -> None:
     assert text.startswith("# Title\n\n```bash\ncommand\n```\n\n") and text.endswith(f"\n\n{table}")
     assert "Width 0.5, batch 128, blocks per process [3, 5], rounds: 2, with 2 epochs of 32 batches" in text
     assert "On a machine; commit abc, def." in text
+
+
+def test_command_of_a_page() -> None:
+    """For any machine, and for a shell."""
+    line = command_line("race", ["data.root=/home/me/data", "rates=[0.1,0.2]", "out=/tmp/x"])
+    assert line == "python -m fgpipe.study race FOLDER data.root=DIR 'rates=[0.1,0.2]'"
+    assert command_line("memory", []) == "python -m fgpipe.study memory FOLDER"
 
 
 def test_times(monkeypatch: pytest.MonkeyPatch) -> None:

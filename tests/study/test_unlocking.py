@@ -198,7 +198,7 @@ def test_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert main(arguments) == 0 and started[2:] == [(8, 1), (1, 1)]
     assert main(arguments) == 0 and len(started) == 4
     text = (out / "unlocking.md").read_text()
-    assert f"python -m fgpipe.study unlocking FOLDER model.width=0.07 batch_size=8 out={out}\n" in text
+    assert "python -m fgpipe.study unlocking FOLDER model.width=0.07 batch_size=8\n" in text
     assert "Width 0.07, batch 8, 4 batches, a process for each block. On a machine; commit abc." in text
     assert "| ntk | global | activity | backward | backward | 13 | vJp (local) + Jvp |" in text
     assert not (study / "unlocking.md").exists()

@@ -6,7 +6,6 @@ too. Runs that the folder has are not run again.
 """
 
 import json
-import shlex
 import shutil
 import statistics
 import subprocess
@@ -23,7 +22,7 @@ from fgpipe.config.arguments import by_key
 from fgpipe.errors import bad_value
 from fgpipe.saving import verdict
 from fgpipe.study.common.arguments import StudyOptions, claim
-from fgpipe.study.common.runs import page, quoted, read_summary, write_page
+from fgpipe.study.common.runs import command_line, page, quoted, read_summary, write_page
 from fgpipe.study.common.series import call, end_called, torchrun
 from fgpipe.study.common.split import data_facts
 from fgpipe.study.paper.profile import Profile
@@ -140,13 +139,12 @@ class Trainings:
             ways: those that the tables are of.
         """
         config, options = self.config, self._options
-        command = f"python -m fgpipe.study {name} FOLDER {shlex.join(arguments)}".rstrip()
         setting = f"{config.epochs} epochs of {config.data.train_samples or 'all'} images, "
         setting += f"{options.processes} process{'es' * (options.processes > 1)}, "
         setting += f"{options.seeds} seed{'s' * (options.seeds > 1)}."
         done = [summary for way in ways for summary in self.summaries(way) if summary is not None]
         out = Path(options.out or self._folder)
-        write_page(out / f"{name}.md", page(title, command, setting, done, tables))
+        write_page(out / f"{name}.md", page(title, command_line(name, arguments), setting, done, tables))
         return out
 
 

@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import json
 import re
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -135,10 +136,22 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
     return summary if isinstance(summary, dict) and "test_accuracy" in summary else None
 
 
+def command_line(study: str, arguments: Iterable[str]) -> str:
+    """Command that makes a study's page again, on any machine: FOLDER and DIR stand for folders of this one.
+
+    Args: arguments: of the study, behind its folder.
+    """
+    pairs = [(key, argument) for argument in arguments for key in (argument.partition("=")[0],) if key != "out"]
+    kept = [f"{key}=DIR" if key == "data.root" else argument for key, argument in pairs]
+    return shlex.join(["python", "-m", "fgpipe.study", study, "FOLDER", *kept])
+
+
 def page(title: str, command: str, setting: str, summaries: Iterable[Mapping[str, Any]], table: str) -> str:
     """Markdown: a study's table, under what it was made with.
 
-    Args: summaries: of its runs.
+    Args:
+        command: as of `command_line`.
+        summaries: of its runs.
     """
     return f"# {title}\n\n```bash\n{command}\n```\n\n{setting} {origin(summaries)}\n\n{table}"
 

@@ -19,7 +19,7 @@ from fgpipe.errors import bad_value
 from fgpipe.saving import durable
 from fgpipe.saving.outputs import needed, written
 from fgpipe.study.common.arguments import StudyOptions, claim
-from fgpipe.study.common.runs import page, quoted, read_summary, write_page
+from fgpipe.study.common.runs import command_line, page, quoted, read_summary, write_page
 from fgpipe.study.common.series import launch
 from fgpipe.study.common.split import data_facts, measured_split
 from fgpipe.study.common.synthetic import write_images
@@ -253,10 +253,9 @@ class Contest:
         Args: command: the name of the study, its folder, which does not matter and is left out, and its arguments.
         """
         study, _, *arguments = command
-        line = " ".join(["python -m fgpipe.study", study, "FOLDER", *arguments])
         summaries = [summary for each in self._contestants for summary in self.summaries(each)]
         setting = described(summaries[0]["config"], self.split, self._options)
-        text = page(title, line, setting, summaries, table)
+        text = page(title, command_line(study, arguments), setting, summaries, table)
         file = Path(self._options.out or self._folder) / f"{name}.md"
         write_page(file, text)
         return file

@@ -30,7 +30,7 @@ from fgpipe.observe.record import commit, machine
 from fgpipe.saving import durable
 from fgpipe.saving.outputs import written
 from fgpipe.study.common.arguments import StudyOptions, claim, read
-from fgpipe.study.common.runs import page, quoted, write_page
+from fgpipe.study.common.runs import command_line, page, quoted, write_page
 from fgpipe.study.common.series import torchrun
 from fgpipe.study.contests.contest import Spread, microbatches, turns
 from fgpipe.study.contests.survival import Survival, free_port, kept_by_job, kept_by_members, survive
@@ -158,8 +158,7 @@ class Kills:
         options = self._options
         setting = f"Sums of two digits, width 0.25, {options.processes} processes; rounds: {options.repeats}, with "
         setting += f"{options.kills} kills, one every {options.every:g} s, after {options.calm:g} s in peace."
-        command = " ".join(["python -m fgpipe.study kills FOLDER", *arguments])
-        text = page("Kills of single processes", command, setting, made, table)
+        text = page("Kills of single processes", command_line("kills", arguments), setting, made, table)
         write_page(Path(options.out or self._folder) / "kills.md", text)
 
 

@@ -25,7 +25,7 @@ from fgpipe.errors import bad_value
 from fgpipe.observe import trace
 from fgpipe.plan.plan import DataFacts, Plan
 from fgpipe.study.common.arguments import StudyOptions, claim, read
-from fgpipe.study.common.runs import page, quoted, read_summary, write_page
+from fgpipe.study.common.runs import command_line, page, quoted, read_summary, write_page
 from fgpipe.study.common.series import launch
 from fgpipe.study.common.split import data_facts
 from fgpipe.study.common.ways import Way
@@ -243,6 +243,5 @@ def main(arguments: list[str]) -> int:
     plain = study.costs(wanted[0])
     rows = [study.row(cell, facts, plain) for cell in wanted]
     print(table(rows), end="")
-    command = " ".join(["python -m fgpipe.study unlocking FOLDER", *arguments[1:]])
-    study.write(Path(options.out or folder), command, wanted, table(rows))
+    study.write(Path(options.out or folder), command_line("unlocking", arguments[1:]), wanted, table(rows))
     return int(any(row.unlocking != row.cell.unlocking for row in rows))

@@ -22,7 +22,6 @@ figures to race.json beside it, which `python -m fgpipe.advise` reads.
 """
 
 import json
-import shlex
 import shutil
 import statistics
 import subprocess
@@ -39,7 +38,7 @@ from fgpipe.saving.outputs import written
 from fgpipe.study.accuracies.modules import SETTING
 from fgpipe.study.accuracies.scaled import ScaledOptions, Trainings, best_rates, diverged, settings
 from fgpipe.study.common.arguments import claim, read
-from fgpipe.study.common.runs import page, quoted, read_summary, write_page
+from fgpipe.study.common.runs import command_line, page, quoted, read_summary, write_page
 from fgpipe.study.common.series import launch
 from fgpipe.study.contests.contest import Contest, Contestant, ContestOptions
 from fgpipe.study.contests.link import TWO_HOSTS
@@ -299,7 +298,7 @@ def main(arguments: list[str]) -> int:
     summaries = [each for called in ways for each in race.trainings.summaries(called) if each is not None]
     setting = f"{config.epochs} epochs of {results.images} images in batches of {results.batch_size}, width "
     setting += f"{config.model.width:g}, {options.seeds} seeds; pipelines of {options.processes} processes."
-    command = f"python -m fgpipe.study race FOLDER {shlex.join(arguments[1:])}".rstrip()
+    command = command_line("race", arguments[1:])
     out = Path(options.out or folder)
     write_page(out / "race.md", page("Time to accuracy", command, setting, summaries, text))
     content = {**asdict(results), "command": command, "machine": machine(), "commit": commit()}
