@@ -1,10 +1,10 @@
 """Feedback that pays: accuracy and speed by what comes back, beside local learning and end to end.
 
     python -m fgpipe.study frontier FOLDER data.root=DIR [methods=[local,mixture,...]] [modules=8] [seeds=3] [rates=[0.025,0.05]]
-                                    [rounds=3] [jobs=1] [out=DIR] [key=value ...]
+                                    [rate_epochs=N] [rounds=3] [jobs=1] [out=DIR] [key=value ...]
 
-The setting is that of `study modules`. Each of `rates` is first tried once for every method, on 3,000 training images that are
-held out, and the best is the method's learning rate; without `rates` all have the setting's. Differences are paired by seed.
+The setting is that of `study modules`. Each of `rates` is first tried once for every method, in `rate_epochs` epochs (without it: all), on
+3,000 training images that are held out, and the best is the method's learning rate; without `rates` all have the setting's. Differences are paired by seed.
 Windows are those of a process for each module; the oracle's methods run in lock-step.
 
 Then `rounds` rounds of short runs on noise in two processes, beside 1F1B: images per second, bytes that come back, and by how
@@ -21,7 +21,7 @@ from typing import Any
 from fgpipe.errors import bad_value
 from fgpipe.study.accuracies.modules import SETTING
 from fgpipe.study.accuracies.scaled import (
-    ScaledOptions,
+    RatedOptions,
     Trainings,
     accuracies,
     accuracy_cells,
@@ -98,7 +98,7 @@ REFERENCES = ("local", "end to end")
 
 
 @dataclass
-class FrontierOptions(ScaledOptions):
+class FrontierOptions(RatedOptions):
     """Keys of this study."""
 
     processes: int = 1
@@ -106,8 +106,6 @@ class FrontierOptions(ScaledOptions):
     methods: list[str] = field(default_factory=lambda: list(METHODS))
     modules: int = 8
     """Isolated modules of the 8 residual blocks; 16: those of the plain net."""
-    rates: list[float] = field(default_factory=list)
-    """Learning rates to choose from."""
     rounds: int = 3
     """Rounds of timed runs; 0: none."""
 
@@ -117,8 +115,6 @@ class FrontierOptions(ScaledOptions):
             raise bad_value("methods", self.methods, f"a list of {', '.join(METHODS)}")
         if self.modules not in (2, 4, 8, 16):
             raise bad_value("modules", self.modules, "2 | 4 | 8 | 16")
-        if any(rate <= 0 for rate in self.rates):
-            raise bad_value("rates", self.rates, "a list of numbers above 0")
         if self.rounds < 0:
             raise bad_value("rounds", self.rounds, "a whole number of at least 0")
 
@@ -197,15 +193,6 @@ def plot(rows: Sequence[FrontierRow], path: Path) -> None:
         axes.set(xlabel="images/s over 1F1B, two processes", ylabel="test accuracy, %")
 
 
-def chosen(trainings: Trainings, options: FrontierOptions) -> dict[str, float]:
-    """The learning rate of each method that is best on held-out images; runs what is missing."""
-
-    def overrides(name: str, rate: float) -> tuple[str, ...]:
-        return (*options.net, *METHODS[name].overrides, f"optim.lr={rate:g}")
-
-    return best_rates(trainings, options.methods, options.rates, overrides)
-
-
 def contestants(options: FrontierOptions) -> list[Contestant]:
     """Methods that can be timed, in two processes; the first is 1F1B."""
     piped = ("guess=end_to_end", f"microbatches={microbatches(2)}", "schedule=1f1b", *options.net)
@@ -242,13 +229,12 @@ def main(arguments: list[str]) -> int:
     folder, options, overrides = read(arguments, FrontierOptions())
     setting = [*SETTING, *overrides]
     trainings = Trainings(folder / "accuracy", options, setting)
-    rates: Mapping[str, float] = {}
-    if options.rates:
-        rates = chosen(Trainings(folder / "rates", replace(options, seeds=1), setting), options)
-    wanted = {
-        name: (*options.net, *METHODS[name].overrides, *([f"optim.lr={rates[name]:g}"] if name in rates else []))
-        for name in options.methods
-    }
+
+    def keys(name: str, rate: float | None) -> tuple[str, ...]:
+        return (*options.net, *METHODS[name].overrides, *([] if rate is None else [f"optim.lr={rate:g}"]))
+
+    rates = best_rates(folder / "rates", options, setting, options.methods, keys) if options.rates else {}
+    wanted = {name: keys(name, rates.get(name)) for name in options.methods}
     trainings.run_missing(wanted)
     rows = {name: FrontierRow(name, accuracies(trainings.summaries(name)), rates.get(name)) for name in wanted}
     made = ""

@@ -12,7 +12,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,23 @@ class ScaledOptions(StudyOptions):
     def stated(self) -> list[str]:
         """List what makes a study another one; more seeds or jobs do not."""
         return [f"processes={self.processes}"]
+
+
+@dataclass
+class RatedOptions(ScaledOptions):
+    """Keys of studies that choose a learning rate for each way to train."""
+
+    rates: list[float] = field(default_factory=list)
+    """Learning rates to choose from."""
+    rate_epochs: int | None = None
+    """Epochs of a run that chooses; None: those of the others."""
+
+    def check(self) -> None:
+        super().check()
+        if any(rate <= 0 for rate in self.rates):
+            raise bad_value("rates", self.rates, "a list of numbers above 0")
+        if self.rate_epochs is not None and self.rate_epochs < 1:
+            raise bad_value("rate_epochs", self.rate_epochs, "a whole number of at least 1")
 
 
 def settings(arguments: Sequence[str]) -> list[str]:
@@ -149,15 +166,21 @@ class Trainings:
 
 
 def best_rates(
-    trainings: Trainings, ways: Iterable[str], rates: Sequence[float], overrides: Callable[[str, float], Sequence[str]]
+    folder: Path,
+    options: RatedOptions,
+    arguments: Sequence[str],
+    ways: Iterable[str],
+    overrides: Callable[[str, float], Sequence[str]],
 ) -> dict[str, float]:
-    """The learning rate of each way that is best on held-out images; runs what is missing.
+    """The learning rate of each way that is best on held-out images, of one seed; runs what the folder does not have.
 
     Args:
-        trainings: of one seed.
+        arguments: of every run.
         overrides: keys of a run, from the way's name and the rate.
     """
-    ways = list(ways)
+    short = [] if options.rate_epochs is None else [f"epochs={options.rate_epochs}"]
+    trainings = Trainings(folder, replace(options, processes=1, seeds=1), [*arguments, *short])
+    ways, rates = list(ways), options.rates
     tried = {(name, rate): (*overrides(name, rate), f"data.held_out={HELD_OUT}") for rate in rates for name in ways}
     trainings.run_missing({f"{name} {rate:g}": keys for (name, rate), keys in tried.items()})
     found = {pair: accuracies(trainings.summaries(f"{pair[0]} {pair[1]:g}"))[0] or 0.0 for pair in tried}

@@ -36,7 +36,7 @@ from fgpipe.observe.record import commit, machine
 from fgpipe.saving import durable
 from fgpipe.saving.outputs import written
 from fgpipe.study.accuracies.modules import SETTING
-from fgpipe.study.accuracies.scaled import ScaledOptions, Trainings, best_rates, diverged, settings
+from fgpipe.study.accuracies.scaled import RatedOptions, Trainings, best_rates, diverged, settings
 from fgpipe.study.common.arguments import claim, read
 from fgpipe.study.common.runs import command_line, page, quoted, read_summary, write_page
 from fgpipe.study.common.series import launch
@@ -49,7 +49,7 @@ from fgpipe.study.race.stalls import stalling
 
 
 @dataclass
-class RaceOptions(ScaledOptions):
+class RaceOptions(RatedOptions):
     """Keys of this study."""
 
     processes: int = 2
@@ -57,10 +57,6 @@ class RaceOptions(ScaledOptions):
     methods: list[str] = field(default_factory=lambda: list(methods(2)))
     clusters: list[str] = field(default_factory=lambda: list(CLUSTERS))
     goals: list[float] = field(default_factory=lambda: [0.45, 0.5, 0.55])
-    rates: list[float] = field(default_factory=list)
-    """Learning rates to choose from."""
-    rate_epochs: int | None = None
-    """Epochs of a run that chooses; None: those of the others."""
     points: list[str] = field(default_factory=list)
     batches: int = 16
     """Batches of an epoch of a timed run."""
@@ -75,10 +71,6 @@ class RaceOptions(ScaledOptions):
             raise bad_value("clusters", self.clusters, f"a list of {', '.join(CLUSTERS)}")
         if not self.goals or not all(0 < goal < 1 for goal in self.goals):
             raise bad_value("goals", self.goals, "a list of accuracies between 0 and 1")
-        if any(rate <= 0 for rate in self.rates):
-            raise bad_value("rates", self.rates, "a list of numbers above 0")
-        if self.rate_epochs is not None and self.rate_epochs < 1:
-            raise bad_value("rate_epochs", self.rate_epochs, "a whole number of at least 1")
         for point in self.points:
             method, _, cluster = point.partition("@")
             if method not in self.methods or cluster not in self.clusters:
@@ -195,10 +187,7 @@ class Race:
             method = self._methods[name]
             return (*method.overrides(split(self._options.processes), CLUSTERS[FAST].ahead), method.learning_rate(rate))
 
-        epochs = self._options.rate_epochs
-        short = [] if epochs is None else [f"epochs={epochs}"]
-        one = Trainings(self._folder / "rates", replace(self._options, processes=1, seeds=1), [*self._setting, *short])
-        self._rates = best_rates(one, self._methods, self._options.rates, overrides)
+        self._rates = best_rates(self._folder / "rates", self._options, self._setting, self._methods, overrides)
 
     def _speeds(self, cluster: str) -> dict[str, Rate]:
         stall, found = CLUSTERS[cluster].stall, {}
