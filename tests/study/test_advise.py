@@ -115,7 +115,8 @@ def test_winner() -> None:
 
     assert of(("a", 1.0, [2.0, 4.0]), ("b", 9.0, [3.5, 3.5])) == Winner("a", True)
     assert of(("a", 1.0, [2.0, 4.0]), ("b", 9.0, [3.4, 3.4])) == Winner("a", False)
-    assert of(("a", 1.0, [2.0]), ("b", 9.0, None)) == Winner("a", True)
+    assert of(("a", 1.0, [2.0]), ("b", 9.0, None)) == Winner("a", False), "who knows"
+    assert of(("a", 1.0, [2.0]), ("b", 9.0, [None])) == Winner("a", True), "the second never gets there"
     assert of(("a", 1.0, [2.0, None]), ("b", 0.1, [None])) == Winner(NOBODY)
     assert of(("a", 2.0, None), ("b", 1.8, None)) == Winner("a", False)
 

@@ -172,16 +172,17 @@ def ranking(
 
 
 def winner(rows: Sequence[Advice]) -> Winner:
-    """The first of a ranking; nobody if accuracies are known and none gets there."""
-    first, *others = rows
+    """The first of a ranking; nobody if accuracies are known and none gets there. It is clear if all are known, or none."""
+    first, second = rows[:2]
     times = [None if row.times is None else mean_time(row.times) for row in rows]
     if first.times is not None and times[0] is None:
         return Winner(NOBODY)
     if times[0] is None:
-        behind = first.prediction.images_per_second / others[0].prediction.images_per_second
-    else:
-        behind = float("inf") if times[1] is None else times[1] / times[0]
-    return Winner(first.name, behind > 1 + WITHIN)
+        return Winner(
+            first.name, first.prediction.images_per_second > (1 + WITHIN) * second.prediction.images_per_second
+        )
+    known = all(row.times is not None for row in rows)
+    return Winner(first.name, known and (times[1] is None or times[1] > (1 + WITHIN) * times[0]))
 
 
 def fast_first(item: tuple[str, object]) -> bool:
