@@ -24,13 +24,14 @@ from fgpipe.study.simulator.calibration import exchange, pieces, slices
 from fgpipe.study.simulator.engine import Job, Message, Simulation
 from fgpipe.study.simulator.forecast import Forecast, epoch_seconds, forecast
 from fgpipe.study.simulator.machine import Machine
-from fgpipe.study.simulator.nets import equal_blocks, microbatches
+from fgpipe.study.simulator.nets import equal_blocks
 from fgpipe.study.simulator.programs import (
     AsynchronousBackpropagation,
     Backpropagation,
     Costs,
     ForwardGradients,
     Orders,
+    microbatches,
 )
 from fgpipe.trainers.build import build_trainer, local_stages
 from fgpipe.trainers.stage import Stage

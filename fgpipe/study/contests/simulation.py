@@ -33,8 +33,8 @@ from fgpipe.study.contests.contest import (
 )
 from fgpipe.study.simulator.calibration import LATE, METHODS, OWN, Calibration
 from fgpipe.study.simulator.forecast import epoch_seconds, forecast
-from fgpipe.study.simulator.nets import SCHEDULES, Setting, microbatches
-from fgpipe.study.simulator.programs import AsynchronousBackpropagation
+from fgpipe.study.simulator.nets import SCHEDULES, Setting
+from fgpipe.study.simulator.programs import AsynchronousBackpropagation, microbatches
 from fgpipe.wire.slow import SlowLinks
 
 STAGES = (1, 2, 4, 8, 16, 32, 64)

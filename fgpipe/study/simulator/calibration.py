@@ -33,7 +33,7 @@ from fgpipe.study.common.split import data_facts
 from fgpipe.study.common.synthetic import write_images
 from fgpipe.study.contests.contest import COMMON
 from fgpipe.study.simulator.machine import Machine
-from fgpipe.study.simulator.programs import Costs
+from fgpipe.study.simulator.programs import Costs, microbatches
 
 METHODS = {
     "local target": ("target=local", "guess=local", "lanes=exact"),
@@ -49,7 +49,7 @@ WARM, BATCHES = 2, 9
 BACKPROPAGATION = ("guess=end_to_end", "schedule=async_1f1b", "lanes=exact")
 PIPELINED = ("guess=end_to_end", "schedule=1f1b", "lanes=exact")
 PIECES = (4, 8, 32)
-"""Microbatches per batch with which backpropagation that drains is measured."""
+"""Microbatches per batch, at least, with which backpropagation that drains is measured."""
 LATE, KEPT = "async 1F1B", "async 1F1B, several batches kept"
 """Names of its runs with whole batches."""
 MOST_COPIES = 8
@@ -172,8 +172,8 @@ class _Runs:
         self._common = [*DEFAULTS, f"data.root={quoted(str(self._folder / 'images'))}", *arguments]
         size = compose_config(self._common).batch_size
         self._common += [f"data.train_samples={BATCHES * size}", f"data.test_samples={size}", "epochs=1"]
-        counts = {count: size // count for count in PIECES if size % count == 0 and size // count > 1}
-        self.pieces = {f", batch in {count}": samples for count, samples in (counts or {1: size}).items()}
+        counts = sorted({microbatches(size, least) for least in PIECES})
+        self.pieces = {f", batch in {count}": size // count for count in counts}
         """Samples of a microbatch, by the name of the run, the largest first."""
         back = {name: (*PIPELINED, f"microbatches={size // of}") for name, of in self.pieces.items()}
         own = {LATE + name: (*BACKPROPAGATION, "window=1", f"batch_size={of}") for name, of in self.pieces.items()}

@@ -16,15 +16,16 @@ from fgpipe.study.common.synthetic import CLASSES, SHAPE
 from fgpipe.study.contests.contest import AHEAD, AHEAD_OVER_SLOW_LINKS, asynchronous, stages
 from fgpipe.study.simulator.calibration import DEFAULTS, LATE, METHODS, Calibration
 from fgpipe.study.simulator.forecast import Net
-from fgpipe.study.simulator.programs import AsynchronousBackpropagation, Backpropagation, ForwardGradients, Orders
+from fgpipe.study.simulator.programs import (
+    AsynchronousBackpropagation,
+    Backpropagation,
+    ForwardGradients,
+    Orders,
+    microbatches,
+)
 from fgpipe.wire.slow import SlowLinks
 
 SCHEDULES = {"GPipe": "gpipe", "1F1B": "1f1b"}
-
-
-def microbatches(batch_size: int, least: int) -> int:
-    """Least divisor of the batch that gives every process a microbatch, or the whole batch in single samples."""
-    return next((count for count in range(least, batch_size) if batch_size % count == 0), batch_size)
 
 
 def equal_blocks(costs: Sequence[Mapping[str, float]], blocks: int) -> list[dict[str, float]]:

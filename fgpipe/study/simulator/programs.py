@@ -29,6 +29,11 @@ Programs = list[list[list[Job]]]
 """Jobs by process and node."""
 
 
+def microbatches(batch_size: int, least: int) -> int:
+    """Least divisor of the batch that gives every process a microbatch, or the whole batch in single samples."""
+    return next((count for count in range(least, batch_size) if batch_size % count == 0), batch_size)
+
+
 Order = tuple[str, ...]
 """Pieces of work (`observe.timeline.COMPUTE`), `send` and `reply`, as they come in a step on a training batch."""
 
