@@ -143,6 +143,11 @@ def test_bad_input(argument: str, expected: str, file: Path, capsys: pytest.Capt
     assert message.startswith(f"fgpipe: {expected.format(**names)}") and message.count("\n") == 1
 
 
+def test_a_batch_that_cannot_be_divided(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["model.width=0.07", "batch_size=6", "head=linear"]) == 2
+    assert capsys.readouterr().err.startswith("fgpipe: batch_size=6: allowed: a multiple of 4 or more microbatches")
+
+
 def test_study(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """A run that takes twice as long as simulated is an error of +100 %; both numbers of processes, and a slow link."""
 

@@ -172,7 +172,9 @@ class _Runs:
         self._common = [*DEFAULTS, f"data.root={quoted(str(self._folder / 'images'))}", *arguments]
         size = compose_config(self._common).batch_size
         self._common += [f"data.train_samples={BATCHES * size}", f"data.test_samples={size}", "epochs=1"]
-        counts = sorted({microbatches(size, least) for least in PIECES})
+        counts = sorted({count for least in PIECES if size // (count := microbatches(size, least)) > 1})
+        if not counts:
+            raise bad_value("batch_size", size, f"a multiple of {PIECES[0]} or more microbatches of at least 2 samples")
         self.pieces = {f", batch in {count}": size // count for count in counts}
         """Samples of a microbatch, by the name of the run, the largest first."""
         back = {name: (*PIPELINED, f"microbatches={size // of}") for name, of in self.pieces.items()}
