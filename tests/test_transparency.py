@@ -11,7 +11,7 @@ pass, for one head to its rule, at one depth to the lanes' plan, for random gues
 
 import itertools
 import runpy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -59,6 +59,23 @@ def combinations() -> list[tuple[str, str, str, str, str]]:
     return found
 
 
+def covering(cases: Sequence[tuple[str, ...]], together: int) -> set[tuple[str, ...]]:
+    """Some of the cases, chosen greedily, which have every choice of so many values that any of all has."""
+
+    def choices(case: tuple[str, ...]) -> set[tuple[tuple[int, str], ...]]:
+        return set(itertools.combinations(enumerate(case), together))
+
+    rest, found = {case: choices(case) for case in cases}, set()
+    left = set().union(*rest.values())
+    while left:
+        best = max(rest, key=lambda case: len(rest[case] & left))
+        found.add(best)
+        left -= rest.pop(best)
+    return found
+
+
+THREES = covering(combinations(), 3)
+"""Combinations in which every three choices that go together come together."""
 COVERING_16 = [
     ("local", "cnn", "weight", "tensor", "global"),
     ("local", "mlp", "weight", "block", "intermediate"),
@@ -169,7 +186,13 @@ def assert_agrees(pipeline: Pipeline, wanted: Estimates, before: Snapshot, skip_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", combinations(), ids=" ".join)
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=" ".join(case), marks=() if case in THREES else pytest.mark.long)
+        for case in combinations()
+    ],
+)
 def test_8_blocks(case: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     check(case, 8, monkeypatch)
 

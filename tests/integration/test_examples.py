@@ -50,7 +50,9 @@ def test_first_look() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name, processes, least", [("vit", 3, 0.9), ("mixer", 2, 0.9)])
+@pytest.mark.parametrize(
+    "name, processes, least", [("vit", 3, 0.9), pytest.param("mixer", 2, 0.9, marks=pytest.mark.long)]
+)
 def test_tokens(name: str, processes: int, least: float, tmp_path: Path) -> None:
     run = tmp_path / "run"
     done = launch(processes, str(EXAMPLES / f"{name}.py"), *QUIET, f"run_dir={run}", timeout=280)
@@ -59,7 +61,7 @@ def test_tokens(name: str, processes: int, least: float, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("optimizer", ["sgd", pytest.param("adamw", marks=pytest.mark.long)])
 def test_no_thread_is_left(optimizer: str, tmp_path: Path) -> None:
     """The program ends by itself after its run; threads of gloo, if they outlive Python, end it with SIGABRT."""
     keys = [

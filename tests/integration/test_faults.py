@@ -37,7 +37,11 @@ def test_killed_rank(victim: int, tmp_path: Path) -> None:
     "victim, line",
     [
         (0, "[rank 1] error: start: rank 0, which loads the data, gave no sign of life within 8 s"),
-        (1, "[rank 0] error: start: [blocks 4-7] rank 1 did not come to the process group within 8 s"),
+        pytest.param(
+            1,
+            "[rank 0] error: start: [blocks 4-7] rank 1 did not come to the process group within 8 s",
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_stopped_in_the_start(victim: int, line: str, tmp_path: Path) -> None:
@@ -52,7 +56,7 @@ def test_stopped_in_the_start(victim: int, line: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("saves", [True, False])
+@pytest.mark.parametrize("saves", [True, pytest.param(False, marks=pytest.mark.long)])
 def test_killed_launcher(saves: bool, tmp_path: Path) -> None:
     """SIGKILL for torchrun: no worker goes on without it, and what can be saved is."""
     with Job(tmp_path / "run", 2, *SMALL, *["checkpoint.every_minutes=60"] * saves) as job:

@@ -101,7 +101,11 @@ def test_processes_change_nothing(processes: int, one, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sizes", [[4, 4], [2, 2, 2, 2], [1, 4, 3]], ids=str)
+@pytest.mark.parametrize(
+    "sizes",
+    [pytest.param([4, 4], marks=pytest.mark.long), pytest.param([2, 2, 2, 2], marks=pytest.mark.long), [1, 4, 3]],
+    ids=str,
+)
 def test_modules(sizes: list[int], tmp_path: Path) -> None:
     """Groups of blocks in as many processes and in one: the same bits over 20 steps, for every kind of target."""
     keys = [*COMMON, f"model.modules={sizes}".replace(" ", ""), "scope=block", "window=auto"]

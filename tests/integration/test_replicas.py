@@ -278,7 +278,7 @@ def test_sigterm(tmp_path: Path) -> None:
         again.wait_for_step(newest.step + 3)
 
 
-@pytest.mark.parametrize("signum", [signal.SIGSTOP, signal.SIGKILL])
+@pytest.mark.parametrize("signum", [signal.SIGSTOP, pytest.param(signal.SIGKILL, marks=pytest.mark.long)])
 def test_lost_replica(signum: signal.Signals, tmp_path: Path) -> None:
     """A mean that waits for a stopped or dead process ends by the deadline, and names the block and the replica."""
     deadline = 6

@@ -1,7 +1,8 @@
 """The order checks on hand-written events, what is kept by hand count, and both on real processes."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -285,16 +286,31 @@ def test_kept_in_one_process(overrides: list[str], in_flight: list[int], numbers
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of runs in 8 processes, each with a block that is slow: every one above block 0 with either target."""
-    folder = tmp_path_factory.mktemp("unlocking")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """Folder with the runs in which a block is slow; they are made when they are asked for first, a few or all others."""
+
+    @cache
+    def made(blocks: tuple[int, ...]) -> Path:
+        return run_with_slow(blocks, tmp_path_factory.mktemp("unlocking"))
+
+    return lambda block: made(FEW if block in FEW else tuple(set(range(1, 8)) - set(FEW)))
+
+
+@pytest.fixture
+def folder(folders: Callable[[int], Path]) -> Path:
+    """The folder with block 4."""
+    return folders(4)
+
+
+def run_with_slow(blocks: Sequence[int], folder: Path) -> Path:
+    """Run in 8 processes, each time with one of these blocks that is slow, with either target, and backpropagation."""
     common = [
         "epochs=1", f"data.train_samples={RUN_BATCHES * 8}", "batch_size=8", "data.test_samples=8", "model.width=0.07",
         "threads=1", "device=cpu", "observe.tensorboard=false", "trace=true", "window=auto", "head=linear",
         "slow.factor=100", "deadline=600",
     ]  # fmt: skip
-    runs = {f"local-{block}": ["target=local", f"slow.block={block}"] for block in range(1, 8)}
-    runs |= {f"global-{block}": ["lanes=1", f"slow.block={block}"] for block in range(1, 8)}
+    runs = {f"local-{block}": ["target=local", f"slow.block={block}"] for block in blocks}
+    runs |= {f"global-{block}": ["lanes=1", f"slow.block={block}"] for block in blocks}
     runs["backpropagation"] = ["guess=end_to_end", "schedule=1f1b", "microbatches=8", "slow.block=4"]
     (folder / "runs.json").write_text(
         json.dumps([[*common, *run, f"run_dir={folder / name}"] for name, run in runs.items()])
@@ -310,25 +326,30 @@ def spans_of(folder: Path, name: str) -> Spans:
 
 RUN_BATCHES = 4
 """Batches of each of these runs."""
+FEW = (1, 4, 7)
+"""Slow blocks of tests that are not long."""
+SLOW = [pytest.param(block, marks=() if block in FEW else pytest.mark.long) for block in range(1, 8)]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("block", range(7))
-def test_local_target_unlocks_updates(block: int, folder: Path) -> None:
+@pytest.mark.parametrize("slow", SLOW)
+def test_local_target_unlocks_updates(slow: int, folders: Callable[[int], Path]) -> None:
     """Below each slow block, every batch; and the negative controls: a global target and backpropagation fail this check,
     as they must."""
-    found = update_unlocked(spans_of(folder, f"local-{block + 1}"), block)
+    folder, block = folders(slow), slow - 1
+    found = update_unlocked(spans_of(folder, f"local-{slow}"), block)
     assert found.holds and found.batches == RUN_BATCHES, found.broken
-    for other in (f"global-{block + 1}", "backpropagation"):
+    for other in (f"global-{slow}", "backpropagation"):
         assert len(update_unlocked(spans_of(folder, other), block).broken) == RUN_BATCHES
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("slow", range(1, 8))
-def test_global_target_unlocks_backward(slow: int, folder: Path) -> None:
+@pytest.mark.parametrize("slow", SLOW)
+def test_global_target_unlocks_backward(slow: int, folders: Callable[[int], Path]) -> None:
     """The block below each slow one, and each below the target when that is slow; every batch. No other run passes."""
+    folder = folders(slow)
     for block in range(7) if slow == 7 else [slow - 1]:
         found = backward_unlocked(spans_of(folder, f"global-{slow}"), block, slow)
         assert found.holds and found.batches == RUN_BATCHES, found.broken
