@@ -141,9 +141,9 @@ def command_line(study: str, arguments: Iterable[str]) -> str:
 
     Args: arguments: of the study, behind its folder.
     """
-    pairs = [(key, argument) for argument in arguments for key in (argument.partition("=")[0],) if key != "out"]
-    kept = [f"{key}=DIR" if key == "data.root" else argument for key, argument in pairs]
-    return shlex.join(["python", "-m", "fgpipe.study", study, "FOLDER", *kept])
+    kept = [argument for argument in arguments if not argument.startswith("out=")]
+    named = ["data.root=DIR" if argument.startswith("data.root=") else argument for argument in kept]
+    return shlex.join(["python", "-m", "fgpipe.study", study, "FOLDER", *named])
 
 
 def page(title: str, command: str, setting: str, summaries: Iterable[Mapping[str, Any]], table: str) -> str:

@@ -144,8 +144,8 @@ class Study:
             for block, path in self._slow(cell).items():
                 slow[path] = self._run(cell, path, BATCHES, f"slow.block={block}", *SLOW)
             path = self._alone(cell)
-            blocks = calibration.BACKPROPAGATION if cell.is_backpropagation else ()
-            alone[path] = self._run(cell, path, calibration.BATCHES, *ALONE, *blocks)
+            by_block = calibration.BACKPROPAGATION if cell.is_backpropagation else ()
+            alone[path] = self._run(cell, path, calibration.BATCHES, *ALONE, *by_block)
         for runs, processes in ((slow, PROCESSES), (alone, 1)):
             missing = {path: run for path, run in runs.items() if read_summary(path) is None}
             for path in missing:
