@@ -122,7 +122,7 @@ def test_a_process_stalls(tmp_path: Path) -> None:
     ("rate_epochs=0", "fgpipe: rate_epochs=0: allowed: a whole number of at least 1"),
     ("points=[1F1B]", "fgpipe: points=['1F1B']: allowed: a list of METHOD@CLUSTER"),
     ("processes=3", "fgpipe: processes=3: allowed: 2 | 4 | 8"),
-    ("rounds=0", "fgpipe: rounds=0: allowed: a whole number of at least 1"),
+    ("rounds=-1", "fgpipe: rounds=-1: allowed: a whole number of at least 0"),
     ("model.blocks=16", "fgpipe: model.blocks=16: allowed: 8"),
 ])  # fmt: skip
 def test_bad_input(argument: str, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -147,15 +147,18 @@ def test_no_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_race(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Real runs: the table is the arithmetic of their summaries, a point has the bits of the run in one process, and
-    what is there is not run again."""
+    """Real runs, first those that are not timed: the table is the arithmetic of their summaries, a point has the bits of the
+    run in one process, and what is there is not run again."""
     write_images(tmp_path / "images", 64, 32)
     arguments = [
         "race", str(tmp_path / "race"), f"data.root={tmp_path / 'images'}", "model.width=0.0625", "batch_size=16",
         "data.train_samples=64", "data.test_samples=32", "epochs=2", "seeds=1", "rounds=1", "batches=4", "goals=[0.01]",
         "methods=[end to end,sparse gradients]", "clusters=[slow,stalls]", "points=[sparse gradients@slow]",
     ]  # fmt: skip
-    assert main(arguments) == 0
+    assert main([*arguments, "rounds=0"]) == 0
+    assert sorted(path.name for path in (tmp_path / "race").iterdir()) == ["accuracy", "arguments.json"]
+    trained = {path: path.stat().st_mtime_ns for path in (tmp_path / "race").rglob("summary.json")}
+    assert len(trained) == 2 and main(arguments) == 0
     out, found = capfd.readouterr().out, json.loads((tmp_path / "race" / "race.json").read_text())
     assert (tmp_path / "race" / "race.md").read_text().endswith(out)
     summaries = {
@@ -173,5 +176,6 @@ def test_race(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     line = next(line for line in out.splitlines() if line.startswith("| sparse gradients | slow | 1 % |"))
     assert line.endswith(f"| {computed / measured - 1:+.0%} |") and statistics.mean(point["accuracies"]) > 0
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "race").rglob("summary.json")}
+    assert trained.items() < before.items()
     assert main(arguments) == 0
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "race").rglob("summary.json")}

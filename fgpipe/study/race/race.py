@@ -15,7 +15,7 @@ Time to accuracy = epochs to it x images of an epoch / images per second, and is
 METHOD@CLUSTER, is also run to its end on that cluster (seed 0), and the table has the error. A run that never gets there
 says so. Each of `rates` is first tried once for every method, in `rate_epochs` epochs (without it: all), on 3,000 training
 images that are held out, and the best is the method's learning rate; without `rates` all have the setting's (look-ahead ten
-times that, as it discounts it).
+times that, as it discounts it). All this may run beside other work, with rounds=0; the timed runs may not.
 
 Runs that FOLDER has are not run again. The tables are printed and written to DIR/race.md, in FOLDER without `out`; their
 figures to race.json beside it, which `python -m fgpipe.advise` reads.
@@ -61,6 +61,7 @@ class RaceOptions(RatedOptions):
     batches: int = 16
     """Batches of an epoch of a timed run."""
     rounds: int = 3
+    """Rounds of timed runs; 0: trainings alone, and no table."""
 
     def check(self) -> None:
         super().check()
@@ -79,9 +80,9 @@ class RaceOptions(RatedOptions):
                 )
         if self.processes not in (2, 4, 8):
             raise bad_value("processes", self.processes, "2 | 4 | 8")
-        if self.batches < 2 or self.rounds < 1:
-            key = "batches" if self.batches < 2 else "rounds"
-            raise bad_value(key, getattr(self, key), f"a whole number of at least {2 if key == 'batches' else 1}")
+        for key, least in (("batches", 2), ("rounds", 0)):
+            if (value := getattr(self, key)) < least:
+                raise bad_value(key, value, f"a whole number of at least {least}")
 
     def stated(self) -> list[str]:
         return []
@@ -111,6 +112,8 @@ class Race:
         self._rates: Mapping[str, float] = {}
         self.contests: dict[str, Contest] = {}
         """Timed runs, by cluster."""
+        if not options.rounds:
+            return
         for name in options.clusters:
             if (timed := self._timed(name)) and CLUSTERS[name].stall is None:
                 self.contests[name] = self._contest(name, timed)
@@ -154,18 +157,28 @@ class Race:
         pairs = ((name, cluster) for name in self._options.methods for cluster in clusters)
         return {(name, cluster): self._methods[name].variant(clusters[cluster]) for name, cluster in pairs}
 
-    def run(self) -> RaceResults:
-        """Run what is missing.
+    def _ways(self) -> list[tuple[str, int]]:
+        """Trainings that are wanted: methods with the delays that they have somewhere."""
+        return list(dict.fromkeys((name, ahead) for (name, _), ahead in self.variants().items()))
+
+    def train(self) -> None:
+        """Train what is missing; nothing is timed.
 
         Raises:
             UserError: the data cannot be read.
             CalledProcessError: a run has failed.
         """
-        options, config = self._options, self.trainings.config
-        if options.rates:
+        if self._options.rates:
             self._choose_rates()
-        wanted = {(name, ahead): way(name, ahead) for (name, _), ahead in self.variants().items()}
-        self.trainings.run_missing({called: self._overrides(*of) for of, called in wanted.items()})
+        self.trainings.run_missing({way(*each): self._overrides(*each) for each in self._ways()})
+
+    def time(self) -> RaceResults:
+        """Time what is missing, on a machine that should do nothing else.
+
+        Raises:
+            CalledProcessError: a run has failed.
+        """
+        options, config = self._options, self.trainings.config
         for cluster, contest in self.contests.items():
             contest.run(partial(launch, hosts=CLUSTERS[cluster].hosts))
         facts = config.data.train_samples
@@ -176,7 +189,7 @@ class Race:
         for name, method in self._methods.items():
             for ahead in sorted({method.variant(each.ahead) for each in CLUSTERS.values()}):
                 found = self.trainings.summaries(way(name, ahead))
-                if (name, ahead) in wanted or all(found):  # of a cluster that raced before
+                if (name, ahead) in self._ways() or all(found):  # of a cluster that raced before
                     results.curves.setdefault(name, {})[ahead] = list(map(curve, found))
         results.rates = {cluster: self._speeds(cluster) for cluster in options.clusters}
         results.points = [self._point(*point.split("@")) for point in options.points]
@@ -277,10 +290,13 @@ def main(arguments: list[str]) -> int:
         CalledProcessError: a run has failed.
     """
     folder, options, overrides = read(arguments, RaceOptions())
-    for name in options.clusters:
+    for name in options.clusters if options.rounds else ():
         check_rights(CLUSTERS[name])
     race = Race(folder, options, overrides)
-    results = race.run()
+    race.train()
+    if not options.rounds:
+        return 0
+    results = race.time()
     text, config = report(results, race.variants()), race.trainings.config
     print(text, end="")
     ways = [way(name, ahead) for name, of in results.curves.items() for ahead in of]
