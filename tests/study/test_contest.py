@@ -78,7 +78,7 @@ def test_table_and_page() -> None:
 
 def test_command_of_a_page() -> None:
     """For any machine, and for a shell."""
-    line = command_line("race", ["data.root=/home/me/data", "rates=[0.1,0.2]", "out=/tmp/x"])
+    line = command_line("race", ["data.root=data/mine", "rates=[0.1,0.2]", "out=results"])
     assert line == "python -m fgpipe.study race FOLDER data.root=DIR 'rates=[0.1,0.2]'"
     assert command_line("memory", []) == "python -m fgpipe.study memory FOLDER"
 
