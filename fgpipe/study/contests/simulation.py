@@ -5,8 +5,8 @@
 
 Each round measures this machine, as `python -m fgpipe.simulate` does, and runs every contestant in `processes` and in
 `most` processes, and ours in `processes` also over links of `rate` and `rtt` (`link.*`). The same epochs on as many cores
-are simulated with the medians of the measurements, which FOLDER/calibration.json has, and of no run that they are
-compared with. The rest is as in `throughput`. A round takes some nine minutes on 2 cores.
+are simulated with the medians of the measurements, which FOLDER/calibration.json has; the contestants' own runs are not
+among these. The rest is as in `throughput`. A round takes some nine minutes on 2 cores.
 
 The tables are printed and written to DIR/simulation.md, in FOLDER without `out`. docs/results/simulation.md says what is
 simulated how.

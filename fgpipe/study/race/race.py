@@ -15,7 +15,7 @@ Time to accuracy = epochs to it x images of an epoch / images per second, and is
 METHOD@CLUSTER, is also run to its end on that cluster (seed 0), and the table has the error. A run that never gets there
 says so. Each of `rates` is first tried once for every method, in `rate_epochs` epochs (without it: all), on 3,000 training
 images that are held out, and the best is the method's learning rate; without `rates` all have the setting's (look-ahead ten
-times that, as it discounts it). All this may run beside other work, with rounds=0; the timed runs may not.
+times that, as it discounts it). With rounds=0 nothing is timed, so the machine may do other work, and there is no table.
 
 Runs that FOLDER has are not run again. The tables are printed and written to DIR/race.md, in FOLDER without `out`; their
 figures to race.json beside it, which `python -m fgpipe.advise` reads.
