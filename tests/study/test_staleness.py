@@ -15,7 +15,7 @@ from fgpipe.observe.timeline import Event
 from fgpipe.study.__main__ import main
 from fgpipe.study.accuracies import staleness as study
 from fgpipe.study.accuracies.scaled import diverged, mean_accuracy, settings
-from fgpipe.study.accuracies.staleness import StalenessCell, StalenessRow, cells, staleness, tables
+from fgpipe.study.accuracies.staleness import PEERS, POLICIES, StalenessCell, StalenessRow, cells, staleness, tables
 
 SMALL = ["data=digits", "model.width=0.07", "head=linear", "scope=block", "batch_size=32", "epochs=1"]
 SMALL += ["data.train_samples=384", "data.test_samples=32", "optim.lr=0.01"]
@@ -36,14 +36,21 @@ def test_histogram() -> None:
 
 def test_cells() -> None:
     """Windows times policies but for one, and asynchronous backpropagation; a multiple of auto is that of each block."""
-    assert len(cells()) == 14 and len({cell.name for cell in cells()}) == 14
+    every = cells([*POLICIES, *PEERS])
+    assert len(every) == 14 and len({cell.name for cell in every}) == 14
+    assert [cell.window for cell in cells(["async 1F1B"])] == ["auto", "2 x auto", "1"]
     assert StalenessCell("2 x auto", "eager").overrides((3, 2, 1)) == ["window=[6,4,2]", "feedback=eager", "trace=true"]
     assert StalenessCell("auto", "in_order").overrides((3, 2, 1)) == ["window=auto", "feedback=in_order", "trace=true"]
     setting = settings(["data=digits", "scope=block"])
-    for cell in cells():
+    for cell in every:
         check_world(compose_config([*setting, *cell.overrides(range(8, 0, -1))]), 8)
     with pytest.raises(UserError, match=r"window=\[3, 2, 1\]: allowed: one number for each block \(8\)"):
         check_world(compose_config(["window=[3,2,1]"]), 8)
+
+
+def test_policies_are_known(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="policies=.*: allowed: a list of in_order, eager, async 1F1B"):
+        study.main([str(tmp_path), "policies=[late]"])
 
 
 def test_setting() -> None:

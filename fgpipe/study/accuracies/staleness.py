@@ -1,7 +1,7 @@
 """Cost of staleness: accuracy against the window, with feedback in order and eager.
 
-    python -m fgpipe.study staleness FOLDER data.root=DIR [processes=8] [seeds=1] [jobs=1] [out=DIR]
-                                     [key=value ...]
+    python -m fgpipe.study staleness FOLDER data.root=DIR [policies=[in_order,async 1F1B,...]] [processes=8] [seeds=1]
+                                     [jobs=1] [out=DIR] [key=value ...]
 
 Windows 1, 2, auto, twice and four times auto, on CIFAR-10 at the scaled setting of the grid with a local guess and a
 global target (`configs/profile/scaled.yaml`), but by forward mode, with a process for each block: that is where batches
@@ -11,18 +11,19 @@ Beside them asynchronous backpropagation on the same processes, with a gradient 
 with look-ahead, in lock-step and with twice its window, and with two versions.
 
 A batch's staleness at a block is the number of the block's updates between its forward pass and its own update, counted
-on the timeline; with two versions it is 1. A run that diverges is reported as such. Runs that FOLDER has are not run again. The tables are printed
-and written to DIR/staleness.md, in FOLDER without `out`, with a plot if matplotlib is installed.
+on the timeline; with two versions it is 1. A run that diverges is reported as such. Runs that FOLDER has are not run again.
+The tables are printed and written to DIR/staleness.md, in FOLDER without `out`, with a plot if matplotlib is installed.
 """
 
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 
+from fgpipe.errors import bad_value
 from fgpipe.gradients.method import Method
 from fgpipe.observe import trace
 from fgpipe.observe.timeline import Event
@@ -68,11 +69,25 @@ class StalenessCell:
         return [f"window={window}", *way, "trace=true"]
 
 
-def cells() -> list[StalenessCell]:
+@dataclass
+class StalenessOptions(ScaledOptions):
+    """Keys of this study."""
+
+    policies: list[str] = field(default_factory=lambda: [*POLICIES, *PEERS])
+
+    def check(self) -> None:
+        super().check()
+        known = [*POLICIES, *PEERS]
+        if not self.policies or not set(self.policies) <= set(known):
+            raise bad_value("policies", self.policies, f"a list of {', '.join(known)}")
+
+
+def cells(policies: Sequence[str]) -> list[StalenessCell]:
     """List all but the eager one with window 1, where nothing can come early; and the peers, whose window is auto."""
     ours = [StalenessCell(*each) for each in product(WINDOWS, POLICIES) if each != ("1", "eager")]
     peers = [StalenessCell("auto", peer) for peer in PEERS]
-    return [*ours, *peers, StalenessCell("2 x auto", "async 1F1B"), StalenessCell("1", "async 1F1B")]
+    peers += [StalenessCell("2 x auto", "async 1F1B"), StalenessCell("1", "async 1F1B")]
+    return [cell for cell in (*ours, *peers) if cell.policy in policies]
 
 
 def staleness(events: Iterable[Event]) -> dict[int, Counter[int]]:
@@ -156,8 +171,8 @@ def main(arguments: list[str]) -> int:
         UserError: the folder holds another study, or the arguments cannot be run.
         CalledProcessError: a run has failed.
     """
-    folder, options, overrides = read(arguments, ScaledOptions())
-    trainings, wanted = Trainings(folder, options, overrides), cells()
+    folder, options, overrides = read(arguments, StalenessOptions())
+    trainings, wanted = Trainings(folder, options, overrides), cells(options.policies)
     auto = windows(Method.of(trainings.config), "auto")
     trainings.run_missing({cell.name: cell.overrides(auto) for cell in wanted})
     rows = [measure(trainings, cell) for cell in wanted]
