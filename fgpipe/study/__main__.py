@@ -15,7 +15,7 @@ from fgpipe.command import FAILED, command, say
 from fgpipe.errors import UserError
 
 STUDIES = {
-    "first": ("accuracies", "what comes back, and what it is good for, in three minutes: the quickstart"),
+    "first": ("accuracies", "what comes back, and what it is good for, in a minute and a half: the quickstart"),
     "lanes": ("accuracies", "accuracy and time per image against lanes, decoding and step size"),
     "timeline": ("probes", "a picture of a few batches of a trace"),
     "unlocking": (
