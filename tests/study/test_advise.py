@@ -76,7 +76,7 @@ def test_links(calibration: Calibration) -> None:
         back["local target 2"] == back["end to end"] == 0 and 0 < back["local guess every 8"] == back["local guess"] / 8
     )
     late = {name: each.staleness for name, each in found.items()}
-    assert (late["async 1F1B"], late["local target 8"], late["random guess"]) == (3, 0, 7)
+    assert (late["async 1F1B"], late["local target 8"], late["random guess"]) == (3, 0, 3)
 
 
 def test_a_slow_boundary_that_few_processes_lack(calibration: Calibration) -> None:
@@ -144,7 +144,8 @@ def test_map(tmp_path: Path) -> None:
 @pytest.mark.parametrize("processes", [2, 3, 8])
 def test_commands_can_be_run(processes: int, calibration: Calibration) -> None:
     for name, each in predictions(calibration, AdvisedCluster(processes, NO_LINK)).items():
-        command = start(methods(processes)[name], each, 1).split()
+        command = start(methods(processes)[name], each, 1, 0.3).split()
+        assert "optim.lr=0.3" in command and "optim.lr" not in start(methods(processes)[name], each, 1, None)
         begin, keys = command[: command.index("fgpipe.train")], command[command.index("fgpipe.train") + 1 :]
         count = int(begin[1].removeprefix("--nproc_per_node=")) if begin[0] == "torchrun" else 1
         assert count == min(processes, {"end to end": 1, "local target 2": 2, "local target 4": 4}.get(name, 8))

@@ -23,6 +23,7 @@ from fgpipe.study.race.figures import (
     RacePoint,
     RaceResults,
     Rate,
+    accuracy_table,
     cluster_table,
     epochs_to,
     points_table,
@@ -52,15 +53,15 @@ def test_methods_can_be_run(cluster: str, processes: int) -> None:
 
 
 def test_windows_are_those_of_the_processes() -> None:
-    """A gradient comes back through two processes: a batch for the process itself, and as many as fill the way."""
-    late = methods(2)["sparse gradients"]
-    assert [compose_config(late.overrides(split(2), ahead)).window for ahead in (1, 3)] == [
-        [2] * 4 + [1] * 4,
-        [4] * 4 + [1] * 4,
-    ]
-    assert [late.variant(ahead) for ahead in (1, 3)] == [1, 3] and methods(2)["random guess"].variant(3) == 0
+    """Where gradients or scalars come back: a batch for the process itself, and as many as fill the way."""
+    for name in ("sparse gradients", "async 1F1B", "local guess", "local guess every 8", "random guess"):
+        late = methods(2)[name]
+        windows = [compose_config(late.overrides(split(2), ahead)).window for ahead in (1, 3)]
+        assert windows == [[2] * 4 + [1] * 4, [4] * 4 + [1] * 4], name
+        assert [late.variant(ahead) for ahead in (1, 3)] == [1, 3]
+    assert methods(2)["local target 8"].variant(3) == 0
     assert [split(processes) for processes in (2, 4, 8)] == [[4, 4], [2] * 4, [1] * 8]
-    assert methods(2)["async 1F1B look-ahead"].learning_rate(0.05) == "optim.lr=0.5"
+    assert methods(2)["async 1F1B look-ahead"].learning_rate(0.05) == 0.5
 
 
 def test_arithmetic() -> None:
@@ -84,6 +85,12 @@ def test_tables() -> None:
     first, second = points_table(results, {("fast", "there"): 3}).splitlines()[2:]
     assert first == "| fast | there | 45 % | 200 s | 250 s | -20% |"
     assert second == "| fast | there | 70 % | never | never |  |"
+    three = replace(results, curves={"a": {0: [[0.1, 0.5], [0.2, 0.7]], 3: [[0.4], []]}}, learning_rates={"a": 0.05})
+    lines = accuracy_table(three).splitlines()
+    assert lines[2:] == [
+        "| a |  | 0.05 | 60.0 % | 50.0 to 70.0 % |",
+        "| a | 3 | 0.05 | 40.0 %, 1 diverged | 40.0 to 40.0 % |",
+    ]
 
 
 def test_a_process_stalls(tmp_path: Path) -> None:
@@ -130,6 +137,7 @@ def test_bad_input(argument: str, expected: str, tmp_path: Path, capsys: pytest.
     assert main(["race", str(tmp_path / "folder"), *wanted, argument]) == 2
     message = capsys.readouterr().err
     assert message.startswith(expected) and message.count("\n") == 1
+    assert not (tmp_path / "folder").exists()
 
 
 def test_no_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

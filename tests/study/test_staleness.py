@@ -14,7 +14,7 @@ from fgpipe.observe import trace
 from fgpipe.observe.timeline import Event
 from fgpipe.study.__main__ import main
 from fgpipe.study.accuracies import staleness as study
-from fgpipe.study.accuracies.scaled import diverged, mean_accuracy, settings
+from fgpipe.study.accuracies.scaled import chosen, diverged, mean_accuracy, settings
 from fgpipe.study.accuracies.staleness import PEERS, POLICIES, StalenessCell, StalenessRow, cells, staleness, tables
 
 SMALL = ["data=digits", "model.width=0.07", "head=linear", "scope=block", "batch_size=32", "epochs=1"]
@@ -39,11 +39,20 @@ def test_cells() -> None:
     every = cells([*POLICIES, *PEERS])
     assert len(every) == 14 and len({cell.name for cell in every}) == 14
     assert [cell.window for cell in cells(["async 1F1B"])] == ["auto", "2 x auto", "1"]
-    assert StalenessCell("2 x auto", "eager").overrides((3, 2, 1)) == ["window=[6,4,2]", "feedback=eager", "trace=true"]
-    assert StalenessCell("auto", "in_order").overrides((3, 2, 1)) == ["window=auto", "feedback=in_order", "trace=true"]
+    assert StalenessCell("2 x auto", "eager").overrides((3, 2, 1), 0.1) == [
+        "window=[6,4,2]",
+        "feedback=eager",
+        "trace=true",
+    ]
+    assert StalenessCell("auto", "in_order").overrides((3, 2, 1), 0.1) == [
+        "window=auto",
+        "feedback=in_order",
+        "trace=true",
+    ]
+    assert "optim.lr=0.5" in StalenessCell("auto", "async 1F1B, look-ahead").overrides((3, 2, 1), 0.05)
     setting = settings(["data=digits", "scope=block"])
     for cell in every:
-        check_world(compose_config([*setting, *cell.overrides(range(8, 0, -1))]), 8)
+        check_world(compose_config([*setting, *cell.overrides(range(8, 0, -1), 0.1)]), 8)
     with pytest.raises(UserError, match=r"window=\[3, 2, 1\]: allowed: one number for each block \(8\)"):
         check_world(compose_config(["window=[3,2,1]"]), 8)
 
@@ -113,6 +122,19 @@ def test_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
         and "| auto | async 1F1B, two versions | 0 |" not in text
     )
     assert (tmp_path / "study" / "staleness.png").stat().st_size > 1000
+    capsys.readouterr()
+    other = {"test_accuracy": 0.5, "machine": "a machine", "commit": "1f", "config": {"optim": {"lr": 9.0}}}
+    (tmp_path / "study" / "auto-in_order-0" / "summary.json").write_text(json.dumps(other))
+    assert main(command) == 2 and len(ran) == 16
+    assert "it is finished with optim.lr=9.0 (here 0.01)" in capsys.readouterr().err
+
+
+def test_learning_rate_is_chosen() -> None:
+    """The best of 3,000 images; the setting's own where the best is not ahead by a standard error, 0.9 points here."""
+    assert chosen({0.05: 0.46, 0.1: 0.44, 0.2: 0.468}, 0.05) == 0.05
+    assert chosen({0.05: 0.46, 0.1: 0.44, 0.2: 0.470}, 0.05) == 0.2
+    assert chosen({0.1: 0.44, 0.2: 0.441}, 0.05) == 0.2, "the setting's was not tried"
+    assert chosen({0.05: 0.0, 0.1: 0.1}, 0.05) == 0.1, "one that diverged counts as 0"
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ block 0. FOLDER is a new one. The table is printed, and the runs stand beside ea
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from fgpipe.config import compose_config
 from fgpipe.observe.page import comparison
 from fgpipe.observe.page.folder import FolderContent
 from fgpipe.study.common.arguments import StudyOptions, claim, read
@@ -58,8 +59,11 @@ def main(arguments: list[str]) -> int:
         CalledProcessError: a run has failed.
     """
     folder, _, overrides = read(arguments, StudyOptions())
+    wanted = runs(folder, overrides)
+    for run in wanted:
+        compose_config(run)
     claim(folder, overrides)
-    launch(runs(folder, overrides), PROCESSES, folder / "runs.json")
+    launch(wanted, PROCESSES, folder / "runs.json")
     found = {name: FolderContent.read(folder / name) for name in WAYS}
     page = folder / comparison.NAME
     write_page(page, comparison.render(list(found.values())))

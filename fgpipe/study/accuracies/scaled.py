@@ -22,7 +22,7 @@ from fgpipe.config.arguments import by_key
 from fgpipe.errors import bad_value
 from fgpipe.saving import verdict
 from fgpipe.study.common.arguments import StudyOptions, claim
-from fgpipe.study.common.runs import command_line, page, quoted, read_summary, write_page
+from fgpipe.study.common.runs import command_line, finished, page, quoted, read_summary, write_page
 from fgpipe.study.common.series import call, end_called, torchrun
 from fgpipe.study.common.split import data_facts
 from fgpipe.study.paper.profile import Profile
@@ -92,14 +92,14 @@ class Trainings:
     def __init__(self, folder: Path, options: ScaledOptions, arguments: Sequence[str]) -> None:
         """
         Raises:
-            UserError: the folder holds another study, or the arguments cannot be run.
+            UserError: the arguments cannot be run.
         """
         self._folder, self._options, self._settings = folder.resolve(), options, settings(arguments)
         self.config = compose_config(self._settings)
         """Configuration of a run without overrides of its own."""
         if options.processes > self.config.blocks:
             raise bad_value("processes", options.processes, f"1 to model.blocks={self.config.blocks}")
-        claim(self._folder, [*options.stated(), *arguments])
+        self._stated = [*options.stated(), *arguments]
 
     def run_missing(self, wanted: Mapping[str, Sequence[str]]) -> None:
         """Run what the folder does not have, each in processes of its own, as one may diverge.
@@ -107,16 +107,18 @@ class Trainings:
         Args: wanted: the overrides of each way to train.
 
         Raises:
-            UserError: one cannot be run, or the data cannot be read.
+            UserError: the folder holds another study, one cannot be run, was run with other settings, or the data cannot be read.
             CalledProcessError: a run has failed otherwise.
         """
-        missing: dict[Path, list[str]] = {}
+        runs: dict[Path, list[str]] = {}
         for seed in range(self._options.seeds):
             for name, overrides in wanted.items():
                 path = self.paths(name)[seed]
-                if read_summary(path) is None and not diverged(path):
-                    missing[path] = [*self._settings, *overrides, f"seed={seed}", f"run_dir={quoted(str(path))}"]
-                    compose_config(missing[path])
+                runs[path] = [*self._settings, *overrides, f"seed={seed}", f"run_dir={quoted(str(path))}"]
+        configs = {path: compose_config(run) for path, run in runs.items()}
+        claim(self._folder, self._stated)
+        done = {path for path, config in configs.items() if finished(path, config) or diverged(path)}
+        missing = {path: run for path, run in runs.items() if path not in done}
         if missing:
             data_facts(self.config)  # bad data is found here, and not by every run
         failed = threading.Event()
@@ -172,7 +174,9 @@ def best_rates(
     ways: Iterable[str],
     overrides: Callable[[str, float], Sequence[str]],
 ) -> dict[str, float]:
-    """The learning rate of each way that is best on held-out images, of one seed; runs what the folder does not have.
+    """Choose the learning rate of each way on held-out images, with one seed; runs what the folder does not have.
+
+    The setting's own rate, if it is among them, stays unless another is better by more than the standard error of an accuracy.
 
     Args:
         arguments: of every run.
@@ -184,7 +188,16 @@ def best_rates(
     tried = {(name, rate): (*overrides(name, rate), f"data.held_out={HELD_OUT}") for rate in rates for name in ways}
     trainings.run_missing({f"{name} {rate:g}": keys for (name, rate), keys in tried.items()})
     found = {pair: accuracies(trainings.summaries(f"{pair[0]} {pair[1]:g}"))[0] or 0.0 for pair in tried}
-    return {name: max(rates, key=lambda rate: found[name, rate]) for name in ways}
+    own = trainings.config.optim.lr
+    return {name: chosen({rate: found[name, rate] for rate in rates}, own) for name in ways}
+
+
+def chosen(accuracies: Mapping[float, float], own: float) -> float:
+    """Choose a learning rate: the best on `HELD_OUT` images, or the setting's own if that is within a standard error of it."""
+    best = max(accuracies, key=lambda rate: accuracies[rate])
+    share = accuracies[best]
+    error = (share * (1 - share) / HELD_OUT) ** 0.5
+    return own if accuracies.get(own, -1.0) >= share - error else best
 
 
 def diverged(path: Path) -> bool:

@@ -35,13 +35,15 @@ from fgpipe.study.common.figure import GUESS_COLORS, drawn, name_lines
 WINDOWS = ("1", "2", "auto", "2 x auto", "4 x auto")
 POLICIES = ("in_order", "eager")
 BACKPROPAGATION = ("guess=end_to_end", "schedule=async_1f1b")
+LOOK_AHEAD = "async 1F1B, look-ahead"
 PEERS = {
     "async 1F1B": BACKPROPAGATION,
-    "async 1F1B, look-ahead": (*BACKPROPAGATION, "optim.look_ahead=true", "optim.lr=1"),
+    LOOK_AHEAD: (*BACKPROPAGATION, "optim.look_ahead=true"),
     "async 1F1B, two versions": (*BACKPROPAGATION, "stash=two", "microbatches=8"),
 }
-"""Feedback of gradients, by the name that stands in a policy's place. Look-ahead discounts the learning rate by 1 -
-momentum: 1 is the setting's 0.1 before that."""
+"""Feedback of gradients, by the name that stands in a policy's place."""
+DISCOUNT = 10.0
+"""Factor of look-ahead's learning rate, which it discounts by 1 - momentum."""
 TRACED = POLICIES + tuple(name for name, keys in PEERS.items() if "stash=two" not in keys)
 """Those whose passes are made with the weights of their time; two versions make every pass with those of one update ago."""
 
@@ -59,14 +61,20 @@ class StalenessCell:
     def name(self) -> str:
         return re.sub(r"\W+", "-", f"{self.window} {self.policy}")
 
-    def overrides(self, auto: Sequence[int]) -> list[str]:
-        """Args: auto: the window of each block with window=auto."""
+    def overrides(self, auto: Sequence[int], rate: float) -> list[str]:
+        """Make the keys of a run.
+
+        Args:
+            auto: the window of each block with window=auto.
+            rate: learning rate of the others.
+        """
         times = self.window.partition(" x auto")
         window = self.window
         if times[1]:
             window = f"[{','.join(str(int(times[0]) * each) for each in auto)}]"
         way = PEERS.get(self.policy, (f"feedback={self.policy}",))
-        return [f"window={window}", *way, "trace=true"]
+        discounted = [f"optim.lr={DISCOUNT * rate:g}"] if self.policy == LOOK_AHEAD else []
+        return [f"window={window}", *way, *discounted, "trace=true"]
 
 
 @dataclass
@@ -150,7 +158,7 @@ def plot(rows: Sequence[StalenessRow], path: Path) -> None:
         ends = {}
         for policy, marker in zip((*POLICIES, *PEERS), "os^vd", strict=True):
             known = {row.cell.window: mean_accuracy(row.accuracies) for row in rows if row.cell.policy == policy}
-            points = {window: accuracy for window, accuracy in known.items() if accuracy is not None}
+            points = {window: accuracy for window in WINDOWS if (accuracy := known.get(window)) is not None}
             at = [WINDOWS.index(window) for window in points]
             if not points:
                 continue
@@ -174,7 +182,8 @@ def main(arguments: list[str]) -> int:
     folder, options, overrides = read(arguments, StalenessOptions())
     trainings, wanted = Trainings(folder, options, overrides), cells(options.policies)
     auto = windows(Method.of(trainings.config), "auto")
-    trainings.run_missing({cell.name: cell.overrides(auto) for cell in wanted})
+    rate = trainings.config.optim.lr
+    trainings.run_missing({cell.name: cell.overrides(auto, rate) for cell in wanted})
     rows = [measure(trainings, cell) for cell in wanted]
     print(tables(rows), end="")
     names = [cell.name for cell in wanted]

@@ -85,25 +85,12 @@ class Run:
         return config
 
     def is_done(self, out: Path, config: Config) -> bool:
-        """Tell whether the run is finished, with the configuration that was composed for it now.
-
-        A key that `configs/train.yaml` has got since is no difference.
+        """Tell whether the run is finished, as `finished` does.
 
         Raises:
-            UserError: it is finished with another one.
+            UserError: it is finished with another configuration.
         """
-        summary = read_summary(self.folder(out))
-        if summary is None:
-            return False
-        there = summary.get("config", {})
-        later = {key for key, _ in flat(asdict(config))} - {key for key, _ in flat(there)}
-        differing = list(differences(there, config, FREE | later))
-        if differing:
-            raise UserError(
-                f"{self.folder(out)}: allowed: no run, or one of the settings asked for; "
-                f"it is finished with {', '.join(differing)}"
-            )
-        return True
+        return finished(self.folder(out), config)
 
     def overrides(self, out: Path, root: str | None) -> list[str]:
         """Command line of `fgpipe.train` for this run."""
@@ -134,6 +121,25 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {reason(error)}") from error
     return summary if isinstance(summary, dict) and "test_accuracy" in summary else None
+
+
+def finished(folder: Path, config: Config) -> bool:
+    """Tell whether the run of a folder is done, with the configuration that was composed for it now.
+
+    A key that `configs/train.yaml` has got since is no difference.
+
+    Raises:
+        UserError: it is done with another one.
+    """
+    summary = read_summary(folder)
+    if summary is None:
+        return False
+    there = summary.get("config", {})
+    later = {key for key, _ in flat(asdict(config))} - {key for key, _ in flat(there)}
+    if differing := list(differences(there, config, FREE | later)):
+        allowed = "no run, or one of the settings asked for"
+        raise UserError(f"{folder}: allowed: {allowed}; it is finished with {', '.join(differing)}")
+    return True
 
 
 def command_line(study: str, arguments: Iterable[str]) -> str:

@@ -76,7 +76,7 @@ class Contestant:
     processes: int | None = None
     """Number of processes, with as many FLOPs each; None: that of the study, and its split."""
     ahead: int = 0
-    """Windows as for `stages`; 0: as the study has them."""
+    """Batches for `stages`; 0: windows as the study has them."""
 
     @property
     def folder(self) -> str:
@@ -118,9 +118,9 @@ AHEAD, AHEAD_OVER_SLOW_LINKS = 1, 3
 
 
 def stages(split: Sequence[int], ahead: int = AHEAD) -> list[int]:
-    """Windows of asynchronous backpropagation whose stages are processes: all blocks of one have the same, the last 1, each
-    other one `ahead` more than the next; with 1 they are 1F1B's. With `window=auto`, which knows no processes, blocks
-    would have more in flight than keeps their process busy, and more delay."""
+    """Windows where something comes back to a process for each batch: all blocks of a process have the same, those of the last
+    one 1, those of each other one `ahead` more than those of the next; with 1 they are 1F1B's. `window=auto`, which knows no
+    processes, has more in flight than keeps a process busy, and more delay."""
     last = len(split) - 1
     return [1 + ahead * (last - process) for process, size in enumerate(split) for _ in range(size)]
 

@@ -121,7 +121,16 @@ def raced(path: Path, asked: bool) -> RaceResults | None:
         found = json.loads(path.read_text())
         curves = {name: {int(key): of for key, of in each.items()} for name, each in found["curves"].items()}
         rates = {name: {method: Rate(**of) for method, of in each.items()} for name, each in found["rates"].items()}
-        return RaceResults(found["images"], found["batch_size"], found["processes"], found["goals"], curves, rates)
+        learning_rates = {name: float(rate) for name, rate in found["learning_rates"].items()}
+        return RaceResults(
+            found["images"],
+            found["batch_size"],
+            found["processes"],
+            found["goals"],
+            curves,
+            rates,
+            learning_rates=learning_rates,
+        )
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         allowed = f"a race.json of `python -m fgpipe.study race` ({one_line(error)})"
         raise bad_value("results", path, allowed) from error
@@ -211,9 +220,14 @@ def table(rows: Sequence[Advice], goal: float) -> str:
     return "\n".join(lines) + "\n"
 
 
-def start(method: RaceMethod, prediction: Prediction, ahead: int) -> str:
-    """The command that trains so."""
+def start(method: RaceMethod, prediction: Prediction, ahead: int, learning_rate: float | None) -> str:
+    """Command that trains so.
+
+    Args: learning_rate: of the race; None: unknown.
+    """
     processes, keys = len(prediction.sizes), list(method.overrides(prediction.sizes, ahead))
+    if learning_rate is not None:
+        keys += ["optim=one_cycle", f"optim.lr={learning_rate:g}"]
     if processes > 1:
         keys.append(f"partition=[{','.join(map(str, prediction.sizes))}]")
     begin = "python" if processes == 1 else f"torchrun --nproc_per_node={processes}"
@@ -247,7 +261,9 @@ def main(arguments: list[str]) -> int:
         print(f"Accuracies: measured, with the delays of {results.processes} processes; memory: of the same runs.")
     if missing := sorted(set(wanted) - {row.name for row in rows}):
         print(f"Not modelled on such links: {', '.join(missing)}.")
-    print(f"\nThe first: {start(wanted[rows[0].name], rows[0].prediction, cluster.ahead)}")
+    first = rows[0]
+    rate = None if results is None else results.learning_rates.get(first.name)
+    print(f"\nThe first: {start(wanted[first.name], first.prediction, cluster.ahead, rate)}")
     if options.map is not None:
         prize = "Most images per second, predicted"
         if results is not None:

@@ -47,6 +47,8 @@ class RaceResults:
     rates: dict[str, dict[str, Rate]] = field(default_factory=dict)
     """Cluster -> method -> speed."""
     points: list[RacePoint] = field(default_factory=list)
+    learning_rates: dict[str, float] = field(default_factory=dict)
+    """`optim.lr` of each method."""
 
 
 def epochs_to(goal: float, accuracies: Curve) -> int | None:
@@ -55,19 +57,24 @@ def epochs_to(goal: float, accuracies: Curve) -> int | None:
 
 
 def seconds_to(goal: float, curve: Curve, images: int, rate: float) -> float | None:
-    """Computed time of training; None: never."""
+    """Computed seconds of training; None: never.
+
+    Args:
+        images: of an epoch.
+        rate: images per second.
+    """
     epochs = epochs_to(goal, curve)
     return None if epochs is None else epochs * images / rate
 
 
 def measured_seconds(goal: float, point: RacePoint) -> float | None:
-    """Time that training took; None: never."""
+    """Seconds that training took; None: never."""
     epochs = epochs_to(goal, point.accuracies)
     return None if epochs is None else sum(point.seconds[:epochs])
 
 
 def mean_time(times: Sequence[float | None]) -> float | None:
-    """Mean over seeds; None: not all get there."""
+    """Mean seconds over seeds; None: not all get there."""
     known = [each for each in times if each is not None]
     return statistics.mean(known) if len(known) == len(times) > 0 else None
 
@@ -113,6 +120,22 @@ def cluster_table(
         first = min(means, key=lambda name: means[name], default=None)
         firsts.append(f"{percent(goal)}: {'nobody' if first is None else first}")
     return "\n".join(lines) + f"\n\nFirst at {'; '.join(firsts)}.\n"
+
+
+def accuracy_table(results: RaceResults) -> str:
+    """Markdown: learning rate and accuracy after the last epoch, by method and batches on the way between processes."""
+    lines = ["| method | batches on the way | learning rate | test accuracy | range |", "|" + "---|" * 5]
+    for name, variants in results.curves.items():
+        for ahead, curves in variants.items():
+            last = [100 * curve[-1] for curve in curves if curve]
+            cells = ["", ""]
+            if last:
+                cells = [f"{statistics.mean(last):.1f} %", f"{min(last):.1f} to {max(last):.1f} %"]
+            if lost := len(curves) - len(last):
+                cells[0] = ", ".join(filter(None, [cells[0], f"{lost} diverged"]))
+            way = str(ahead) if ahead else ""
+            lines.append(f"| {name} | {way} | {results.learning_rates[name]:g} | {cells[0]} | {cells[1]} |")
+    return "\n".join(lines) + "\n"
 
 
 def points_table(results: RaceResults, variants: Mapping[tuple[str, str], int]) -> str:

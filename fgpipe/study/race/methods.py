@@ -7,7 +7,7 @@ from fgpipe.study.contests.contest import asynchronous, microbatches, stages
 
 BLOCKS = 8
 """Residual blocks of the net."""
-ONE_LANE = ("target=global", "lanes=1", "scope=block", "window=auto")
+ONE_LANE = ("target=global", "lanes=1", "scope=block")
 SMOOTH = ("decode=smoothed", "step=normalised")
 CORRECTED_EVERY = 4
 
@@ -18,10 +18,10 @@ class RaceMethod:
 
     keys: tuple[str, ...]
     alone: bool = False
-    """It is one process, which has no links and is not the slow one, nor the one that stalls."""
+    """Whether it is one process, which has no links and is neither slow nor stalls."""
     modules: int = BLOCKS
     late: bool = False
-    """Gradients come back through its processes: the window of a block is that of its process."""
+    """Gradients or scalars come back to its processes: the window of a block is that of its process."""
     rate: float = 1.0
     """Factor of the learning rate: look-ahead discounts it by 1 - momentum."""
 
@@ -42,9 +42,9 @@ class RaceMethod:
             return self.keys
         return (*self.keys, f"window=[{','.join(map(str, stages(sizes, ahead)))}]")
 
-    def learning_rate(self, rate: float) -> str:
-        """Key of the learning rate, given that of the others."""
-        return f"optim.lr={rate * self.rate:g}"
+    def learning_rate(self, rate: float) -> float:
+        """Learning rate of the method, given that of the others."""
+        return rate * self.rate
 
 
 def split(processes: int) -> list[int]:
@@ -69,9 +69,9 @@ def methods(processes: int) -> dict[str, RaceMethod]:
         **{f"local target {n}": method for n, method in local.items()},
         "local target 8": RaceMethod(("target=local",)),
         "sparse gradients": RaceMethod(("target=local", f"correct.every={CORRECTED_EVERY}"), late=True),
-        "local guess": RaceMethod((*ONE_LANE, *SMOOTH, "guess=local")),
-        "local guess every 8": RaceMethod((*ONE_LANE, *SMOOTH, "guess=local", "feedback.every=8")),
-        "random guess": RaceMethod((*ONE_LANE, "guess=gaussian")),
+        "local guess": RaceMethod((*ONE_LANE, *SMOOTH, "guess=local"), late=True),
+        "local guess every 8": RaceMethod((*ONE_LANE, *SMOOTH, "guess=local", "feedback.every=8"), late=True),
+        "random guess": RaceMethod((*ONE_LANE, "guess=gaussian"), late=True),
     }
 
 

@@ -61,8 +61,9 @@ def predictions(calibration: Calibration, cluster: AdvisedCluster) -> dict[str, 
     late, local = nets[LATE], nets[LOCAL]
     assert isinstance(late, AsynchronousBackpropagation) and isinstance(local, ForwardGradients), "by their names"
     late = replace(late, windows=stages(sizes, cluster.ahead))
-    guessed = nets[GUESSED]
-    assert isinstance(guessed, ForwardGradients), "by its name"
+    guessed, random = nets[GUESSED], nets[RANDOM]
+    assert isinstance(guessed, ForwardGradients) and isinstance(random, ForwardGradients), "by their names"
+    guessed, random = (replace(each, windows=late.windows) for each in (guessed, random))
     rare = replace(guessed, method=replace(guessed.method, every=8))
     found: dict[str, tuple[Net, Sequence[int]]] = {
         "async 1F1B": (late, sizes),
@@ -71,7 +72,7 @@ def predictions(calibration: Calibration, cluster: AdvisedCluster) -> dict[str, 
         "sparse gradients": (replace(late, every=CORRECTED_EVERY, kept=(), local=local.costs), sizes),
         "local guess": (guessed, sizes),
         "local guess every 8": (rare, sizes),
-        "random guess": (nets[RANDOM], sizes),
+        "random guess": (random, sizes),
     }
     if "1F1B" in nets:
         found["1F1B"] = nets["1F1B"], sizes

@@ -13,9 +13,10 @@ neither slow nor stalls, and its rate is the same everywhere.
 
 Time to accuracy = epochs to it x images of an epoch / images per second, and is marked as computed. Each of `points`,
 METHOD@CLUSTER, is also run to its end on that cluster (seed 0), and the table has the error. A run that never gets there
-says so. Each of `rates` is first tried once for every method, in `rate_epochs` epochs (without it: all), on 3,000 training
-images that are held out, and the best is the method's learning rate; without `rates` all have the setting's (look-ahead ten
-times that, as it discounts it). With rounds=0 nothing is timed, so the machine may do other work, and there is no table.
+says so. Each of `rates` is first tried once for every method, with the delays of the fast cluster, in `rate_epochs` epochs
+(without it: all), on 3,000 training images that are held out. The setting's rate stays unless another is better by more than
+a standard error; look-ahead has ten times the rate, as it discounts it. Without `rates` all have the setting's. With rounds=0
+nothing is timed, so the machine may do other work, and there is no table.
 
 Runs that FOLDER has are not run again. The tables are printed and written to DIR/race.md, in FOLDER without `out`; their
 figures to race.json beside it, which `python -m fgpipe.advise` reads.
@@ -40,10 +41,11 @@ from fgpipe.study.accuracies.scaled import RatedOptions, Trainings, best_rates, 
 from fgpipe.study.common.arguments import claim, read
 from fgpipe.study.common.runs import command_line, page, quoted, read_summary, write_page
 from fgpipe.study.common.series import launch
+from fgpipe.study.common.split import data_facts
 from fgpipe.study.contests.contest import Contest, Contestant, ContestOptions
 from fgpipe.study.contests.link import TWO_HOSTS
 from fgpipe.study.race.clusters import CLUSTERS, FAST, RaceCluster
-from fgpipe.study.race.figures import RacePoint, RaceResults, Rate, cluster_table, points_table
+from fgpipe.study.race.figures import RacePoint, RaceResults, Rate, accuracy_table, cluster_table, points_table
 from fgpipe.study.race.methods import BLOCKS, choice, methods, split
 from fgpipe.study.race.stalls import stalling
 
@@ -95,11 +97,10 @@ class Race:
         """Args: arguments: of every run.
 
         Raises:
-            UserError: the folder holds another study, or the arguments cannot be run.
+            UserError: the arguments cannot be run.
         """
         self._folder, self._options, self._setting = folder.resolve(), options, [*SETTING, *arguments]
         self._methods = {name: methods(options.processes)[name] for name in options.methods}
-        claim(self._folder, [f"processes={options.processes}", *arguments])
         self.trainings = Trainings(self._folder / "accuracy", replace(options, processes=1), self._setting)
         config = self.trainings.config
         if config.blocks != BLOCKS:
@@ -109,6 +110,7 @@ class Race:
             f"batch_size={config.batch_size}",
             f"head={config.head.name}",
         ]
+        self._stated = [f"processes={options.processes}", *arguments]
         self._rates: Mapping[str, float] = {}
         self.contests: dict[str, Contest] = {}
         """Timed runs, by cluster."""
@@ -146,10 +148,13 @@ class Race:
         )
         return Contest(self._folder / "speed" / cluster, contest, self._common, timed)
 
+    def _rate(self, name: str) -> float:
+        """Learning rate of a method, before its own factor."""
+        return self._rates.get(name, self.trainings.config.optim.lr)
+
     def _overrides(self, name: str, ahead: int) -> tuple[str, ...]:
-        method = self._methods[name]
-        rate = self._rates.get(name, self.trainings.config.optim.lr)
-        return (*method.overrides(split(self._options.processes), ahead), method.learning_rate(rate))
+        method, rate = self._methods[name], self._rate(name)
+        return (*method.overrides(split(self._options.processes), ahead), f"optim.lr={method.learning_rate(rate):g}")
 
     def variants(self) -> dict[tuple[str, str], int]:
         """Delays that a method's accuracy has on a cluster (`RaceMethod.variant`), by both names."""
@@ -165,9 +170,10 @@ class Race:
         """Train what is missing; nothing is timed.
 
         Raises:
-            UserError: the data cannot be read.
+            UserError: the folder holds another study, or the data cannot be read.
             CalledProcessError: a run has failed.
         """
+        claim(self._folder, self._stated)
         if self._options.rates:
             self._choose_rates()
         self.trainings.run_missing({way(*each): self._overrides(*each) for each in self._ways()})
@@ -181,12 +187,10 @@ class Race:
         options, config = self._options, self.trainings.config
         for cluster, contest in self.contests.items():
             contest.run(partial(launch, hosts=CLUSTERS[cluster].hosts))
-        facts = config.data.train_samples
-        assert facts is not None, "the setting says how many"
-        results = RaceResults(
-            facts // config.batch_size * config.batch_size, config.batch_size, options.processes, options.goals
-        )
+        images = data_facts(config).train_batches * config.batch_size
+        results = RaceResults(images, config.batch_size, options.processes, options.goals)
         for name, method in self._methods.items():
+            results.learning_rates[name] = method.learning_rate(self._rate(name))
             for ahead in sorted({method.variant(each.ahead) for each in CLUSTERS.values()}):
                 found = self.trainings.summaries(way(name, ahead))
                 if (name, ahead) in self._ways() or all(found):  # of a cluster that raced before
@@ -198,7 +202,8 @@ class Race:
     def _choose_rates(self) -> None:
         def overrides(name: str, rate: float) -> tuple[str, ...]:
             method = self._methods[name]
-            return (*method.overrides(split(self._options.processes), CLUSTERS[FAST].ahead), method.learning_rate(rate))
+            windowed = method.overrides(split(self._options.processes), CLUSTERS[FAST].ahead)
+            return (*windowed, f"optim.lr={method.learning_rate(rate):g}")
 
         self._rates = best_rates(self._folder / "rates", self._options, self._setting, self._methods, overrides)
 
@@ -271,12 +276,13 @@ def check_rights(cluster: RaceCluster) -> None:
 
 
 def report(results: RaceResults, variants: Mapping[tuple[str, str], int]) -> str:
-    """Markdown: a table for each cluster, and the points."""
+    """Markdown: a table for each cluster, the accuracies, and the points."""
     text = []
     for cluster, rates in results.rates.items():
         curves = {name: results.curves[name][variants[name, cluster]] for name in rates}
         table = cluster_table(results.goals, rates, curves, results.images)
         text.append(f"## {cluster}: {CLUSTERS[cluster].title}\n\n{table}")
+    text.append(f"## Accuracy\n\n{accuracy_table(results)}")
     if results.points:
         text.append(f"## Computed and measured, seed 0\n\n{points_table(results, variants)}")
     return "\n".join(text)
