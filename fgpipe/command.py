@@ -20,7 +20,7 @@ from importlib import import_module
 from types import FrameType
 from typing import Any, NoReturn
 
-from fgpipe.errors import OutputError, UserError, one_line, reason
+from fgpipe.errors import OutputError, RunError, UserError, one_line, reason
 
 Main = Callable[[list[str]], int]
 """A command's arguments -> its exit code."""
@@ -67,7 +67,9 @@ def command(main: Main) -> Main:
         try:
             with _interruptible():
                 return main(arguments)
-        except (UserError, OutputError, KeyboardInterrupt, ModuleNotFoundError, subprocess.CalledProcessError) as error:
+        except (UserError, OutputError, RunError, KeyboardInterrupt, ModuleNotFoundError) as error:
+            return _ended(error)
+        except subprocess.CalledProcessError as error:
             return _ended(error)
         except OSError as error:
             if error.errno not in FULL:
@@ -75,6 +77,13 @@ def command(main: Main) -> Main:
             return _ended(error)
 
     return run
+
+
+def leave(code: int) -> NoReturn:
+    """Exit at once, as after a run that has failed: threads may wait for peers that are gone."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def say(line: str) -> None:

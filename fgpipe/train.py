@@ -9,15 +9,11 @@ if __name__ == "__main__":
 
     start("fgpipe.train")
 
-import os
-import sys
-from typing import NoReturn
-
 from omegaconf import OmegaConf
 
 from fgpipe.cluster.allocator import keep_pages
 from fgpipe.cluster.process import Place
-from fgpipe.command import FAILED, command, say
+from fgpipe.command import FAILED, command, leave, say
 from fgpipe.config import CONFIGS, compose_config, known_keys
 from fgpipe.elastic.run import run_member
 from fgpipe.errors import RunError, one_line
@@ -49,21 +45,14 @@ def main(arguments: list[str]) -> int:
     except RunError as error:
         if isinstance(error, CheckpointError) and not error.elsewhere:
             say(f"rank {place.rank}: {one_line(error)}")  # the others are said already
-        _leave(FAILED)
+        leave(FAILED)
     except Preempted as preempted:
         if place.rank == 0:
             say(one_line(preempted))
         if place.world_size > 1:
-            _leave(PREEMPTED)
+            leave(PREEMPTED)
         return PREEMPTED
     return 0
-
-
-def _leave(code: int) -> NoReturn:
-    """Exit at once: threads may wait for peers that are gone."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
 
 
 def usage() -> str:

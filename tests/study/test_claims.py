@@ -166,12 +166,14 @@ def test_alignment_rises_by_cell_and_space(tmp_path: Path) -> None:
     assert sorted(weight.differences) == pytest.approx([0.05, 0.1, 0.15]) and weight.noun == "cells"
     assert activity.differences == pytest.approx([-0.3]) and activity.word == "too little data"
     positive = verdicts["Alignment stays positive, weight space"]
+    assert isinstance(positive, Positivity)
+    assert positive.cells[key("local", "cnn", "weight")][0] == pytest.approx([0.05] * 3), "a number for each run"
     assert positive.word == "supported" and positive.numbers.startswith("0 of 21 block means at or below 0, in 3 cells")
     assert verdicts["Alignment stays positive, activity space"].word == "too little data", "one cell"
 
 
 def test_positivity_names_its_counterexamples() -> None:
-    """One mean of zero leaves it open; one that lies below zero at every step contradicts it."""
+    """A mean below zero leaves it open; one that lies below zero in all runs contradicts it, but for too few runs."""
     cells = {key("local", aux, "weight"): [[0.1, 0.3], [0.2, 0.2]] for aux in ("cnn", "mlp", "linear")}
     assert Positivity("", cells).word == "supported" and Positivity("", cells).details == []
     cells[key("local", "cnn", "weight")] = [[0.1, 0.3], [0.4, -0.4, 0.1, -0.2]]
@@ -181,4 +183,6 @@ def test_positivity_names_its_counterexamples() -> None:
     assert unsure.details == ["at or below 0: cifar10-8-global-local-cnn-weight: block 1 -0.025"]
     cells[key("local", "mlp", "weight")] = [[-0.1, -0.11, -0.1, -0.1], [0.2, 0.2]]
     assert Positivity("", cells).word == "contradicted" and len(Positivity("", cells).details) == 2
+    cells[key("local", "mlp", "weight")] = [[-0.1], [0.2]]
+    assert Positivity("", cells).word == "too little data", "one run"
     assert Positivity("", {}).numbers == "no cells"

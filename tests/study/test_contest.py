@@ -142,6 +142,9 @@ def test_runs_what_is_missing(tmp_path: Path) -> None:
     count = len(launches)
     again.run(start)
     assert len(launches) == count, "all are done"
+    (again.path(A, 0) / "summary.json").unlink()
+    again.run(start)
+    assert [(processes, len(runs)) for processes, runs in launches[count:]] == [(2, 2), (1, 1)], "a round is a whole"
     runs = [(processes, run) for processes, of in launches for run in of]
     assert {(processes, run["partition"]) for processes, run in runs} == {(2, "[3,5]"), (1, "counted")}
     for key, value in (("threads", "1"), ("data.train_samples", "64"), ("epochs", "2")):

@@ -7,7 +7,16 @@ import pytest
 
 from fgpipe.config import check_world, compose_config
 from fgpipe.study.__main__ import main
-from fgpipe.study.accuracies.frontier import METHODS, FrontierOptions, FrontierRow, contestants, table
+from fgpipe.study.accuracies.frontier import (
+    GRADIENTS,
+    METHODS,
+    NOTHING,
+    ORACLE,
+    FrontierOptions,
+    FrontierRow,
+    contestants,
+    table,
+)
 from fgpipe.study.accuracies.modules import SETTING
 from fgpipe.study.contests.contest import Spread
 
@@ -15,9 +24,12 @@ from fgpipe.study.contests.contest import Spread
 @pytest.mark.parametrize("modules", [2, 4, 8, 16])
 def test_methods_can_be_run(modules: int) -> None:
     options = FrontierOptions(modules=modules)
-    for method in METHODS.values():
-        config = compose_config([*SETTING, *options.net, *method.overrides])
+    half = modules // 2
+    for name, method in METHODS.items():
+        config = compose_config([*SETTING, *options.keys(name)])
         assert config.blocks == modules
+        if method.back not in (NOTHING, ORACLE, GRADIENTS) and name != "mixture lock-step":
+            assert config.window == [2] * half + [1] * half, "as one process runs a batch while the other runs the next"
     timed = contestants(options)
     assert [each.name for each in timed[:2]] == ["1F1B", "local"] and len(timed) == len(METHODS) - 1
     for each in timed:
@@ -48,6 +60,8 @@ def test_table() -> None:
 
 
 @pytest.mark.parametrize("argument, expected", [
+    ("methods=[]", "fgpipe: methods=[]: allowed: a list of end to end,"),
+    ("methods=[local,local]", "fgpipe: methods=['local', 'local']: allowed: a list of end to end,"),
     ("methods=[magic]", "fgpipe: methods=['magic']: allowed: a list of end to end,"),
     ("modules=3", "fgpipe: modules=3: allowed: 2 | 4 | 8 | 16"),
     ("rates=[0]", "fgpipe: rates=[0.0]: allowed: a list of numbers above 0"),

@@ -18,7 +18,7 @@ from fgpipe.config import compose_config
 from fgpipe.errors import UserError
 from fgpipe.plan.plan import DataFacts
 from fgpipe.study.common.runs import Run, quoted
-from fgpipe.study.paper.estimate import Cost, cost
+from fgpipe.study.paper.estimate import Cost, cost, seconds_per_flop
 from fgpipe.study.paper.grid import main
 from fgpipe.study.paper.options import GridPlan, parse_options
 from fgpipe.study.paper.profile import Profile
@@ -291,6 +291,15 @@ def test_flops_are_those_of_a_real_step(guess: str, target: str, space: str, blo
     counted = cost(config, "cifar10")
     assert counted.step * images == pytest.approx(step.get_total_flops())
     assert counted.total * images == pytest.approx(3 * (8 * step.get_total_flops() + 5 * test.get_total_flops()))
+
+
+@pytest.mark.parametrize(
+    "keys", [["tangents=oracle", "window=1"], ["scope=block"], ["guess=end_to_end", "schedule=1f1b"]]
+)
+def test_a_step_can_be_timed(keys: list[str]) -> None:
+    """By the oracle, by forward mode, and where a pipeline has one process."""
+    config = compose_config(["data=cifar10", "model.width=0.0625", "batch_size=4", "device=cpu", "threads=1", *keys])
+    assert 0 < seconds_per_flop(config, "cifar10", Cost(1e12, 1e15)) < 1e-9
 
 
 def test_slurm_tasks_share_the_runs(tmp_path: Path) -> None:

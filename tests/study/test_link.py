@@ -23,6 +23,10 @@ def test_contestants_can_be_run(tmp_path: Path) -> None:
         assert all(("wire=bfloat16" in each.overrides) == (kind == "bfloat16") for each in of)
         assert all(("wire=int8" in each.overrides) == (kind == "int8") for each in of)
         assert all("interface=link0" in each.overrides for each in of)
+        late = {each.name.removesuffix(f", {kind}"): each.ahead for each in of if each.ahead}
+        assert late == {"async 1F1B": 3, "async 1F1B, two versions": 3}
+    late = {each.name: each.ahead for each in contestants(4)["float32"] if each.ahead}
+    assert late == {"async 1F1B, float32": 3, "async 1F1B, two versions, float32": 1}, "4 microbatches, 3 links"
 
 
 @pytest.mark.parametrize(

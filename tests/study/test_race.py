@@ -16,7 +16,7 @@ from fgpipe.config import check_world, compose_config
 from fgpipe.study.__main__ import main
 from fgpipe.study.accuracies.modules import SETTING
 from fgpipe.study.common.synthetic import write_images
-from fgpipe.study.race import clusters
+from fgpipe.study.contests import link
 from fgpipe.study.race.clusters import CLUSTERS, Stall
 from fgpipe.study.race.figures import (
     Curve,
@@ -144,7 +144,7 @@ def test_no_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     """One line that says what is missing and what takes no link, and no folder."""
     refusing = tmp_path / "two_hosts"
     refusing.write_text("import sys\nprint('two_hosts: needs the right', file=sys.stderr)\nsys.exit(77)\n")
-    monkeypatch.setattr(clusters, "TWO_HOSTS", refusing)
+    monkeypatch.setattr(link, "TWO_HOSTS", refusing)
     assert main(["race", str(tmp_path / "race"), "clusters=[far]"]) == 2
     message = capsys.readouterr().err
     assert message.startswith("fgpipe: study race: two_hosts: needs the right; or clusters=[fast,slow,stalls]")

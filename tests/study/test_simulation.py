@@ -133,12 +133,13 @@ def test_command(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ("lnk.rate=1Gbit", "lnk.rate=1Gbit: no such key; did you mean link.rate"),
         ("batch_size=32", "calibration={file}: allowed: a new file, or the arguments that it was made with: model.width"),
         ("calibration=no/file", "calibration=no/file: allowed: a file in a folder that exists"),
-        ("calibration={folder}", "calibration={folder}: allowed: a file that fgpipe.simulate has written"),
+        ("calibration={folder}", "calibration={folder}: allowed: a file that `python -m fgpipe.study simulation`"),
+        ("stages=12 lanes=exact", "lanes=exact: allowed: a number with stages=12, as lanes add up along the net"),
     ],
 )  # fmt: skip
 def test_bad_input(argument: str, expected: str, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = {"file": file, "folder": file.parent}
-    assert main([f"calibration={file}", *ARGUMENTS, argument.format(**names)]) == 2
+    assert main([f"calibration={file}", *ARGUMENTS, *argument.format(**names).split()]) == 2
     message = capsys.readouterr().err
     assert message.startswith(f"fgpipe: {expected.format(**names)}") and message.count("\n") == 1
 

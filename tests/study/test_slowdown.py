@@ -25,7 +25,8 @@ def summary(accuracy: float, seconds: float, *counts: int) -> dict:
 @pytest.mark.parametrize("processes", [2, 8])
 def test_ways(processes: int) -> None:
     """With buffers once for each factor, slowed by it; the others once."""
-    found = ways(SlowdownOptions(processes=processes, block=3, factors=[1.0, 2.5], jitter=0.5))
+    split = [8 // processes] * processes
+    found = ways(SlowdownOptions(processes=processes, block=3, factors=[1.0, 2.5], jitter=0.5), split)
     assert [(way.method, way.factor) for way in found] == [
         ("local target, buffers", 1.0),
         ("local target, buffers", 2.5),
@@ -42,6 +43,8 @@ def test_ways(processes: int) -> None:
         slow = (config.slow.block, config.slow.factor, config.slow.jitter)
         assert slow == ((3, 2.5, 0.5) if way.factor == 2.5 else (None, 1.0, 0.0))
         assert (config.replay.size is not None) == (way.factor is not None)
+    late = compose_config(found[-1].overrides)
+    assert late.window == ([2] * 4 + [1] * 4 if processes == 2 else list(range(8, 0, -1))), "as straggler times it"
 
 
 def test_table() -> None:
@@ -80,8 +83,9 @@ def test_bad_input(arguments: list[str], expected: str, tmp_path: Path, capsys: 
 @pytest.mark.timeout(600)
 def test_real_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beside a slow block there are extra steps, and the table says how many; every run is in it."""
-    chosen = [way for way in ways(SlowdownOptions(factors=[1.0, 40.0])) if way.method == "local target, buffers"]
-    monkeypatch.setattr("fgpipe.study.accuracies.slowdown.ways", lambda options: chosen[1:])
+    found = ways(SlowdownOptions(factors=[1.0, 40.0]), [2, 6])
+    chosen = [way for way in found if way.method == "local target, buffers"]
+    monkeypatch.setattr("fgpipe.study.accuracies.slowdown.ways", lambda options, split: chosen[1:])
     assert main(["slowdown", str(tmp_path), "factors=[1,40]", *SMALL]) == 0
     made = json.loads((tmp_path / f"{chosen[1].name}-0" / "summary.json").read_text())
     share = made["replay"]["2"]["extra"] / 24

@@ -3,16 +3,17 @@
     python -m fgpipe.study frontier FOLDER data.root=DIR [methods=[local,mixture,...]] [modules=8] [seeds=3] [rates=[0.025,0.05]]
                                     [rate_epochs=N] [rounds=3] [jobs=1] [out=DIR] [key=value ...]
 
-The setting is that of `study modules`. Each of `rates` is first tried once for every method, in `rate_epochs` epochs (without it: all), on
-3,000 training images that are held out, and the best is the method's learning rate; without `rates` all have the setting's. Differences are paired by seed.
-Windows are those of a process for each module; the oracle's methods run in lock-step.
+The setting is that of `study modules`. Each of `rates` is first tried once for every method, in `rate_epochs` epochs (without
+it: all), on 3,000 training images that are held out; the setting's rate stays unless another is better by more than a
+standard error. Without `rates` all have the setting's. Differences are paired by seed. Windows are those of two processes;
+the oracle's methods run in lock-step.
 
 Then `rounds` rounds of short runs on noise in two processes, beside 1F1B: images per second, bytes that come back, and by how
 many updates of its own an estimate of block 0 comes late. Runs that FOLDER has are not run again. The table is printed and
 written to DIR/frontier.md, in FOLDER without `out`, with a plot if matplotlib is installed.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,11 +30,12 @@ from fgpipe.study.accuracies.scaled import (
     deviation,
     gap_cell,
     mean_accuracy,
+    timed_keys,
 )
-from fgpipe.study.common.arguments import read
+from fgpipe.study.common.arguments import check_choice, read
 from fgpipe.study.common.figure import GUESS_COLORS, INK, drawn
 from fgpipe.study.common.runs import origin
-from fgpipe.study.contests.contest import Contest, Contestant, ContestOptions, Spread, microbatches, ratios
+from fgpipe.study.contests.contest import Contest, Contestant, ContestOptions, Spread, microbatches, ratios, stages
 
 NOTHING, SCALARS, ROWS, GRADIENTS, ORACLE = "nothing", "scalars", "C floats per sample", "gradients", "by the oracle"
 WEIGHTS = "C floats per sample, rare weights"
@@ -45,9 +47,10 @@ COLORS = {
     GRADIENTS: GUESS_COLORS["end_to_end"],
     ORACLE: GUESS_COLORS["end_to_end"],
 }
-BY_ORACLE = ("tangents=oracle", "window=1")
+LOCK_STEP = "window=1"
+BY_ORACLE = ("tangents=oracle", LOCK_STEP)
 AT_OUTPUT = ("space=activity", "scope=sample")
-GLOBAL = ("target=global", "window=auto")
+GLOBAL = ("target=global",)
 STRIDED = "guess.beside=strided"
 OWN = ("target=local", "guess=mixture", "guess.second=own", *AT_OUTPUT)
 SMOOTH = (*GLOBAL, "decode=smoothed", "step=normalised")
@@ -63,8 +66,14 @@ class FrontierMethod:
 
     @property
     def timed(self) -> bool:
-        """It runs in a pipeline of processes."""
+        """Whether it runs in a pipeline of processes."""
         return "tangents=oracle" not in self.overrides
+
+    def keys(self, split: Sequence[int]) -> tuple[str, ...]:
+        """Keys of a run, with the windows of processes with so many modules each if something comes back to them."""
+        if self.back == NOTHING or LOCK_STEP in self.overrides:
+            return self.overrides
+        return (*self.overrides, f"window=[{','.join(map(str, stages(split)))}]")
 
 
 METHODS = {
@@ -85,7 +94,7 @@ METHODS = {
     "error spatial": FrontierMethod(ROWS, (*GLOBAL, "head=spatial", "guess=error", *AT_OUTPUT)),
     "error distilled": FrontierMethod(ROWS, (*GLOBAL, "guess=error", "head.learns=distilled", *AT_OUTPUT)),
     "mixture": FrontierMethod(ROWS, (*GLOBAL, "guess=mixture", STRIDED, *AT_OUTPUT)),
-    "mixture lock-step": FrontierMethod(ROWS, ("target=global", "window=1", "guess=mixture", STRIDED, *AT_OUTPUT)),
+    "mixture lock-step": FrontierMethod(ROWS, (*GLOBAL, LOCK_STEP, "guess=mixture", STRIDED, *AT_OUTPUT)),
     "mixture spatial": FrontierMethod(ROWS, (*GLOBAL, "guess=mixture", *AT_OUTPUT)),
     "mixture distilled": FrontierMethod(ROWS, (*GLOBAL, "guess=mixture", STRIDED, "head.learns=distilled", *AT_OUTPUT)),
     "private twins": FrontierMethod(ROWS, (*GLOBAL, "guess=twins", "guess.weights=private", *AT_OUTPUT)),
@@ -111,8 +120,7 @@ class FrontierOptions(RatedOptions):
 
     def check(self) -> None:
         super().check()
-        if not set(self.methods) <= set(METHODS):
-            raise bad_value("methods", self.methods, f"a list of {', '.join(METHODS)}")
+        check_choice("methods", self.methods, list(METHODS))
         if self.modules not in (2, 4, 8, 16):
             raise bad_value("modules", self.modules, "2 | 4 | 8 | 16")
         if self.rounds < 0:
@@ -127,6 +135,15 @@ class FrontierOptions(RatedOptions):
         blocks = max(8, self.modules)
         sizes = [blocks // self.modules] * self.modules
         return f"model.blocks={blocks}", f"model.modules=[{','.join(map(str, sizes))}]"
+
+    @property
+    def split(self) -> list[int]:
+        """Modules of each of the two processes."""
+        return [self.modules // 2] * 2
+
+    def keys(self, method: str) -> tuple[str, ...]:
+        """Keys of a run of a method."""
+        return (*self.net, *METHODS[method].keys(self.split))
 
 
 @dataclass(frozen=True)
@@ -196,10 +213,10 @@ def plot(rows: Sequence[FrontierRow], path: Path) -> None:
 def contestants(options: FrontierOptions) -> list[Contestant]:
     """Methods that can be timed, in two processes; the first is 1F1B."""
     piped = ("guess=end_to_end", f"microbatches={microbatches(2)}", "schedule=1f1b", *options.net)
-    timed = {name: METHODS[name] for name in options.methods if METHODS[name].timed}
+    timed = [name for name in options.methods if METHODS[name].timed]
     return [
         Contestant("1F1B", piped),
-        *(Contestant(name, (*options.net, *each.overrides)) for name, each in timed.items()),
+        *(Contestant(name, options.keys(name)) for name in timed),
     ]
 
 
@@ -209,12 +226,11 @@ def measured(contest: Contest, timed: Sequence[Contestant]) -> dict[str, dict[st
     found: dict[str, dict[str, Any]] = {}
     for each in others:
         last = contest.summaries(each)[0]
-        late = last["staleness"].get("0", {})
         found[each.name] = {
             "speed": ratios(contest.speeds(each), contest.speeds(reference)),
             "bytes_back": sum(last["bytes_back_per_batch"]),
             "weights_back": sum(last.get("weights_back_per_batch", [])),
-            "staleness": late.get("mean", 0.0) if isinstance(late, Mapping) else late,
+            "staleness": last["staleness"]["0"]["mean"],
         }
     return found
 
@@ -231,7 +247,7 @@ def main(arguments: list[str]) -> int:
     trainings = Trainings(folder / "accuracy", options, setting)
 
     def keys(name: str, rate: float | None) -> tuple[str, ...]:
-        return (*options.net, *METHODS[name].overrides, *([] if rate is None else [f"optim.lr={rate:g}"]))
+        return (*options.keys(name), *([] if rate is None else [f"optim.lr={rate:g}"]))
 
     rates = best_rates(folder / "rates", options, setting, options.methods, keys) if options.rates else {}
     wanted = {name: keys(name, rates.get(name)) for name in options.methods}
@@ -239,12 +255,9 @@ def main(arguments: list[str]) -> int:
     rows = {name: FrontierRow(name, accuracies(trainings.summaries(name)), rates.get(name)) for name in wanted}
     made = ""
     if options.rounds:
-        timed, config = contestants(options), trainings.config
-        common = [f"model.width={config.model.width}", f"batch_size={config.batch_size}", f"head={config.head.name}"]
-        half = options.modules // 2
-        contest = Contest(
-            folder / "speed", ContestOptions(split=[half, half], repeats=options.rounds), [*common, *options.net], timed
-        )
+        timed = contestants(options)
+        rounds = ContestOptions(split=options.split, repeats=options.rounds)
+        contest = Contest(folder / "speed", rounds, [*timed_keys(setting), *options.net], timed)
         contest.run()
         rows |= {name: replace(rows[name], **each) for name, each in measured(contest, timed).items()}
         made = f"\nSpeeds: {origin(summary for each in timed for summary in contest.summaries(each))}\n"

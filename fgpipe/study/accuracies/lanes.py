@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from fgpipe.config.arguments import split
 from fgpipe.errors import bad_value, one_line
 from fgpipe.study.accuracies import scaled
 from fgpipe.study.accuracies.scaled import ScaledOptions, Trainings, accuracies, accuracy_cells, mean_accuracy
@@ -33,8 +32,6 @@ from fgpipe.study.contests.contest import Contest, Contestant, ContestOptions, S
 FAMILIES = (("weight", "tensor"), ("weight", "block"), ("activity", "sample"))
 LANES: tuple[int | str, ...] = ("exact", 1, 2, 4, 8)
 DECODES = ("plain", "predicted", "smoothed")
-TIMED = ("model", "model.width", "model.stem", "head", "head.hidden", "batch_size")
-"""Keys of the trainings that are those of the times too: the net and the batch."""
 
 
 @dataclass
@@ -192,8 +189,8 @@ def main(arguments: list[str]) -> int:
     chosen = [cell for cell in cells() if cell.ends or re.search(options.only, cell.name)]
     trainings = Trainings(folder / "accuracy", options, overrides)
     config, contestants = trainings.config, {cell.carriage: cell.contestant for cell in chosen}
-    shared = [each for each in scaled.settings(overrides) if split(each)[0] in TIMED]
-    times = Contest(folder / "time", options.timing(config.blocks), shared, list(contestants.values()))
+    timed = list(contestants.values())
+    times = Contest(folder / "time", options.timing(config.blocks), scaled.timed_keys(overrides), timed)
     trainings.run_missing({cell.folder: cell.training for cell in chosen})
     times.run()
     milliseconds = {name: Spread.of(1000 / speed for speed in times.speeds(each)) for name, each in contestants.items()}

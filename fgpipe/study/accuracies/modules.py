@@ -28,8 +28,9 @@ from fgpipe.study.accuracies.scaled import (
     deviation,
     gap_cell,
     mean_accuracy,
+    timed_keys,
 )
-from fgpipe.study.common.arguments import read
+from fgpipe.study.common.arguments import check_choice, read
 from fgpipe.study.common.figure import GUESS_COLORS, INK, drawn
 from fgpipe.study.common.runs import origin
 from fgpipe.study.contests.contest import Contest, Contestant, ContestOptions, Spread, microbatches, ratios
@@ -55,12 +56,10 @@ class ModulesOptions(ScaledOptions):
 
     def check(self) -> None:
         super().check()
-        if not set(self.methods) <= set(METHODS):
-            raise bad_value("methods", self.methods, f"a list of {', '.join(METHODS)}")
+        check_choice("methods", self.methods, list(METHODS))
+        check_choice("counts", self.counts, COUNTS)
         if self.rounds < 0:
             raise bad_value("rounds", self.rounds, "a whole number of at least 0")
-        if not self.counts or not set(self.counts) <= set(COUNTS):
-            raise bad_value("counts", self.counts, f"a list of {', '.join(map(str, COUNTS))}")
 
 
 @dataclass(frozen=True)
@@ -172,8 +171,7 @@ def main(arguments: list[str]) -> int:
     found = {way: accuracies(trainings.summaries(way.name)) for way in wanted}
     text = table(found)
     if options.rounds and (timed := contestants(wanted)):
-        model, size = trainings.config.model, trainings.config.batch_size
-        common = [f"model.width={model.width}", f"batch_size={size}", f"head={trainings.config.head.name}"]
+        common = timed_keys([*SETTING, *overrides])
         every = [each for of_count in timed.values() for each in of_count]
         contest = Contest(folder / "speed", ContestOptions(split=[4, 4], repeats=options.rounds), common, every)
         contest.run()

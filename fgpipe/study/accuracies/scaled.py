@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fgpipe.config import compose_config
-from fgpipe.config.arguments import by_key
+from fgpipe.config.arguments import by_key, split
 from fgpipe.errors import bad_value
 from fgpipe.saving import verdict
 from fgpipe.study.common.arguments import StudyOptions, claim
@@ -69,6 +69,12 @@ class RatedOptions(ScaledOptions):
             raise bad_value("rate_epochs", self.rate_epochs, "a whole number of at least 1")
 
 
+TIMED = (
+    "model", "model.blocks", "model.width", "model.stem", "head", "head.hidden", "batch_size", "wire", "dtype", "autocast",
+)  # fmt: skip
+"""Keys of trainings that are those of timed runs too: the net, the batch, the numbers."""
+
+
 def settings(arguments: Sequence[str]) -> list[str]:
     """Overrides of the setting, with the arguments on top."""
     wanted = {
@@ -84,6 +90,11 @@ def settings(arguments: Sequence[str]) -> list[str]:
     found = Profile.load("scaled").settings(cell) | {"tangents": "forward", "deadline": "600"}
     del found["window"]
     return [f"{key}={value}" for key, value in (found | by_key(arguments)).items()]
+
+
+def timed_keys(arguments: Sequence[str]) -> list[str]:
+    """Overrides of timed runs of the net that is trained with such arguments."""
+    return [each for each in settings(arguments) if split(each)[0] in TIMED]
 
 
 class Trainings:

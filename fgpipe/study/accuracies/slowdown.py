@@ -18,9 +18,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fgpipe.errors import bad_value
+from fgpipe.plan.plan import Plan
 from fgpipe.study.accuracies.scaled import ScaledOptions, Trainings, accuracies, accuracy_cells
 from fgpipe.study.common.arguments import read
+from fgpipe.study.common.split import data_facts
 from fgpipe.study.contests import straggler
+from fgpipe.study.contests.contest import stages
 
 
 @dataclass
@@ -63,15 +66,19 @@ class SlowedWay:
         return "any" if self.factor is None else f"{self.factor:g}"
 
 
-def ways(options: SlowdownOptions) -> list[SlowedWay]:
-    """Ways of the study, all of them."""
+def ways(options: SlowdownOptions, split: Sequence[int]) -> list[SlowedWay]:
+    """Ways of the study, all of them.
+
+    Args: split: blocks per process.
+    """
     found = []
     for method, keys in straggler.methods(options.processes).items():
         if set(straggler.BUFFERS) <= set(keys):
             for factor in options.factors:
                 found.append(SlowedWay(method, factor, (*keys, *straggler.slow(options.block, factor, options.jitter))))
         else:
-            found.append(SlowedWay(method, None, keys))
+            windows = ",".join(map(str, stages(split)))
+            found.append(SlowedWay(method, None, (*keys, *[f"window=[{windows}]"] * (method == straggler.LATE))))
     return found
 
 
@@ -116,9 +123,12 @@ def main(arguments: list[str]) -> int:
         CalledProcessError: a run has failed.
     """
     folder, options, overrides = read(arguments, SlowdownOptions())
-    trainings, wanted = Trainings(folder, options, overrides), ways(options)
-    if options.block >= (blocks := trainings.config.blocks):
-        raise bad_value("block", options.block, f"0 to {blocks - 1}")
+    trainings = Trainings(folder, options, overrides)
+    config = trainings.config
+    if options.block >= config.blocks:
+        raise bad_value("block", options.block, f"0 to {config.blocks - 1}")
+    split = Plan.make(config, data_facts(config), None, 0, options.processes).topology.sizes
+    wanted = ways(options, split)
     trainings.run_missing({way.name: way.overrides for way in wanted})
     text = table([SlowdownRow.of(way, trainings.summaries(way.name)) for way in wanted])
     print(text, end="")

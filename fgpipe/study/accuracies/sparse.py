@@ -4,8 +4,8 @@
                                   [key=value ...]
 
 Local MLP guesses for a global target in weight space, exact lanes, a smoothed and normalised coefficient for each block; the
-controls are a local target and end to end. The setting is that of `study modules`. Then `rounds` rounds of short runs on noise in two processes, of four blocks each, beside 1F1B. Runs that FOLDER
-has are not run again. The tables are printed and written to DIR/sparse.md, in FOLDER without `out`.
+controls are a local target and end to end. The setting is that of `study modules`. Then `rounds` rounds of short runs on
+noise in two processes, of four blocks each, beside 1F1B. Runs that FOLDER has are not run again. The tables are printed and written to DIR/sparse.md, in FOLDER without `out`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,15 @@ from dataclasses import dataclass, field
 
 from fgpipe.errors import bad_value
 from fgpipe.study.accuracies.modules import SETTING
-from fgpipe.study.accuracies.scaled import ScaledOptions, Trainings, accuracies, accuracy_cells, deviation, gap_cell
+from fgpipe.study.accuracies.scaled import (
+    ScaledOptions,
+    Trainings,
+    accuracies,
+    accuracy_cells,
+    deviation,
+    gap_cell,
+    timed_keys,
+)
 from fgpipe.study.common.arguments import read
 from fgpipe.study.contests.contest import Contest, Contestant, ContestOptions, microbatches, speed_table
 
@@ -42,8 +50,8 @@ class SparseOptions(ScaledOptions):
 
     def check(self) -> None:
         super().check()
-        if not self.every or min(self.every) < 1:
-            raise bad_value("every", self.every, "a list of whole numbers of at least 1")
+        if not self.every or min(self.every) < 1 or len(set(self.every)) != len(self.every):
+            raise bad_value("every", self.every, "a list of whole numbers of at least 1, each once")
         if self.rounds < 0:
             raise bad_value("rounds", self.rounds, "a whole number of at least 0")
 
@@ -83,8 +91,7 @@ def main(arguments: list[str]) -> int:
     trainings.run_missing(wanted)
     text = table({name: accuracies(trainings.summaries(name)) for name in wanted})
     if options.rounds:
-        timed, model = contestants(options.every), trainings.config.model
-        common = [f"model.width={model.width}", f"batch_size={trainings.config.batch_size}", "head=mlp"]
+        timed, common = contestants(options.every), timed_keys([*SETTING, *overrides])
         contest = Contest(folder / "speed", ContestOptions(split=[4, 4], repeats=options.rounds), common, timed)
         contest.run()
         speeds = speed_table({each.name: contest.speeds(each) for each in timed}, REFERENCE)

@@ -23,13 +23,12 @@ from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 
-from fgpipe.errors import bad_value
 from fgpipe.gradients.method import Method
 from fgpipe.observe import trace
 from fgpipe.observe.timeline import Event
 from fgpipe.plan.schedule import windows
 from fgpipe.study.accuracies.scaled import ScaledOptions, Trainings, accuracies, accuracy_cells, mean_accuracy
-from fgpipe.study.common.arguments import read
+from fgpipe.study.common.arguments import check_choice, read
 from fgpipe.study.common.figure import GUESS_COLORS, drawn, name_lines
 
 WINDOWS = ("1", "2", "auto", "2 x auto", "4 x auto")
@@ -85,9 +84,7 @@ class StalenessOptions(ScaledOptions):
 
     def check(self) -> None:
         super().check()
-        known = [*POLICIES, *PEERS]
-        if not self.policies or not set(self.policies) <= set(known):
-            raise bad_value("policies", self.policies, f"a list of {', '.join(known)}")
+        check_choice("policies", self.policies, [*POLICIES, *PEERS])
 
 
 def cells(policies: Sequence[str]) -> list[StalenessCell]:

@@ -18,13 +18,13 @@ class Positivity:
 
     claim: str
     cells: Mapping[Key, Sequence[Sequence[float]]]
-    """Cell -> block -> cosine at each observed step."""
-    sample: str = "the mean over the observed steps of one block of one cell"
+    """Cell -> block -> mean cosine over the observed steps of each run."""
+    sample: str = "the mean over the runs of one block of one cell"
 
     @property
     def means(self) -> dict[tuple[Key, int], float]:
-        """Cell and block -> mean over steps."""
-        return {(key, block): mean(steps) for key, blocks in self.cells.items() for block, steps in enumerate(blocks)}
+        """Cell and block -> mean over runs."""
+        return {(key, block): mean(runs) for key, blocks in self.cells.items() for block, runs in enumerate(blocks)}
 
     @property
     def counterexamples(self) -> list[tuple[Key, int]]:
@@ -33,8 +33,8 @@ class Positivity:
 
     @property
     def word(self) -> str:
-        """Verdict: supported if none is at or below zero; contradicted if the interval over the steps of one lies below
-        zero, at a level that allows for as many intervals as there are means; else too little data."""
+        """Verdict: supported if none is at or below zero; contradicted if the interval over the runs of one lies below zero, at
+        a level that allows for as many intervals as there are means; else too little data."""
         if len(self.cells) < FEWEST:
             return "too little data"
         level = 1 - (1 - CONFIDENCE) / len(self.means)
@@ -72,7 +72,7 @@ def alignment_verdicts(measurements: Sequence[Measurement]) -> Iterator[ClaimVer
             "cosine",
             "cells",
             "mean cosine of the upper half of the blocks less that of the lower half",
-            [_rise([mean(steps) for steps in blocks]) for blocks in cells.values()],
+            [_rise([mean(runs) for runs in blocks]) for blocks in cells.values()],
         )
         yield Positivity(f"Alignment stays positive, {space} space", cells)
 
@@ -83,13 +83,11 @@ def _rise(by_block: Sequence[float]) -> float:
 
 
 def _cells(measurements: Sequence[Measurement]) -> dict[Key, list[list[float]]]:
-    """Cell with a local guess and a global target -> block -> cosine at each step, averaged over seeds."""
-    lines: dict[Key, dict[int, list[dict[int, float]]]] = defaultdict(lambda: defaultdict(list))
+    """Cell with a local guess and a global target -> block -> mean cosine over the steps of each run."""
+    found: dict[Key, list[list[float]]] = {}
     for each in measurements:
-        if each.key.guess == "local" and each.key.target == "global":
-            for step, line in each.cosine:
-                lines[each.key][step].append(line)
-    return {
-        key: [[mean(line[block] for line in seeds) for seeds in steps.values()] for block in range(key.blocks - 1)]
-        for key, steps in lines.items()
-    }
+        if each.key.guess == "local" and each.key.target == "global" and each.cosine:
+            blocks = found.setdefault(each.key, [[] for _ in range(each.key.blocks - 1)])
+            for block, runs in enumerate(blocks):
+                runs.append(mean(line[block] for _, line in each.cosine))
+    return found

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from fgpipe.config.arguments import own_keys
-from fgpipe.errors import UserError
+from fgpipe.errors import UserError, bad_value
 from fgpipe.saving import durable
 from fgpipe.saving.outputs import check_folder, needed
 
@@ -43,6 +43,16 @@ def read(arguments: Sequence[str], defaults: Study) -> tuple[Path, Study, list[s
     if options.out is not None:
         check_folder("out", Path(options.out))
     return Path(folder), options, overrides
+
+
+def check_choice(key: str, chosen: Sequence[object], known: Sequence[object]) -> None:
+    """Check a list of names.
+
+    Raises:
+        UserError: it is empty, has one twice, or one that is not known.
+    """
+    if not chosen or len(set(chosen)) != len(chosen) or not set(chosen) <= set(known):
+        raise bad_value(key, chosen, f"a list of {', '.join(map(str, known))}, each once")
 
 
 def claim(folder: Path, arguments: Sequence[str]) -> None:

@@ -19,9 +19,9 @@ from pathlib import Path
 from types import MappingProxyType
 
 from fgpipe.cluster.allocator import keep_pages
-from fgpipe.command import STARTED, command
+from fgpipe.command import FAILED, STARTED, command, leave
 from fgpipe.config import compose_config
-from fgpipe.errors import UserError, one_line
+from fgpipe.errors import RunError, UserError, one_line
 from fgpipe.saving.outputs import written
 from fgpipe.trainers.session import run
 
@@ -128,5 +128,8 @@ def main(arguments: list[str]) -> int:
         config = compose_config(overrides)
         if os.environ.get("RANK", "0") == "0" and len(runs) > 1:
             print(f"run {number} of {len(runs)}: {config.run_dir}", flush=True)
-        run(config)
+        try:
+            run(config)
+        except RunError:  # which the run has said
+            leave(FAILED)
     return 0

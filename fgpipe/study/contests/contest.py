@@ -1,7 +1,7 @@
 """Contestants that are run in turns, with the same split, threads, batch and images, and compared round by round.
 
 The machine changes while a study runs; so every round has one run of each, and a ratio is that of two runs of the same
-round. Runs that the folder has are not run again.
+round. Rounds that the folder has are not run again.
 """
 
 import json
@@ -197,7 +197,7 @@ class Contest:
         return json.loads(note.read_text())
 
     def run(self, start: Start = launch) -> None:
-        """Run what is missing, round by round.
+        """Run the rounds that are missing.
 
         Raises:
             CalledProcessError: a run has failed.
@@ -206,19 +206,21 @@ class Contest:
             self.run_round(round, start)
 
     def run_round(self, round: int, start: Start = launch) -> None:
-        """Run what is missing of a round; those with as many processes come in one launch.
+        """Run a round, all of it if one is missing, as the machine was another one before; those with as many processes come
+        in one launch.
 
         Raises:
             CalledProcessError: a run has failed.
         """
-        missing: dict[int, list[list[str]]] = {}
+        if all(read_summary(self.path(contestant, round)) for contestant in self._contestants):
+            return
+        wanted: dict[int, list[list[str]]] = {}
         for contestant in turns(self._contestants, round):
             path = self.path(contestant, round)
-            if read_summary(path) is None:
-                shutil.rmtree(path, ignore_errors=True)
-                processes = contestant.processes or self._options.processes
-                missing.setdefault(processes, []).append(self._overrides(contestant, path))
-        for processes, runs in missing.items():
+            shutil.rmtree(path, ignore_errors=True)
+            processes = contestant.processes or self._options.processes
+            wanted.setdefault(processes, []).append(self._overrides(contestant, path))
+        for processes, runs in wanted.items():
             start(runs, processes, self._folder / "runs.json")
 
     def keys(self, contestant: Contestant) -> list[str]:

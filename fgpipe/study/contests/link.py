@@ -14,6 +14,7 @@ compared and how.
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -23,7 +24,6 @@ from fgpipe.errors import UserError, bad_value
 from fgpipe.study.common.arguments import read
 from fgpipe.study.common.series import launch
 from fgpipe.study.contests.contest import (
-    AHEAD,
     AHEAD_OVER_SLOW_LINKS,
     Contest,
     Contestant,
@@ -48,19 +48,31 @@ class LinkOptions(ContestOptions):
 
     def check(self) -> None:
         super().check()
-        for key, unit, allowed in (("rate", bits_per_second, RATE), ("rtt", seconds, TIME)):
-            value = getattr(self, key)
-            try:
-                unit(value)
-            except ValueError as error:
-                raise bad_value(key, value, allowed) from error
+        check_link(self.rate, self.rtt)
         if self.processes % 2:
             raise bad_value("processes", self.processes, "an even number, half of it on each host")
 
     @property
     def hosts(self) -> list[str]:
         """Command that runs another one on both hosts."""
-        return [sys.executable, str(TWO_HOSTS), "--rate", self.rate, "--rtt", self.rtt, "--"]
+        return two_hosts("--rate", self.rate, "--rtt", self.rtt)
+
+
+def check_link(rate: str, rtt: str) -> None:
+    """Raises: UserError: no link has this rate, or this round trip."""
+    for key, value, unit, allowed in (("rate", rate, bits_per_second, RATE), ("rtt", rtt, seconds, TIME)):
+        try:
+            unit(value)
+        except ValueError as error:
+            raise bad_value(key, value, allowed) from error
+
+
+def two_hosts(*options: str) -> list[str]:
+    """Command that runs another one on both hosts, joined by such a link.
+
+    Args: options: of `launch/two_hosts`.
+    """
+    return [sys.executable, str(TWO_HOSTS), *options, "--"]
 
 
 WIRES = {"float32": (), "bfloat16": ("wire=bfloat16",), "int8": ("wire=int8",)}
@@ -77,7 +89,11 @@ def contestants(processes: int) -> dict[str, list[Contestant]]:
         REFERENCE: (*peers, "schedule=1f1b"),
     }
     late = asynchronous(processes)
-    ahead = {name: AHEAD if "stash=two" in keys else AHEAD_OVER_SLOW_LINKS for name, keys in late.items()}
+    room = (microbatches(processes) - 1) // (processes - 1)  # two versions: no more than a batch in flight
+    ahead = {
+        name: min(AHEAD_OVER_SLOW_LINKS, room) if "stash=two" in keys else AHEAD_OVER_SLOW_LINKS
+        for name, keys in late.items()
+    }
     return {
         kind: [
             Contestant(f"{name}, {kind}", (*keys, *wire, "interface=link0"), ahead=ahead.get(name, 0))
@@ -87,13 +103,22 @@ def contestants(processes: int) -> dict[str, list[Contestant]]:
     }
 
 
-def check_rights(options: LinkOptions) -> None:
-    """Raises: UserError: no link can be made here, and why."""
+def check_rights(hosts: Sequence[str], study: str, instead: str = "") -> None:
+    """Check that a link can be made here.
+
+    Args:
+        hosts: as of `two_hosts`.
+        study: that wants one.
+        instead: what takes none.
+
+    Raises:
+        UserError: it cannot, and why.
+    """
     if not TWO_HOSTS.is_file():
-        raise UserError("study link: needs launch/two_hosts, which is in a checkout")
-    tried = subprocess.run([*options.hosts, "true"], check=False, capture_output=True, text=True)
+        raise UserError(f"study {study}: needs launch/two_hosts, which is in a checkout")
+    tried = subprocess.run([*hosts, "true"], check=False, capture_output=True, text=True)
     if tried.returncode:
-        raise UserError(f"study link: {tried.stderr.strip()}")
+        raise UserError(f"study {study}: {tried.stderr.strip()}{instead}")
 
 
 def main(arguments: list[str]) -> int:
@@ -104,7 +129,7 @@ def main(arguments: list[str]) -> int:
         CalledProcessError: a run has failed.
     """
     folder, options, overrides = read(arguments, LinkOptions())
-    check_rights(options)
+    check_rights(options.hosts, "link")
     wanted = contestants(options.processes)
     crossing = Contest(folder, options, overrides, [each for of in wanted.values() for each in of])
     crossing.run(partial(launch, hosts=options.hosts))

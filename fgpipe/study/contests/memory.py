@@ -14,7 +14,7 @@ again. The other arguments go to every run, as in `model.width=0.25 batch_size=6
 is compared and how.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,6 @@ from fgpipe.plan.plan import DataFacts, Plan
 from fgpipe.plan.schedule import windows
 from fgpipe.plan.topology import runs_of
 from fgpipe.study.common.arguments import read
-from fgpipe.study.common.runs import read_summary
 from fgpipe.study.common.series import launch
 from fgpipe.study.common.split import data_facts
 from fgpipe.study.common.ways import Way
@@ -123,12 +122,11 @@ def measure(study: Contest, contestant: Contestant, facts: DataFacts) -> MemoryR
     counts = by_process(in_flight(config, split), split)
     each = by_process(kept_of_batch(one, facts), split)
     kept = [kept_together(storages, batches) for storages, batches in zip(each, counts, strict=True)]
-    found = [peaks(read_summary(path) or {}) for path in study.paths(contestant)]
-    most = [max(of) for of in zip(*found, strict=True)]
+    most = [max(of) for of in zip(*map(peaks, study.summaries(contestant)), strict=True)]
     return MemoryRow(contestant.name, f"{one.batch_size} images", counts, kept, most)
 
 
-def peaks(summary: dict[str, Any]) -> list[int]:
+def peaks(summary: Mapping[str, Any]) -> list[int]:
     """Bytes of each process while it trained, above what it held before."""
     pairs = zip(summary["peak_memory_bytes"], summary["memory_before_training_bytes"], strict=True)
     return [peak - before for peak, before in pairs]

@@ -13,6 +13,7 @@ simulated how.
 """
 
 import math
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,6 +32,7 @@ from fgpipe.study.contests.contest import (
     asynchronous,
     stages,
 )
+from fgpipe.study.contests.link import check_link
 from fgpipe.study.simulator.calibration import LATE, METHODS, OWN, Calibration
 from fgpipe.study.simulator.forecast import epoch_seconds, forecast
 from fgpipe.study.simulator.nets import SCHEDULES, Setting
@@ -60,6 +62,7 @@ class SimulationOptions(ContestOptions):
         super().check()
         if self.most <= self.processes:
             raise bad_value("most", self.most, f"a number above processes={self.processes}")
+        check_link(self.rate, self.rtt)
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,9 @@ def calibrate(folder: Path, arguments: Sequence[str], round: int) -> Calibration
     """Measure this machine, once in a round."""
     path = folder / f"calibration-{round}.json"
     if not path.exists():
-        Calibration.measure(arguments, folder / f"calibration-{round}").save(path)
+        runs = folder / f"calibration-{round}"
+        shutil.rmtree(runs, ignore_errors=True)  # of a measurement that was interrupted
+        Calibration.measure(arguments, runs).save(path)
     return Calibration.load(path, arguments)
 
 

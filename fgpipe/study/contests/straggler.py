@@ -23,7 +23,16 @@ from fgpipe.observe import trace
 from fgpipe.observe.timeline import Event
 from fgpipe.plan.topology import runs_of
 from fgpipe.study.common.arguments import read
-from fgpipe.study.contests.contest import AHEAD, Contest, Contestant, ContestOptions, Spread, asynchronous, ratios
+from fgpipe.study.contests.contest import (
+    AHEAD,
+    Contest,
+    Contestant,
+    ContestOptions,
+    Spread,
+    asynchronous,
+    microbatches,
+    ratios,
+)
 
 BUFFERS = ("replay.size=8", "replay.reuse=16")
 """Options of buffers that let a batch be used as often as the fast blocks can, at the factors of this study."""
@@ -61,7 +70,7 @@ def check_slow(block: int, factors: Sequence[float], jitter: float) -> None:
 
 def methods(processes: int) -> dict[str, tuple[str, ...]]:
     """Name to overrides."""
-    peer = ("guess=end_to_end", "schedule=1f1b", f"microbatches={max(4, processes)}")
+    peer = ("guess=end_to_end", "schedule=1f1b", f"microbatches={microbatches(processes)}")
     return {
         "local target, buffers": ("target=local", *BUFFERS),
         "local target": ("target=local",),

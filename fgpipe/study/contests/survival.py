@@ -129,6 +129,7 @@ def survive(
         wait(lambda: min(kept()) >= 20, PATIENCE)
         first, began = count()
         sleep(began + calm)
+        wait(lambda: all(now > then for then, now in zip(first, kept(), strict=True)), PATIENCE)
         before, start = count()
         for number, victim in enumerate(victims):
             sleep(start + (number + 0.5) * every)

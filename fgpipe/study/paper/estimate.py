@@ -123,16 +123,19 @@ def seconds_per_flop(config: Config, dataset: str, cost: Cost) -> float:
     device, threads = place.device(config.device), torch.get_num_threads()
     torch.set_num_threads(place.threads(config.threads))
     try:
-        plan = _plan(config, dataset)
-        trainer = build_trainer(plan, Cluster(place), device, Observers.of(plan.method.blocks))
+        plan, cluster = _plan(config, dataset), Cluster(place)
+        cluster.connect(plan.topology, place.wire_device(device), alone=config.pipelined)
+        trainer = build_trainer(plan, cluster, device, Observers.of(plan.method.blocks))
         images_and_labels = _noise(plan.facts, images, DTYPES[config.dtype])
         trainer.train(0, 1, lambda epoch, index: images_and_labels)
         _wait_for(device)
         began = time.perf_counter()
-        trainer.train(1, CALIBRATION_STEPS, lambda epoch, index: images_and_labels)
+        for epoch in range(1, 1 + CALIBRATION_STEPS):
+            trainer.train(epoch, 1, lambda epoch, index: images_and_labels)
         _wait_for(device)
         seconds = time.perf_counter() - began
         trainer.close()
+        cluster.close()
     finally:
         torch.set_num_threads(threads)
     return seconds / (CALIBRATION_STEPS * images * cost.step)

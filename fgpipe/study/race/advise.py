@@ -96,19 +96,6 @@ def stalls(text: str | None) -> Stall | None:
     return Stall(first, period)
 
 
-def calibrated(path: Path) -> Calibration:
-    """Load a calibration, whatever net it is of.
-
-    Raises:
-        UserError: there is none.
-    """
-    try:
-        arguments = json.loads(path.read_text())["arguments"]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise bad_value("calibration", path, "a file that `python -m fgpipe.study simulation` has written") from error
-    return Calibration.load(path, arguments)
-
-
 def raced(path: Path, asked: bool) -> RaceResults | None:
     """Load the results of a race; None if there is no such file, and it was not asked for.
 
@@ -246,7 +233,7 @@ def main(arguments: list[str]) -> int:
     if options.map is not None:
         check_file("map", Path(options.map))
     results = raced(Path(options.results or RESULTS / "race.json"), options.results is not None)
-    calibration = calibrated(Path(options.calibration or RESULTS / "calibration.json"))
+    calibration = Calibration.read(Path(options.calibration or RESULTS / "calibration.json"))
 
     def advice(cluster: AdvisedCluster) -> list[Advice]:
         wanted = methods(cluster.processes)

@@ -1,10 +1,9 @@
 """Machines that the race is run on: processes, what joins them, and what is wrong with one of them."""
 
-import sys
 from dataclasses import dataclass
 
 from fgpipe.study.contests.contest import AHEAD, AHEAD_OVER_SLOW_LINKS
-from fgpipe.study.contests.link import TWO_HOSTS
+from fgpipe.study.contests.link import two_hosts
 
 
 @dataclass(frozen=True)
@@ -27,11 +26,11 @@ class RaceCluster:
 
     title: str
     keys: tuple[str, ...] = ()
-    """Of every run of more than one process."""
+    """Keys of every run of more than one process."""
     link: tuple[str, ...] = ()
     """Options of `launch/two_hosts`; none: one host."""
     stall: Stall | None = None
-    """Of the first process."""
+    """Stall of the first process."""
 
     @property
     def ahead(self) -> int:
@@ -41,7 +40,7 @@ class RaceCluster:
     @property
     def hosts(self) -> list[str]:
         """Command that runs another one on both hosts; empty if there is one."""
-        return [sys.executable, str(TWO_HOSTS), *self.link, "--"] if self.link else []
+        return two_hosts(*self.link) if self.link else []
 
     def overrides(self, processes: int) -> tuple[str, ...]:
         """Keys of a run of so many processes."""

@@ -18,7 +18,7 @@ class Rate:
     memory: float | None
     """Bytes that training takes of one process with all blocks, above what it held before; None: unknown."""
     computed: bool = False
-    """It is not of a run on that cluster."""
+    """Whether no run on that cluster has measured it."""
 
 
 @dataclass(frozen=True)

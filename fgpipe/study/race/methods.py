@@ -73,8 +73,3 @@ def methods(processes: int) -> dict[str, RaceMethod]:
         "local guess every 8": RaceMethod((*ONE_LANE, *SMOOTH, "guess=local", "feedback.every=8"), late=True),
         "random guess": RaceMethod((*ONE_LANE, "guess=gaussian"), late=True),
     }
-
-
-def choice(names: Sequence[str], known: Sequence[str]) -> bool:
-    """Tell whether names are some of the known ones, each once."""
-    return bool(names) and len(set(names)) == len(names) and set(names) <= set(known)

@@ -32,21 +32,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fgpipe.errors import UserError, bad_value
+from fgpipe.errors import bad_value
 from fgpipe.observe.record import commit, machine
 from fgpipe.saving import durable
 from fgpipe.saving.outputs import written
 from fgpipe.study.accuracies.modules import SETTING
-from fgpipe.study.accuracies.scaled import RatedOptions, Trainings, best_rates, diverged, settings
-from fgpipe.study.common.arguments import claim, read
+from fgpipe.study.accuracies.scaled import RatedOptions, Trainings, best_rates, diverged, settings, timed_keys
+from fgpipe.study.common.arguments import check_choice, claim, read
 from fgpipe.study.common.runs import command_line, page, quoted, read_summary, write_page
 from fgpipe.study.common.series import launch
 from fgpipe.study.common.split import data_facts
 from fgpipe.study.contests.contest import Contest, Contestant, ContestOptions
-from fgpipe.study.contests.link import TWO_HOSTS
-from fgpipe.study.race.clusters import CLUSTERS, FAST, RaceCluster
+from fgpipe.study.contests.link import check_rights
+from fgpipe.study.race.clusters import CLUSTERS, FAST
 from fgpipe.study.race.figures import RacePoint, RaceResults, Rate, accuracy_table, cluster_table, points_table
-from fgpipe.study.race.methods import BLOCKS, choice, methods, split
+from fgpipe.study.race.methods import BLOCKS, methods, split
 from fgpipe.study.race.stalls import stalling
 
 
@@ -67,11 +67,8 @@ class RaceOptions(RatedOptions):
 
     def check(self) -> None:
         super().check()
-        known = list(methods(self.processes))
-        if not choice(self.methods, known):
-            raise bad_value("methods", self.methods, f"a list of {', '.join(known)}")
-        if not choice(self.clusters, list(CLUSTERS)):
-            raise bad_value("clusters", self.clusters, f"a list of {', '.join(CLUSTERS)}")
+        check_choice("methods", self.methods, list(methods(2)))
+        check_choice("clusters", self.clusters, list(CLUSTERS))
         if not self.goals or not all(0 < goal < 1 for goal in self.goals):
             raise bad_value("goals", self.goals, "a list of accuracies between 0 and 1")
         for point in self.points:
@@ -105,11 +102,7 @@ class Race:
         config = self.trainings.config
         if config.blocks != BLOCKS:
             raise bad_value("model.blocks", config.blocks, str(BLOCKS))
-        self._common = [
-            f"model.width={config.model.width}",
-            f"batch_size={config.batch_size}",
-            f"head={config.head.name}",
-        ]
+        self._common = timed_keys(self._setting)
         self._stated = [f"processes={options.processes}", *arguments]
         self._rates: Mapping[str, float] = {}
         self.contests: dict[str, Contest] = {}
@@ -264,17 +257,6 @@ def curve(summary: Mapping[str, Any] | None) -> list[float]:
     return [epoch["test"][max(epoch["test"], key=int)]["accuracy"] for epoch in summary["epochs"]]
 
 
-def check_rights(cluster: RaceCluster) -> None:
-    """Raises: UserError: its link cannot be made here, and why."""
-    if not cluster.link:
-        return
-    if not TWO_HOSTS.is_file():
-        raise UserError("study race: needs launch/two_hosts, which is in a checkout")
-    tried = subprocess.run([*cluster.hosts, "true"], check=False, capture_output=True, text=True)
-    if tried.returncode:
-        raise UserError(f"study race: {tried.stderr.strip()}; or clusters=[fast,slow,stalls], which take no link")
-
-
 def report(results: RaceResults, variants: Mapping[tuple[str, str], int]) -> str:
     """Markdown: a table for each cluster, the accuracies, and the points."""
     text = []
@@ -297,7 +279,8 @@ def main(arguments: list[str]) -> int:
     """
     folder, options, overrides = read(arguments, RaceOptions())
     for name in options.clusters if options.rounds else ():
-        check_rights(CLUSTERS[name])
+        if CLUSTERS[name].link:
+            check_rights(CLUSTERS[name].hosts, "race", "; or clusters=[fast,slow,stalls], which take no link")
     race = Race(folder, options, overrides)
     race.train()
     if not options.rounds:

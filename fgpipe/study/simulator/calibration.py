@@ -83,12 +83,26 @@ class Calibration:
     """Errors of predictions that were compared with runs on this machine: simulated over measured, less 1."""
 
     @classmethod
-    def load(cls, path: Path, arguments: Sequence[str]) -> "Calibration":
-        """Raises: UserError: the file is no calibration, or one for another configuration."""
+    def read(cls, path: Path) -> "Calibration":
+        """Read a file, whatever its configuration.
+
+        Raises:
+            UserError: the file is no calibration.
+        """
         try:
-            found = cls(**json.loads(path.read_text()))
+            return cls(**json.loads(path.read_text()))
         except (OSError, ValueError, TypeError) as error:
-            raise bad_value("calibration", path, "a file that fgpipe.simulate has written, or a new one") from error
+            made = "`python -m fgpipe.study simulation` or `python -m fgpipe.simulate`"
+            raise bad_value("calibration", path, f"a file that {made} has written") from error
+
+    @classmethod
+    def load(cls, path: Path, arguments: Sequence[str]) -> "Calibration":
+        """Read the calibration of a configuration.
+
+        Raises:
+            UserError: the file is no calibration, or one for another configuration.
+        """
+        found = cls.read(path)
         if found.arguments != list(arguments):
             had = " ".join(found.arguments) or "no other arguments"
             raise bad_value("calibration", path, f"a new file, or the arguments that it was made with: {had}")

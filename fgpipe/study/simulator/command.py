@@ -17,7 +17,6 @@ failed, or FILE cannot be written; 2, bad input; 130, interrupted.
 """
 
 import math
-import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -62,6 +61,8 @@ class SimulateOptions:
             raise bad_value("stages", stages, f"1 to {MOST}")
         if not 1 <= processes <= stages:
             raise bad_value("processes", processes, f"1 to stages={stages}")
+        if stages != config.blocks and config.lanes == "exact":
+            raise bad_value("lanes", "exact", f"a number with stages={stages}, as lanes add up along the net")
         if self.cores is not None and self.cores < 1:
             raise bad_value("cores", self.cores, "a whole number of at least 1")
         if isinstance(config.window, list) and len(config.window) != stages:
@@ -74,18 +75,22 @@ class SimulateOptions:
 
 
 def measured(options: SimulateOptions, arguments: Sequence[str]) -> Calibration:
-    """Load the calibration that the options name, or make a new one.
+    """Load the calibration that the options name, or make it, and keep it at once.
 
     Raises:
         UserError, CalledProcessError: as `Calibration` does.
+        OutputError: it cannot be written.
     """
     path = options.calibration and Path(options.calibration)
-    if path and os.path.exists(path):
+    if path and path.exists():
         return Calibration.load(path, arguments)
     if path:
         check_file("calibration", path)
     with tempfile.TemporaryDirectory() as folder:
-        return Calibration.measure(arguments, Path(folder))
+        found = Calibration.measure(arguments, Path(folder))
+    if path:
+        found.save(path)
+    return found
 
 
 def table(setting: Setting, links: SlowLinks, cores: float) -> str:
@@ -130,11 +135,10 @@ def accuracy(errors: Sequence[float]) -> str:
 
 
 def run(arguments: Sequence[str]) -> None:
-    """Measure what is missing, simulate, print the table, and keep what was measured.
+    """Measure what is missing, simulate, and print the table.
 
     Raises:
-        UserError, CalledProcessError: as for `measured`.
-        OutputError: the calibration cannot be written.
+        UserError, CalledProcessError, OutputError: as for `measured`.
     """
     options, overrides = own_keys(arguments, SimulateOptions())
     config = compose_config([*DEFAULTS, *overrides])
@@ -145,8 +149,6 @@ def run(arguments: Sequence[str]) -> None:
     cores = math.inf if options.cores is None else options.cores
     text = table(setting, SlowLinks.of(config.link, processes), cores)
     print(about(setting, config, cores), text, sep="\n", end="")
-    if options.calibration and not Path(options.calibration).exists():
-        calibration.save(Path(options.calibration))
 
 
 @command

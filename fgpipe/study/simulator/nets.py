@@ -6,7 +6,6 @@ from functools import lru_cache
 from statistics import fmean
 
 from fgpipe.config import compose_config
-from fgpipe.errors import bad_value
 from fgpipe.gradients.method import Method
 from fgpipe.gradients.probes import plan_lanes
 from fgpipe.plan.plan import DataFacts, Plan
@@ -111,8 +110,6 @@ class Setting:
         plan, costs = self._plan(*overrides), self._fit(self.calibration.costs[name])
         method, lanes, config = plan.method, plan.lanes, plan.config
         if not self.is_measured:
-            if config.lanes == "exact" and name != "local target":
-                raise bad_value("lanes", "exact", f"a number with stages={self.stages}, as lanes add up along the net")
             method = replace(method, blocks=self.stages)
             tensors = len(list(plan.net.blocks[1].parameters()))
             lanes = plan_lanes(method, [tensors] * self.stages, config.lanes, config.code, config.seed)
