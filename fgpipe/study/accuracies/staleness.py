@@ -162,7 +162,10 @@ def plot(rows: Sequence[StalenessRow], path: Path) -> None:
             color = GUESS_COLORS["local" if policy in POLICIES else "end_to_end"]
             line, heights = "--" if policy == "eager" else "-", [100 * accuracy for accuracy in points.values()]
             axes.plot(at, heights, f"{marker}{line}", color=color)
-            ends[policy] = heights[-1], color
+            if at[-1] == len(WINDOWS) - 1:
+                ends[policy] = heights[-1], color
+            else:
+                axes.annotate(policy, (at[-1] + 0.12, heights[-1]), va="center", color=color)
         name_lines(axes, len(WINDOWS) - 0.8, ends)
         axes.set_xticks(range(len(WINDOWS)), WINDOWS)
         axes.set_xlim(-0.2, len(WINDOWS) + 0.9)
