@@ -281,7 +281,7 @@ def test_training_for_a_reader_of_one_line(processes: int, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.long), 3])
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_interrupted_training(processes: int, tmp_path: Path) -> None:
     """One line of ours; torchrun adds its own. The folder is free again, and the next command goes on."""
     saving = [*SMALL, "resume=auto", "checkpoint.every_steps=4", "window=auto"]

@@ -10,6 +10,27 @@ from fgpipe.config import compose_config
 from fgpipe.errors import UserError
 from fgpipe.gradients.optim import Optimizer, learning_rate
 
+
+def test_schedules() -> None:
+    """A step as torch's own; one cycle up a line to the rate at the end of its warm-up, down half a cosine to 0."""
+    config = compose_config(["optim=step", "optim.lr=0.1", "optim.gamma=0.2", "optim.step_epochs=2"]).optim
+    parameter = nn.Parameter(torch.zeros(1))
+    reference = torch.optim.SGD([parameter], lr=0.1)
+    schedule = torch.optim.lr_scheduler.StepLR(reference, step_size=2, gamma=0.2)
+    rate = learning_rate(config, batches=3, epochs=5)
+    for epoch in range(5):
+        for batch in range(3 * epoch, 3 * epoch + 3):
+            assert rate(batch) == pytest.approx(reference.param_groups[0]["lr"], rel=1e-12)
+        reference.step()
+        schedule.step()
+    cycle = learning_rate(
+        compose_config(["optim=one_cycle", "optim.lr=0.1", "optim.warmup=0.2"]).optim, batches=20, epochs=5
+    )
+    found = [cycle(batch) for batch in (0, 9, 19, 39, 59, 99)]
+    assert found == pytest.approx([0.005, 0.05, 0.1, 0.05 * (1 + 0.5**0.5), 0.05, 0.0], abs=1e-12)
+    assert learning_rate(compose_config(["optim=constant", "optim.lr=0.3"]).optim, batches=2, epochs=2)(3) == 0.3
+
+
 LAYOUTS = {"channels last": torch.channels_last, "contiguous": torch.contiguous_format}
 
 

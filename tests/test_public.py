@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import fgpipe
-from tests.integration.launching import ROOT, environment, launch
+from tests.integration.launching import ROOT, environment, fork, launch
 
 EXAMPLE = ROOT / "docs" / "examples" / "own_guess.py"
 
@@ -36,13 +36,13 @@ def test_importing_imports_nothing() -> None:
 
 @pytest.mark.slow
 def test_a_guess_of_ones_own(tmp_path: Path) -> None:
-    """In 8 processes by torchrun, with a key of its own, better than chance; its file is short."""
+    """In two processes, with a key of its own, better than chance; its file is short."""
     assert len(EXAMPLE.read_text().splitlines()) <= 40
     small = ["epochs=2", "model.width=0.1", "scope=block", "guess.blend=0.5", f"run_dir={tmp_path / 'run'}"]
-    done = launch(8, str(EXAMPLE), *small, "observe.tensorboard=false", timeout=280)
+    done = fork(2, str(EXAMPLE), *small, "observe.tensorboard=false", timeout=280)
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert summary["config"]["guess"] == {"name": "signs", "blend": 0.5} and summary["world_size"] == 8
+    assert summary["config"]["guess"] == {"name": "signs", "blend": 0.5} and summary["world_size"] == 2
     assert summary["test_accuracy"] > 0.2, "twice as good as chance"
 
 

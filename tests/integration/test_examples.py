@@ -10,10 +10,11 @@ import torch
 from torchvision.models import resnet50
 
 import fgpipe
+from fgpipe import export
 from fgpipe.config import compose_config
 from fgpipe.data import Batches, load
 from fgpipe.models.net import sequential
-from tests.integration.launching import ROOT, launch
+from tests.integration.launching import ROOT, fork, launch
 
 EXAMPLES = ROOT / "docs" / "examples"
 QUIET = ["observe.tensorboard=false", "threads=1", "device=cpu"]
@@ -34,7 +35,7 @@ def test_first_look() -> None:
     head, *cells = [cell.splitlines() for cell in re.split("^# %%", file.read_text(), flags=re.MULTILINE)[1:]]
     assert head[0] == " [markdown]" and all(line.startswith("#") for line in filter(None, head[1:]))
     assert len(cells) >= 6 and all(len(cell) <= 25 and "print(" in "\n".join(cell) for cell in cells)
-    done = launch(0, str(file))
+    done = launch(1, str(file))
     assert done.returncode == 0, done.stderr
     number = r"(-?[\d.]+(?:e-?\d+)?)"
     errors = [float(each) for each in re.findall(f"relative error {number}", done.stdout)]
@@ -83,7 +84,7 @@ def test_tangents_pass_tokens(tmp_path: Path) -> None:
     """With a global target: what comes back is one number a probe, and the net learns."""
     run = tmp_path / "run"
     keys = [*QUIET, f"run_dir={run}", "target=global", "scope=block", "epochs=3"]
-    done = launch(3, str(EXAMPLES / "vit.py"), *keys, timeout=280)
+    done = fork(3, str(EXAMPLES / "vit.py"), *keys, timeout=280)
     assert done.returncode == 0, done.stderr
     found = summary(run)
     assert found["test_accuracy"] > 0.3 and found["bytes"]["0->1"]["tangents"]["bytes"] > 0
@@ -95,10 +96,9 @@ def test_resnet50(tmp_path: Path) -> None:
     """torchvision's own, trained in four processes; exported, it is torchvision's again, with the same accuracy."""
     run, file = tmp_path / "run", tmp_path / "net.safetensors"
     keys = [*QUIET, "epochs=1", "data.train_samples=128", "batch_size=32", "checkpoint.every_steps=1"]
-    done = launch(4, str(EXAMPLES / "resnet50.py"), *keys, f"run_dir={run}", timeout=280)
+    done = fork(4, str(EXAMPLES / "resnet50.py"), *keys, f"run_dir={run}", timeout=280)
     assert done.returncode == 0, done.stderr
-    done = launch(0, "-m", "fgpipe.export", str(run), str(file))
-    assert done.returncode == 0, done.stderr
+    assert export.main([str(run), str(file)]) == 0
     model = resnet50(num_classes=10)
     model.conv1 = torch.nn.Conv2d(1, 64, 3, padding=1, bias=False)
     sequential(fgpipe.cut(model, modules=4, image=(1, 16, 16))).load_state_dict(safetensors.torch.load_file(file))

@@ -17,9 +17,8 @@ SMALL = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "victim", [pytest.param(0, marks=pytest.mark.long), 3, pytest.param(7, marks=pytest.mark.long)]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("victim", [0, 3, 7])
 def test_killed_rank(victim: int, tmp_path: Path) -> None:
     """SIGKILL in training: non-zero within 45 s, the block named, no process left."""
     with Job(tmp_path / "run", 8, *SMALL) as job:

@@ -65,6 +65,7 @@ def test_killed_rank(tmp_path: Path) -> None:
         assert (Path(found["last_checkpoint"]) / "manifest.json").exists()
         assert text().count(f"fgpipe: {found['cause']}; {run / 'verdict.json'} says why, and how to go on") == 1
         assert "torchrun --standalone --nproc_per_node=3 -m fgpipe.train" in found["resume"]
+        assert wait_until(lambda: not processes_with(str(run)), 5), "no process is left"
     finally:
         job.kill()
         for pid in processes_with(str(run)):
@@ -81,12 +82,13 @@ def test_killed_rank(tmp_path: Path) -> None:
 def test_not_finite(tmp_path: Path) -> None:
     """The block where it shows first and the batch; not who was lost in consequence."""
     run, poison = tmp_path / "run", str(ROOT / "tests" / "runtime" / "poison.py")
-    done = launch(2, poison, "activation", "5", "2", f"run_dir={run}", "epochs=1", *SMALL)
+    done = launch(2, poison, "tangent", "3", "2", f"run_dir={run}", "epochs=1", *SMALL)
     assert done.returncode != 0
+    assert "[block 3] error: tangent of batch 2 is not finite" in done.stderr and done.stderr.count("not finite") == 1
     found = verdict(run)
-    assert found["cause"] == "activation of batch 2 is not finite", done.stderr
-    assert (found["blocks"], found["last_batch"], found["last_checkpoint"]) == ([5], 2, None)
-    assert found["rank"] == found["reported_by"]
+    assert found["cause"] == "tangent of batch 2 is not finite", done.stderr
+    assert (found["blocks"], found["last_batch"], found["last_checkpoint"]) == ([3], 2, None)
+    assert found["rank"] == found["reported_by"] and not processes_with(str(run))
 
 
 @pytest.mark.slow

@@ -10,7 +10,6 @@ from fgpipe.errors import LinkError, NotFiniteError
 from fgpipe.trainers.findings import Findings
 from fgpipe.trainers.session import run
 from fgpipe.wire.batch import Batch
-from tests.integration.launching import ROOT, launch, processes_with
 from tests.runtime.poison import KINDS, poison
 
 VALUES = [float("nan"), float("inf"), float("-inf")]
@@ -73,16 +72,6 @@ def test_the_oracle_stops_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     with pytest.raises(NotFiniteError):
         run(compose_config([*RUN, "optim.lr=1e30", "tangents=oracle", "window=1", f"run_dir={tmp_path / 'run'}"]))
     assert "] error: loss of batch " in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_between_processes(tmp_path: Path) -> None:
-    """Under torchrun: the job ends, non-zero, with the block's line, though its process has others."""
-    marker = f"run_dir={tmp_path / 'run'}"
-    done = launch(3, "-m", "tests.runtime.poison", "tangent", "3", "2", *RUN, marker, cwd=ROOT)
-    assert done.returncode != 0
-    assert "[block 3] error: tangent of batch 2 is not finite" in done.stderr, done.stderr
-    assert done.stderr.count("is not finite") == 1 and not processes_with(marker)
 
 
 def test_the_block_below_is_to_blame() -> None:

@@ -1,9 +1,6 @@
 """Leftovers in the environment are named in one line; torchrun's own variables are all there, or none."""
 
 import socket
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -11,11 +8,10 @@ import pytest
 
 from fgpipe.cluster.interface import Interface
 from fgpipe.cluster.process import NUMBERS, Cluster, Place
-from fgpipe.command import REPORT_BY_FIRST
 from fgpipe.config import compose_config
 from fgpipe.errors import LinkError, UserError
+from fgpipe.train import main
 from fgpipe.trainers.session import run
-from tests.integration import launching
 
 WHOLE = {
     "RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500",
@@ -73,17 +69,15 @@ def test_one_wrong(name: str, value: str, expected: str, environment: pytest.Mon
     assert caught.value.alone
 
 
-def test_the_command_names_what_is_left_over(tmp_path: Path) -> None:
+def test_the_command_names_what_is_left_over(
+    environment: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """At once, since nobody else would, and before any other complaint."""
-    command = [sys.executable, "-m", "fgpipe.train", f"run_dir={tmp_path / 'run'}", "guess=psychic"]
-    variables = {name: value for name, value in launching.environment().items() if name not in WHOLE}
-    began = time.monotonic()
-    done = subprocess.run(
-        command, env={**variables, "LOCAL_RANK": "3"}, check=False, capture_output=True, text=True, timeout=60
-    )
-    assert time.monotonic() - began < REPORT_BY_FIRST
-    assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.startswith("fgpipe: LOCAL_RANK=3: allowed: only with RANK,") and done.stderr.count("\n") == 1
+    environment.setenv("LOCAL_RANK", "3")
+    environment.setattr("fgpipe.command.time.sleep", lambda seconds: pytest.fail("it waits for another process"))
+    assert main([f"run_dir={tmp_path / 'run'}", "guess=psychic"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("fgpipe: LOCAL_RANK=3: allowed: only with RANK,") and err.count("\n") == 1
 
 
 def test_nobody_where_the_variables_say(environment: pytest.MonkeyPatch) -> None:

@@ -50,6 +50,7 @@ def test_end_to_end(tmp_path: Path) -> None:
         "recording": 2,
         "cells": 3 * widths,
         "start": 2,
+        "layers": 7 * lanes,
     }
     assert {name: sections.count(name) for name in command.SECTIONS} == expected | {"profile": 3 * widths}
     assert all(float(cells[3]) > 0 for cells in lines)

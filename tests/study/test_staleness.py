@@ -157,7 +157,7 @@ def test_bad_input(arguments: list[str], expected: str, tmp_path: Path, capsys: 
 def test_real_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Histograms off the timeline agree with what each block counts itself; in order they are what the windows say."""
     wanted = [StalenessCell("auto", "in_order"), StalenessCell("2 x auto", "eager")]
-    monkeypatch.setattr(study, "cells", lambda: wanted)
+    monkeypatch.setattr(study, "cells", lambda policies: wanted)
     assert main(["staleness", str(tmp_path), "processes=2", *SMALL]) == 0
     for cell in wanted:
         folder = tmp_path / f"{cell.name}-0"
