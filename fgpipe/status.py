@@ -14,10 +14,11 @@ if __name__ == "__main__":
 from pathlib import Path
 
 from fgpipe.command import FAILED, command, say
+from fgpipe.config.rules import RULES
 from fgpipe.elastic.assemble import assemble
 from fgpipe.elastic.places import Places
 from fgpipe.elastic.status import Status
-from fgpipe.errors import RunError, UserError, one_line
+from fgpipe.errors import RunError, UserError, bad_value, one_line, reason
 
 DEADLINE = 60.0
 """Seconds that all blocks have to leave."""
@@ -39,6 +40,8 @@ def main(arguments: list[str]) -> int:
     runs = [argument for argument in rest if not argument.startswith("--")]
     if len(runs) != 1 or len(options) > 1 or not {"--stop", "--assemble"}.issuperset(options):
         raise UserError(USAGE)
+    if store is not None and not RULES["elastic.store"][0](store):
+        raise bad_value("--store", store, RULES["elastic.store"][1])
     places = Places(Path(runs[0]))
     try:
         if options == ["--assemble"]:
@@ -53,4 +56,6 @@ def main(arguments: list[str]) -> int:
     except RunError as error:
         say(one_line(error))
         return FAILED
+    except OSError as error:
+        raise bad_value("RUN", places.run, f"a folder whose files can be read: {reason(error)}") from error
     return 0

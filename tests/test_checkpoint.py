@@ -7,12 +7,14 @@ by `tests.integration.recording` from the modules and not from the checkpoints.
 """
 
 import dataclasses
+import errno
 import json
 import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -398,6 +400,22 @@ def test_a_damaged_old_one_is_removed(tmp_path: Path) -> None:
     truncated(Checkpoints(tmp_path).folder(2) / "manifest.json")
     Checkpoints(tmp_path).prune(keep=5)
     assert Checkpoints(tmp_path).steps() == [1, 3] and not Checkpoints(tmp_path).folder(2).exists()
+
+
+def test_one_that_cannot_be_read_now_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk or a network that fails for a moment costs no checkpoint."""
+    for step in (1, 2, 3):
+        save(tmp_path, step, blocks=1)
+    read = Path.read_text
+
+    def failing(path: Path, *rest: Any, **options: Any) -> str:
+        if "step-3" in str(path):
+            raise OSError(errno.EIO, "Input/output error")
+        return read(path, *rest, **options)
+
+    monkeypatch.setattr(Path, "read_text", failing)
+    Checkpoints(tmp_path).prune(keep=5)
+    assert Checkpoints(tmp_path).steps() == [1, 2, 3]
 
 
 def test_going_back(tmp_path: Path) -> None:

@@ -39,6 +39,19 @@ def test_refused_fsync(what: Callable[[int], bool], code: int, tmp_path: Path, m
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"written": b"one", "created": b"two"}
 
 
+def test_who_may_read(tmp_path: Path) -> None:
+    """As the umask says, but for what is private."""
+    before = os.umask(0o022)
+    try:
+        durable.write(tmp_path / "written", b"")
+        durable.create(tmp_path / "created", b"")
+        durable.create(tmp_path / "private", b"", private=True)
+    finally:
+        os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+    assert modes == {"written": 0o644, "created": 0o644, "private": 0o600}
+
+
 @pytest.mark.parametrize("what", [stat.S_ISDIR, stat.S_ISREG], ids=["folders", "files"])
 def test_failing_disk(what: Callable[[int], bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A disk that fails is one, and leaves no temporary file."""

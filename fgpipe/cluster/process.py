@@ -94,7 +94,8 @@ class Place:
         return torch.device("cuda", self.local_rank % torch.cuda.device_count())
 
     def wire_device(self, device: torch.device) -> torch.device:
-        """The device of the forward plane's tensors: the GPU (NCCL) if every rank has its own, else the host."""
+        """The device of the forward plane's tensors, as far as this host knows: the GPU if each of its ranks has one, else the
+        host's memory."""
         own_gpu = device.type == "cuda" and torch.cuda.device_count() >= self.local_world_size
         return device if own_gpu else torch.device("cpu")
 
@@ -149,6 +150,8 @@ class Cluster:
         self._saves = False
         self.hosts = [0]
         """For each rank, the first rank of its host."""
+        self.wire = torch.device("cpu")
+        """Device of the forward plane's tensors: the GPU (NCCL) if every rank of every host has its own."""
         self._others: dict[int, int] = {}
         """Rank and pid of the other processes of this host."""
         self._restore: Callable[[], object] = lambda: None
@@ -177,20 +180,26 @@ class Cluster:
     def connect(self, topology: Topology, wire: torch.device, *, alone: bool = False) -> None:
         """Make the process group, agree on the run's id, and say who is gone when the job is ended.
 
-        Args: alone: make a group even if this is the only process.
+        Args:
+            wire: device of the forward plane's tensors, as far as this host knows; all take the host's memory if one does.
+            alone: make a group even if this is the only process.
 
         Raises:
             LinkError: not every process came within the deadline.
         """
+        self.wire = wire
         if self.store is None:
             if alone:
                 dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
             return
-        rank = self.place.rank
+        rank, others = self.place.rank, range(self.place.world_size)
+        self.store.set(f"wire/{rank}", wire.type)
         self._start.meet("the process group", lambda other: f"{prefix(topology, other)} rank {other}")
+        if any(self.store.get(f"wire/{other}") != b"cuda" for other in others):
+            self.wire = torch.device("cpu")
         try:
             dist.init_process_group(
-                "cpu:gloo,cuda:nccl" if wire.type == "cuda" else "gloo",
+                "cpu:gloo,cuda:nccl" if self.wire.type == "cuda" else "gloo",
                 store=dist.PrefixStore("group", self.store),
                 rank=rank,
                 world_size=self.place.world_size,

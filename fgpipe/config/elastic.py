@@ -39,6 +39,7 @@ def check_elastic(config: Config) -> None:
         raise bad_value("replay.size", "null", f"a number {there}: batches that a block buffers")
     refused = (
         ("feedback.every", config.feedback.every, 1, "where a batch may be missing"),
+        ("wire", "int8" if config.wire == "int8" else None, None, "whose links carry floats"),
         ("correct.every", config.correct.every, None, "where a block may be away"),
         ("feedback", config.feedback.policy, "in_order", "which applies what comes, in order"),
         ("feedback.lost", "fail" if config.feedback.lost == "fail" else "skip", "skip", "which skips what is lost"),
@@ -63,23 +64,27 @@ def check_elastic(config: Config) -> None:
             allowed = "null" if only is None else str(only).lower()
             shown = str(value).lower() if isinstance(value, bool) else value
             raise bad_value(key, shown, f"{allowed} {there}, {reason}")
+    guesses = import_module("fgpipe.gradients.guesses")
+    guess = guesses.make(config.guess)
+    if guess.copied_every is not None:
+        raise bad_value("guess", guess.name, f"one whose weights do not travel down {there}")
     if config.target.depth != 0:
-        _check_beyond(config, there)
+        _check_beyond(config, guess.head is guesses.GuessHead.TRAINED, there)
     if config.link.slow:
         raise config.link.refused(f"null {there}, whose links are as slow as they are")
 
 
-def _check_beyond(config: Config, there: str) -> None:
-    """Of a target that is not the block's own loss."""
+def _check_beyond(config: Config, trains_head: bool, there: str) -> None:
+    """Check a run whose target is not the block's own loss.
+
+    Args: trains_head: the guess has a head that is trained.
+    """
     target = f"target={config.target.name} {there.removeprefix('with ')}"
     if config.space != "weight":
         raise bad_value("space", config.space, f"weight with {target}, where a batch may be missing")
-    guess = import_module("fgpipe.gradients.guesses").make(config.guess)
-    if (
-        config.elastic.fallback == "local"
-        and guess.head is not import_module("fgpipe.gradients.guesses").GuessHead.TRAINED
-    ):
-        raise bad_value("elastic.fallback", "local", f"wait with guess={guess.name}, which trains no head of its own")
+    if config.elastic.fallback == "local" and not trains_head:
+        allowed = f"wait with guess={config.guess_name}, which trains no head of its own"
+        raise bad_value("elastic.fallback", "local", allowed)
 
 
 def block_of(config: Config, environment: Mapping[str, str] = os.environ) -> int:

@@ -12,8 +12,8 @@ from fgpipe.config import Config
 from fgpipe.config.schema import ElasticConfig, ReplayConfig
 from fgpipe.data import Batches
 from fgpipe.elastic.places import Places
-from fgpipe.errors import UserError
-from fgpipe.observe.ledger import Ledger, report
+from fgpipe.errors import OutputError, UserError
+from fgpipe.observe.ledger import Ledger, bytes_back, report
 from fgpipe.observe.metrics import PHASES, Score
 from fgpipe.observe.progress import closing_table
 from fgpipe.observe.record import RunFolder
@@ -67,10 +67,13 @@ def assemble(places: Places) -> Manifest:
         raise UserError(f"{places.run}: no state was saved yet of blocks {', '.join(map(str, missing))}")
     step = min(positions)
     checkpoints = Checkpoints(places.run)
+    if step in checkpoints.steps() and (there := checkpoints.manifest(step)).test_accuracy is not None:
+        return there  # the end of the run, which is tested
     checkpoints.discard(after=step - 1)
     epoch, batch = divmod(step, facts.train_batches)
     stored = write_files(checkpoints.folder(step), files)
-    manifest = Manifest(step, epoch, batch, None, config, config_hash(config), [], 0.0, 0, stored)
+    seconds = time.time() - agreement["began"]
+    manifest = Manifest(step, epoch, batch, None, config, config_hash(config), [], seconds, 0, stored)
     checkpoints.publish(manifest)
     return manifest
 
@@ -100,6 +103,7 @@ def finish(config: Config, places: Places, batches: Batches, facts: DataFacts) -
 
     Raises:
         UserError, CheckpointError: as `assemble`; or the run folder cannot be written.
+        OutputError: the results cannot be written; they are printed.
     """
     manifest = assemble(places)
     seconds = time.time() - places.agreement()["began"]
@@ -117,6 +121,7 @@ def finish(config: Config, places: Places, batches: Batches, facts: DataFacts) -
     run = RunFolder(ordinary, places.run)
     run.epoch(config.epochs - 1, scores, seconds)
     Checkpoints(places.run).publish(replace(manifest, test_accuracy=accuracy, epochs=run.epochs))
+    traffic = ledger.as_tensor()
     figures = {
         "device": "cpu",
         "world_size": trainer.plan.method.blocks,
@@ -126,15 +131,18 @@ def finish(config: Config, places: Places, batches: Batches, facts: DataFacts) -
         "train_seconds": seconds,
         "images_per_second": config.epochs * facts.train_batches * config.batch_size / seconds,
         "elastic": {str(block): places.tally(block) for block in sums},
-        "bytes": report(ledger.as_tensor()),
+        "bytes": report(traffic),
+        "bytes_back_per_batch": bytes_back(traffic, config.epochs * facts.train_batches),
     }
-    for line in run.summary(figures):
-        print(f"fgpipe: {line}", file=sys.stderr, flush=True)
+    missing = run.summary(figures)
     table = closing_table(scores["train"], scores["test"], trainer.plan.method.blocks)
     print(
         f"{table}\ntest accuracy {accuracy:.2%}, {figures['images_per_second']:.0f} images/s; see {places.run}",
         flush=True,
     )
+    if missing:
+        raise OutputError("; ".join(missing))
+    run.page()
     return figures
 
 

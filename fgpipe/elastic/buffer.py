@@ -39,9 +39,11 @@ class Buffer:
 
     def has_room(self) -> bool:
         """Whether another batch may come: not all that are here are still to be trained on."""
-        return self._unused() < self._size
+        return self.unused < self._size
 
-    def _unused(self) -> int:
+    @property
+    def unused(self) -> int:
+        """Batches that are here and were not trained on."""
         return sum(not entry.uses for entry in self._entries)
 
     def put(self, batch: Batch, closing: Callable[[], bool]) -> None:
@@ -62,7 +64,7 @@ class Buffer:
     def take(self, patience: float) -> Batch | None:
         """The oldest batch that was not trained on; None if none comes within `patience` seconds."""
         with self._changed:
-            if not self._changed.wait_for(self._unused, patience):
+            if not self._changed.wait_for(lambda: self.unused, patience):
                 return None
             entry = next(entry for entry in self._entries if not entry.uses)
             entry.uses = 1

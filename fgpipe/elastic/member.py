@@ -183,7 +183,7 @@ class Member:
             return batch
         if self._pace.patience or not self._pace.known or directory.figures(self._block - 1).get("done"):
             return None
-        if self._plan.config.target.depth != 0 and directory.alive(self._block - 1):
+        if not self._target.may_repeat or (self._plan.config.target.depth != 0 and directory.alive(self._block - 1)):
             return None  # an extra step is on the block's own loss: only while nobody is below
         return self._source.again(position)
 
@@ -192,7 +192,7 @@ class Member:
             return True
         if not isinstance(self._source, Buffer) or not directory.figures(self._block - 1).get("done"):
             return False
-        return time.monotonic() - self._source.came > QUIET
+        return not self._source.unused and time.monotonic() - self._source.came > QUIET
 
     def _step(self, batch: Batch) -> None:
         self._pace.begin(extra=batch.extra > 0)
@@ -226,7 +226,7 @@ class Member:
         self.tally.add("updates")
         self.tally.add("extra", extra)
         self.tally.add("fallback", fallback)
-        self._due = self.tally.kept % self._every == 0
+        self._due |= self.tally.kept % self._every == 0
 
     def _score(self, epoch: int) -> None:
         found = self._observers.metrics.take()[1, self._block].tolist()

@@ -135,9 +135,7 @@ class Places:
         """Remove the states of old generations."""
         saved = [each for each in self.generations(block) if Checkpoints(self.generation(block, each)).steps()]
         for generation in saved[:-KEPT]:
-            checkpoints = Checkpoints(self.generation(block, generation))
-            with suppress(FileNotFoundError):  # of one that is just being removed by another
-                checkpoints.discard(after=-1)
+            Checkpoints(self.generation(block, generation)).discard(after=-1)
 
 
 def plain(config: Config) -> dict[str, Any]:

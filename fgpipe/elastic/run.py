@@ -28,7 +28,7 @@ from fgpipe.elastic.sockets import Dialled
 from fgpipe.elastic.store import StoreClient
 from fgpipe.elastic.tally import Tally
 from fgpipe.elastic.target import Target, own_plan
-from fgpipe.errors import LinkError, RunError, StalledError, UserError, bad_value, one_line, typed_line
+from fgpipe.errors import LinkError, OutputError, RunError, StalledError, UserError, bad_value, one_line, typed_line
 from fgpipe.observe.observers import Observers
 from fgpipe.plan.plan import DataFacts, Plan
 from fgpipe.plan.precision import DTYPES, Precision
@@ -51,6 +51,7 @@ def run_member(config: Config) -> None:
         UserError: bad input; another run is in the folder, or a living process has the place.
         RunError: the store does not come, a number is not finite, or a state cannot be read or written; a line on
             stderr says so.
+        OutputError: the results cannot be written.
         Preempted: SIGTERM came, and the block is saved.
     """
     place = Place.from_environment()
@@ -69,7 +70,7 @@ def run_member(config: Config) -> None:
     try:
         with ExitStack() as closing:
             ending = _Life(config, block, places, secret, closing).run()
-    except (UserError, Preempted):
+    except (UserError, OutputError, Preempted):
         raise
     except Exception as error:
         cause = one_line(error) if isinstance(error, RunError) else typed_line(error)

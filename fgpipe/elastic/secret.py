@@ -39,7 +39,7 @@ class RunSecret:
             OSError: it cannot be read, or not be made.
         """
         if make and not path.exists():
-            durable.create(path, secrets.token_bytes(BYTES))
+            durable.create(path, secrets.token_bytes(BYTES), private=True)
         while len(key := path.read_bytes()) < BYTES:
             time.sleep(0.05)  # the moment in which a file system without hard links has it empty
         return cls(key)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from fgpipe.cluster.process import follow_launcher
 from fgpipe.elastic.secret import RunSecret
 from fgpipe.errors import LinkError, bad_value, first_line
 
@@ -19,11 +20,12 @@ PATIENCE = 2.0
 
 
 def serve(address: str) -> None:
-    """Be the store, until SIGTERM.
+    """Be the store, until SIGTERM, which comes when torchrun dies too.
 
     Raises:
         UserError: the address cannot be listened on.
     """
+    follow_launcher()
     host, _, port = address.rpartition(":")
     signals = {signal.SIGTERM, signal.SIGINT}
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # also of the store's own threads

@@ -2,6 +2,7 @@
 
 import mmap
 import struct
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -32,7 +33,7 @@ SIZE = 8
 class Tally:
     """The counts of one generation of a block, which begin with those of the one before it.
 
-    Several threads may add, each to fields of its own.
+    Several threads may add.
     """
 
     def __init__(self, path: Path, begin: Mapping[str, int]) -> None:
@@ -40,6 +41,7 @@ class Tally:
         durable.write(path, b"".join(struct.pack("=q", begin.get(name, 0)) for name in FIELDS))
         with path.open("r+b") as file:
             self._memory = memoryview(mmap.mmap(file.fileno(), SIZE * len(FIELDS))).cast("q")
+        self._adding = threading.Lock()
 
     def __getitem__(self, name: str) -> int:
         return self._memory[FIELDS.index(name)]
@@ -48,7 +50,8 @@ class Tally:
         self._memory[FIELDS.index(name)] = value
 
     def add(self, name: str, number: int = 1) -> None:
-        self._memory[FIELDS.index(name)] += number
+        with self._adding:
+            self._memory[FIELDS.index(name)] += number
 
     @property
     def kept(self) -> int:

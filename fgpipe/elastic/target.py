@@ -76,7 +76,12 @@ class Target:
     @property
     def may_begin(self) -> bool:
         """Whether a batch may be taken: the target is in reach, or the block can do without."""
-        return not self.waits or self._own is not None or self.in_reach
+        return self.may_repeat or self.in_reach
+
+    @property
+    def may_repeat(self) -> bool:
+        """Whether a used batch may be trained on again, which is on the block's own loss."""
+        return not self.waits or self._own is not None
 
     @property
     def in_reach(self) -> bool:

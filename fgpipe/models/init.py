@@ -30,8 +30,8 @@ def initialize(module: nn.Module, generator: torch.Generator) -> None:
             layer.reset_parameters()
         elif reset := getattr(layer, "reset_parameters", None) or getattr(layer, "_reset_parameters", None):
             seed = torch.randint(1 << 62, (), generator=generator, device=generator.device).item()
-            with torch.random.fork_rng(), torch.no_grad():
-                torch.manual_seed(int(seed))
+            with torch.random.fork_rng([]), torch.no_grad():
+                torch.default_generator.manual_seed(int(seed))
                 reset()
 
 

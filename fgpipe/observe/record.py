@@ -147,10 +147,15 @@ def scores_of(line: Mapping[str, Any]) -> dict[str, dict[int, Score]]:
 
 
 def commit() -> str | None:
-    """The commit of the source tree, with `-dirty` if it was changed; None outside a checkout."""
-    where = Path(__file__).resolve().parent
-    try:
-        command = ["git", "-C", str(where), "describe", "--always", "--dirty", "--abbrev=40", "--match="]
+    """The commit of the source tree, with `-dirty` if it was changed; None outside a checkout, as in another project's `.venv`."""
+    file = Path(__file__).resolve()
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(file.parent), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", file.name)
+        return git("describe", "--always", "--dirty", "--abbrev=40", "--match=")
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -12,7 +12,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -183,8 +183,9 @@ class Checkpoints:
         for step in self.steps():
             try:
                 manifests.append(self.manifest(step))
-            except CheckpointError:  # an old one that resuming has passed over
-                self._remove(step)
+            except CheckpointError as error:
+                if not isinstance(error.__cause__, OSError):  # an old one that resuming has passed over
+                    self._remove(step)
         tested = [manifest for manifest in manifests if manifest.test_accuracy is not None]
         best = max(tested, key=lambda manifest: (manifest.test_accuracy, -manifest.step), default=None)
         for manifest in manifests[:-keep]:
@@ -202,7 +203,7 @@ class Checkpoints:
 
     def _remove(self, step: int) -> None:
         folder = self.folder(step)
-        with _writing(folder):
+        with _writing(folder), suppress(FileNotFoundError):  # another process removes it too
             (folder / MANIFEST).unlink(missing_ok=True)  # first: half a checkpoint must not look like one
             durable.sync(folder)
             shutil.rmtree(folder)

@@ -6,7 +6,7 @@ well as they can be.
 
 import errno
 import os
-import tempfile
+import secrets
 from pathlib import Path
 
 REFUSED = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF)
@@ -41,10 +41,12 @@ def write(path: Path, content: bytes) -> None:
     sync(path.parent)
 
 
-def create(path: Path, content: bytes) -> bool:
+def create(path: Path, content: bytes, *, private: bool = False) -> bool:
     """Put a file in place whole, unless there is one already; of several processes that try, one succeeds.
 
     Without hard links it is there empty for a moment, and stays so if the process is killed in it.
+
+    Args: private: no other user may read it, whatever the umask.
 
     Returns:
         Whether this call did.
@@ -52,7 +54,8 @@ def create(path: Path, content: bytes) -> bool:
     Raises:
         OSError: it cannot be written.
     """
-    descriptor, temporary = tempfile.mkstemp(prefix=f"{path.name}.", suffix=".tmp", dir=path.parent)
+    temporary = f"{path}.{secrets.token_hex(8)}.tmp"
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o666)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)

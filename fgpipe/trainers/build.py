@@ -56,7 +56,7 @@ def build_trainer(
     elif plan.pipelined:
         from fgpipe.trainers.backpropagation import PipelinedStep  # imports half of PyTorch, for a second
 
-        steps = [PipelinedStep(plan, learners, device, cluster.place.wire_device(device), observers, replicas.pipeline)]
+        steps = [PipelinedStep(plan, learners, device, cluster.wire, observers, replicas.pipeline)]
     else:
         for each in learners.values():
             returns = plan.method.returns_gradients
@@ -110,7 +110,7 @@ def _connect(
     plan: Plan, steps: list[Step], cluster: Cluster, device: torch.device, streams: Streams, observers: Observers
 ) -> Post:
     config, method, topology, metrics = plan.config, plan.method, plan.topology, observers.metrics
-    first, last, wire = topology.local[0], topology.local[-1], cluster.place.wire_device(device)
+    first, last, wire = topology.local[0], topology.local[-1], cluster.wire
     links = SlowLinks.of(config.link, len(topology.pipeline))
     mailboxes: dict[int, Mailbox | GradientBox] = {}
     gradients = _gradients(plan, device, observers) if method.returns_gradients and last < method.last else None

@@ -108,7 +108,7 @@ def _perform(
     _prefix_warnings(plan.topology)
     with _said(place), interface.confines_gloo():
         cluster.connect(plan.topology, place.wire_device(device), alone=pipelined)
-        replicas = Replicas.connect(plan.topology, place.wire_device(device), config.deadline, pipelined)
+        replicas = Replicas.connect(plan.topology, cluster.wire, config.deadline, pipelined)
     if place.rank == plan.topology.reporter and (
         crossed := placement.wide_boundary(plan.topology, cluster.hosts, plan.link_bytes)
     ):

@@ -24,6 +24,11 @@ NEEDED = ["elastic.block=1", "run_dir=RUN", "replay.size=8", "checkpoint.every_s
         (["partition=[4,4]"], r"partition=\[4, 4\]: allowed: counted with elastic.block=1"),
         (["resume=OTHER"], "resume=OTHER: allowed: null with elastic.block=1"),
         (["trace=true"], "trace=true: allowed: false with elastic.block=1"),
+        (["wire=int8"], "wire=int8: allowed: null with elastic.block=1"),
+        (
+            ["guess=twins", "space=activity", "scope=sample"],
+            "guess=twins: allowed: one whose weights do not travel down",
+        ),
         (["correct.every=4"], "correct.every=4: allowed: null with elastic.block=1"),
         (["slow.process=0"], "slow.process=0: allowed: null with elastic.block=1"),
         (["slow.block=0"], "slow.block=0: allowed: null with elastic.block=1"),

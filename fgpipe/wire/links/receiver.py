@@ -185,7 +185,7 @@ class Receiver:
         if (
             tensor is not None and tensor.is_cuda
         ):  # NCCL's wait orders streams, not the host; another thread's stream uses it
-            torch.cuda.current_stream().synchronize()
+            torch.cuda.current_stream(tensor.device).synchronize()
 
     def _lost(self, error: Exception) -> LinkError:
         last = (
