@@ -128,11 +128,15 @@ def test_resume_changes_nothing(name: str, step: int, reference: Reference, tmp_
     assert (summaries[0]["resumed_at_step"], summaries[1]["resumed_at_step"]) == (step, 0)
 
 
-def without_momentum(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Optimizer, "momentum", lambda self: [None] * len(self.parameters))
+def without_momentum(patch: pytest.MonkeyPatch, run: Path) -> None:
+    """Left out of the files that are resumed from."""
+    for file in (run / "checkpoints" / "step-8").glob("*.safetensors"):
+        tensors = {key: value for key, value in safetensors.torch.load_file(file).items() if "momentum" not in key}
+        safetensors.torch.save_file(tensors, file)
+    patch.setattr(Checkpoints, "verified", Checkpoints.manifest)
 
 
-def without_head(patch: pytest.MonkeyPatch) -> None:
+def without_head(patch: pytest.MonkeyPatch, run: Path) -> None:
     read = fgpipe.trainers.saver.read_block
     last = 7
     patch.setattr(
@@ -142,7 +146,7 @@ def without_head(patch: pytest.MonkeyPatch) -> None:
     )
 
 
-def without_statistics(patch: pytest.MonkeyPatch) -> None:
+def without_statistics(patch: pytest.MonkeyPatch, run: Path) -> None:
     load = nn.Module.load_state_dict
 
     def load_parameters(self, state, **options):
@@ -151,12 +155,12 @@ def without_statistics(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(nn.Module, "load_state_dict", load_parameters)
 
 
-def without_step(patch: pytest.MonkeyPatch) -> None:
+def without_step(patch: pytest.MonkeyPatch, run: Path) -> None:
     """The next batch gets the id, and so the draws, of the one after it."""
-    run = OracleStep.run
+    train = OracleStep.run
 
     def late(self: OracleStep, batch: Batch) -> Iterator[Message]:
-        return run(self, replace(batch, id=batch.id + 1) if batch.training else batch)
+        return train(self, replace(batch, id=batch.id + 1) if batch.training else batch)
 
     patch.setattr(OracleStep, "run", late)
 
@@ -167,13 +171,7 @@ def test_what_is_saved_is_needed(forget, reference: Reference, tmp_path: Path, m
     name = "oracle-ntk" if forget is without_step else "oracle"
     whole = reference.arrays(name)
     rewind(reference.folder / name, tmp_path / name, 8)
-    if forget is without_momentum:  # left out when it is saved: of the checkpoint that is resumed from
-        for file in (tmp_path / name / "checkpoints" / "step-8").glob("*.safetensors"):
-            tensors = {key: value for key, value in safetensors.torch.load_file(file).items() if "momentum" not in key}
-            safetensors.torch.save_file(tensors, file)
-        monkeypatch.setattr(Checkpoints, "verified", Checkpoints.manifest)
-    else:
-        forget(monkeypatch)
+    forget(monkeypatch, tmp_path / name)
     assert differing(whole, recorded(tmp_path, name, [*COMMON, *METHODS[name], "resume=auto"]))
 
 

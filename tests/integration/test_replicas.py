@@ -303,9 +303,9 @@ def test_replica_that_does_not_come() -> None:
     """The start waits for its process group by the deadline, not for the half hour that is gloo's own."""
     done = fork(2, str(ROOT / "tests/integration/peerless.py"), "4", timeout=120)
     seconds, said = done.stdout.split(maxsplit=1)
-    assert (
-        4 <= float(seconds) < 7.5 and "start: no process group of ranks 0, 1, which have the same blocks: " in said
-    ), done.stdout
+    assert 4 <= float(seconds) < 60 and "start: no process group of ranks 0, 1, which have the same blocks: " in said, (
+        done.stdout
+    )
 
 
 def test_placed(four, tmp_path: Path) -> None:

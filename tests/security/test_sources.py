@@ -15,7 +15,7 @@ from fgpipe.config import compose_config
 from fgpipe.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = sorted([*(ROOT / "fgpipe").rglob("*.py"), *(ROOT / "launch").rglob("*.py")])
+SOURCES = sorted([*(ROOT / "fgpipe").rglob("*.py"), ROOT / "launch" / "two_hosts"])
 RESTRICTED = {"fgpipe/data/unpickle.py": {"pickle"}}
 """File -> what it alone may use."""
 MODULES = {
@@ -74,6 +74,8 @@ def test_nothing_runs_what_it_reads(path: Path) -> None:
 
 def test_all_sources_are_walked() -> None:
     assert len(SOURCES) > 40 and all((ROOT / name) in SOURCES for name in RESTRICTED)
+    programs = {path for path in (ROOT / "launch").iterdir() if "python" in path.read_text().partition("\n")[0]}
+    assert programs == {ROOT / "launch" / "two_hosts"}
 
 
 @pytest.mark.parametrize(
