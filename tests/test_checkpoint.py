@@ -61,7 +61,6 @@ METHODS = {
     ],
     "asynchronous": ["guess=end_to_end", "schedule=async_1f1b", "optim.look_ahead=true"],
     "two versions": ["guess=end_to_end", "schedule=async_1f1b", "stash=two", "microbatches=8", "wire=int8"],
-    "corrected": ["target=local", "correct.every=3", "wire=int8"],
     "microbatches": ["guess=end_to_end", "microbatches=2", "wire=int8"],
     "coded": ["window=2", "lanes=1", "decode=predicted", "step=normalised"],
     "oracle-smoothed": ["tangents=oracle", "window=1", "lanes=1", "decode=smoothed", "step=normalised"],

@@ -47,7 +47,6 @@ def check(config: Config) -> None:
     check_elastic(config)
     _check_precision(config)
     _check_asynchronous(config)
-    _check_correct(config)
     if (config.pipelined or config.parts > 1) and config.share % config.microbatches:
         what = f"the {config.share} samples of a replica" if config.replicas > 1 else f"batch_size={config.batch_size}"
         raise bad_value("microbatches", config.microbatches, f"a divisor of {what}")
@@ -64,24 +63,6 @@ def _check_asynchronous(config: Config) -> None:
         raise bad_value("streams", "true", "false with schedule=async_1f1b, whose gradients go from block to block")
     if config.optim.look_ahead and (config.optim.name != "sgd" or not config.optim.momentum):
         raise bad_value("optim.look_ahead", "true", "false unless optim.name=sgd, with a momentum")
-
-
-def _check_correct(config: Config) -> None:
-    """Gradients that come back rarely: of blocks that learn from their own loss, in a pipeline."""
-    if (every := config.correct.every) is None:
-        return
-    refused = (
-        (config.target.depth != 0, f"target={config.target.name}, as it corrects what target=local learns"),
-        (config.guess_name != "local", f"guess={config.guess_name}, as it takes the place of guess=local's gradient"),
-        (config.tangents == "oracle", "tangents=oracle, which has no pipeline"),
-        (config.replicas > 1, f"replicas={config.replicas}, whose running means would differ"),
-        (config.replay.size is not None, f"replay.size={config.replay.size}, whose extra steps have no gradients"),
-        (config.autocast, "autocast=true, as it is with guess=end_to_end"),
-        (config.streams, "streams=true, as gradients go from block to block"),
-    )
-    for wrong, reason in refused:
-        if wrong:
-            raise bad_value("correct.every", every, f"null with {reason}")
 
 
 def _check_data(data: DataConfig) -> None:

@@ -40,7 +40,6 @@ def check_elastic(config: Config) -> None:
     refused = (
         ("feedback.every", config.feedback.every, 1, "where a batch may be missing"),
         ("wire", "int8" if config.wire == "int8" else None, None, "whose links carry floats"),
-        ("correct.every", config.correct.every, None, "where a block may be away"),
         ("feedback", config.feedback.policy, "in_order", "which applies what comes, in order"),
         ("feedback.lost", "fail" if config.feedback.lost == "fail" else "skip", "skip", "which skips what is lost"),
         ("tangents", config.tangents, "forward", "as each block is a process"),

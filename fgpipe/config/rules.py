@@ -116,7 +116,6 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "feedback.policy": _one_of("in_order", "eager"),
     "feedback.every": _at_least(1),
     "feedback.lost": _one_of("retry", "skip", "fail"),
-    "correct.every": _optional(_at_least(2)),
     "link.rate": _optional(_reads(bits_per_second, RATE)),
     "link.rtt": _optional(_reads(seconds, TIME)),
     "link.between": _optional((_is_boundaries, "a list such as [0], where k is between processes k and k + 1")),

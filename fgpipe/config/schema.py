@@ -65,13 +65,6 @@ class FeedbackConfig:
 
 
 @dataclass
-class CorrectConfig:
-    """The true gradient in place of the local one, rarely, of `target=local`; off while `every` is null."""
-
-    every: int | None = None
-
-
-@dataclass
 class LinkConfig:
     """Slower links between processes than there are, for studies; off while rate and rtt are null."""
 
@@ -182,7 +175,6 @@ class Config:
     head: HeadConfig = field(default_factory=HeadConfig)
     target: TargetConfig = field(default_factory=TargetConfig)
     feedback: FeedbackConfig = field(default_factory=FeedbackConfig)
-    correct: CorrectConfig = field(default_factory=CorrectConfig)
     link: LinkConfig = field(default_factory=LinkConfig)
     slow: SlowConfig = field(default_factory=SlowConfig)
     replay: ReplayConfig = field(default_factory=ReplayConfig)
@@ -251,11 +243,6 @@ class Config:
     def asynchronous(self) -> bool:
         """Blocks are trained by asynchronous backpropagation, which does not drain."""
         return self.backpropagates and self.schedule == "async_1f1b"
-
-    @property
-    def returns_gradients(self) -> bool:
-        """Gradients come back from block to block, of every batch or rarely, and the pipeline does not drain."""
-        return self.asynchronous or self.correct.every is not None
 
     @property
     def parts(self) -> int:

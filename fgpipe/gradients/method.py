@@ -26,11 +26,11 @@ class Method:
     """Samples of a batch, in each replica."""
     classes: int = 1
     every: int = 1
-    """Lanes ride, and readings or gradients come back, with every so many-th batch."""
+    """Lanes ride, and readings come back, with every so many-th batch."""
     idle: frozenset[int] = frozenset()
     """Blocks without trainable parameters: they pass activations and tangents on, and learn nothing."""
     returns_gradients: bool = False
-    """The gradient of the last loss comes back from block to block: asynchronous backpropagation, or `correct.every`."""
+    """The gradient of the last loss comes back from block to block: asynchronous backpropagation."""
     head_learns: str = "labels"
     """From what heads learn that the target's error goes through; others learn from their own losses."""
 
@@ -38,7 +38,7 @@ class Method:
     def of(cls, config: Config, classes: int = 1, idle: frozenset[int] = frozenset()) -> "Method":
         assert config.scope is not None
         shape = config.blocks, make(config.guess), config.space, config.scope, config.target.depth
-        rest = config.share, classes, config.correct.every or config.feedback.every, idle, config.returns_gradients
+        rest = config.share, classes, config.feedback.every, idle, config.asynchronous
         return cls(*shape, config.decode, config.step, *rest, config.head.learns)
 
     @property

@@ -16,7 +16,6 @@ LINK_COLORS = {
     "activations": "#2f7ed8",
     "tangents": "#8e5cc9",
     "gradients": "#b23a48",
-    "rare_gradients": "#c2447f",
     "feedback": "#d9822b",
     "control": "#8a8f98",
     "averages": "#2a9d8f",

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-KINDS = ("activations", "tangents", "gradients", "rare_gradients", "feedback", "control", "averages", "weights")
-"""`gradients` flow in backpropagation only, `rare_gradients` with `correct.every`; `control` is headers and labels; `averages`
-are what a block hands over to be averaged over replicas, from itself to itself; `weights` are copies for twins below."""
+KINDS = ("activations", "tangents", "gradients", "feedback", "control", "averages", "weights")
+"""`gradients` flow in backpropagation only; `control` is headers and labels; `averages` are what a block hands over to be
+averaged over replicas, from itself to itself; `weights` are copies for twins below."""
 
 
 Sent = dict[tuple[int, int, str], tuple[int, int]]
@@ -81,7 +81,7 @@ def report(table: Tensor) -> dict[str, dict[str, dict[str, int]]]:
     return links
 
 
-RETURNED = ("feedback", "gradients", "rare_gradients")
+RETURNED = ("feedback", "gradients")
 """Kinds that come back for a batch."""
 
 

@@ -163,8 +163,8 @@ class Plan:
     @property
     def gradients(self) -> range:
         """Training batches, or their parts, that are still to come and whose gradients come back."""
-        first, every = self.step * self.parts, self.method.every
-        return range(first + -first % every, first + self.training_parts, every)
+        first = self.step * self.parts
+        return range(first, first + self.training_parts)
 
 
 def of_config(config: Config, channels: int, classes: int) -> Net:

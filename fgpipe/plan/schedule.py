@@ -58,7 +58,7 @@ def actions(batches: range, window: int, waits: bool, every: int = 1) -> Iterato
 
     Args:
         waits: the block needs scalars from above; otherwise it learns within its forward pass.
-        every: scalars, or gradients, come back with every so many-th batch (`Method.every`).
+        every: scalars come back with every so many-th batch (`Method.every`).
     """
     for batch in batches:
         if waits and batch - window in batches and (batch - window) % every == 0:

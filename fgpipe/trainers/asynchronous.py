@@ -6,7 +6,6 @@ al. 2021): the batch goes in microbatches, the weights change once for all of th
 of the weights one update ago. One gradient, as large as the activation, comes back from block to block.
 """
 
-import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -65,8 +64,7 @@ class AsynchronousStage:
             self._optimizers["head"] = learner.head_optimizer
             modules.append(self.head)
         self._versions = TwoVersions(modules, plan.step) if plan.config.stash == "two" else None
-        self._every = plan.method.every
-        self._stash = self._versions or Stash(modules, math.ceil(window / self._every) if window > 1 else 0)
+        self._stash = self._versions or Stash(modules, window if window > 1 else 0)
         self._in_flight: deque[Stashed] = deque()
         self._version = plan.step
         shape = plan.config.share // plan.parts, *plan.forward.shapes[self.index]
@@ -102,7 +100,7 @@ class AsynchronousStage:
 
     def _train(self, batch: Batch) -> Iterator[Message]:
         number = batch.id // self._parts
-        weights: Any = self._stash.keep(number // self._every)
+        weights: Any = self._stash.keep(number)
         x = batch.x.detach().requires_grad_(self.index > 0)
         with self._drawing(batch):
             y = weights[0](input_for(weights[0], x))

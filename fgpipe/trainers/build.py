@@ -16,7 +16,6 @@ from fgpipe.plan.plan import DataFacts, Plan
 from fgpipe.plan.precision import DTYPES, Precision
 from fgpipe.plan.schedule import kept
 from fgpipe.trainers.asynchronous import AsynchronousStage
-from fgpipe.trainers.corrected import CorrectedStage
 from fgpipe.trainers.learner import Learner
 from fgpipe.trainers.oracle import OracleStep
 from fgpipe.trainers.phases import Phases
@@ -60,7 +59,7 @@ def build_trainer(
     else:
         for each in learners.values():
             returns = plan.method.returns_gradients
-            steps.append(_returning(plan, each, device) if returns else Stage(plan, each, device, cluster.run))
+            steps.append(AsynchronousStage(plan, each, device) if returns else Stage(plan, each, device, cluster.run))
         phases = {j: Phases.of(plan, j, timeline, device) for j in learners}
     streams = streams_of(plan.config, device, [*learners])
     return Worker(plan, steps, _connect(plan, steps, cluster, device, streams, observers), observers, phases)
@@ -85,12 +84,7 @@ def local_stages(plan: Plan) -> list[Stage]:
 
 def asynchronous_stages(plan: Plan) -> list[AsynchronousStage]:
     """The same of those whose gradients come back."""
-    return [_returning(plan, Learner.make(plan, j, CPU), CPU) for j in plan.topology.local]
-
-
-def _returning(plan: Plan, learner: Learner, device: torch.device) -> AsynchronousStage:
-    kind = AsynchronousStage if plan.config.asynchronous else CorrectedStage
-    return kind(plan, learner, device)
+    return [AsynchronousStage(plan, Learner.make(plan, j, CPU), CPU) for j in plan.topology.local]
 
 
 def streams_of(config: Config, device: torch.device, blocks: Sequence[int]) -> Streams:
@@ -137,8 +131,7 @@ def _connect(
         slow = links.delay(topology.position, topology.position - 1, inbox.fail) or Delay(None, 0.0, inbox.fail)
         below = topology.rank_of(first - 1)
         layout = _gradient_layout(plan, first - 1, device)
-        kind = "gradients" if config.asynchronous else "rare_gradients"
-        downwards = Sender(first, below, layout, observers.ledger, streams, slow, gradients=kind)
+        downwards = Sender(first, below, layout, observers.ledger, streams, slow, gradients=True)
     if cluster.store is not None and plan.has_readings:
         probes, counts = max(1, *plan.lanes.counts), plan.lanes.counts
         terms = Terms(
@@ -188,8 +181,8 @@ def _gradient_layout(plan: Plan, block: int, device: torch.device) -> Layout:
     for each other."""
     shape = plan.config.share // plan.parts, *plan.forward.shapes[block + 1]
     precision = Precision.of(plan.config)
-    pinned, every = device.type != "cpu", plan.method.every
-    return Layout(shape, (), precision.wire, CPU, pinned=pinned, every=every, packed=precision.int8, labelled=False)
+    pinned = device.type != "cpu"
+    return Layout(shape, (), precision.wire, CPU, pinned=pinned, packed=precision.int8, labelled=False)
 
 
 def _layout(plan: Plan, block: int, device: torch.device, wire: torch.device) -> Layout:

@@ -1,4 +1,4 @@
-"""Gradients on their way back: of every batch in asynchronous backpropagation, of every K-th with `correct.every=K`.
+"""Gradients on their way back in asynchronous backpropagation, one for each batch.
 
 A gradient is as large as the activation that it belongs to. It goes down on a link like those that batches go up on.
 """
@@ -44,11 +44,12 @@ class GradientBox:
     """Names in messages."""
 
     def __init__(self, block: int, due: range, taken: Callable[[], None] = lambda: None) -> None:
-        """Args:
-        due: the batches whose gradients come.
-        taken: called when a gradient is taken.
         """
-        self._block, self._due, self._step, self._taken = block, due.start, due.step, taken
+        Args:
+            due: the batches whose gradients come.
+            taken: called when a gradient is taken.
+        """
+        self._block, self._due, self._taken = block, due.start, taken
         self._waiting: deque[Gradient] = deque()
 
     @property
@@ -65,7 +66,7 @@ class GradientBox:
         if gradient.batch != self._due:
             what = f"block {self._block} got the gradient of batch {gradient.batch} where number {self._due} was due"
             raise LinkError(what)
-        self._due += self._step
+        self._due += 1
         self._waiting.append(gradient)
 
     def first(self) -> Gradient | None:

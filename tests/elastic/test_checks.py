@@ -29,7 +29,6 @@ NEEDED = ["elastic.block=1", "run_dir=RUN", "replay.size=8", "checkpoint.every_s
             ["guess=twins", "space=activity", "scope=sample"],
             "guess=twins: allowed: one whose weights do not travel down",
         ),
-        (["correct.every=4"], "correct.every=4: allowed: null with elastic.block=1"),
         (["slow.process=0"], "slow.process=0: allowed: null with elastic.block=1"),
         (["slow.block=0"], "slow.block=0: allowed: null with elastic.block=1"),
         (["link.rtt=50ms"], "link.rtt=50ms: allowed: null with elastic.block=1"),

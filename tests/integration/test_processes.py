@@ -39,7 +39,6 @@ RUNS["1f1b"] = [*COMMON, "guess=end_to_end", "schedule=1f1b", "microbatches=8", 
 RUNS["zero_bubble"] = [*COMMON, "guess=end_to_end", "schedule=zero_bubble", "microbatches=8"]
 RUNS["async_1f1b"] = [*COMMON, "guess=end_to_end", "schedule=async_1f1b", "wire=bfloat16", "observe.heads=true"]
 RUNS["2bw"] = [*COMMON, "guess=end_to_end", "schedule=async_1f1b", "stash=two", "microbatches=8", "wire=int8"]
-RUNS["corrected"] = [*COMMON, "target=local", "correct.every=3", "wire=int8"]
 RUNS["int8"] = [*COMMON, "scope=block", "window=auto", "wire=int8"]
 RUNS["1f1b_int8"] = [*COMMON, "guess=end_to_end", "schedule=1f1b", "microbatches=8", "wire=int8"]
 RUNS["zero_bubble_int8"] = [*COMMON, "guess=end_to_end", "schedule=zero_bubble", "microbatches=8", "wire=int8"]
@@ -54,7 +53,6 @@ FEW = (
     "1f1b",
     "async_1f1b",
     "2bw",
-    "corrected",
     "eager",
 )
 """Those that fewer processes than blocks run too; what a scalar or a lane is does not depend on who sits where."""

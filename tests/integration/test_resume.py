@@ -25,7 +25,6 @@ METHODS = {
     "pipelined": ["window=auto", "scope=block"],
     "ntk": ["window=auto", "guess=ntk", "space=activity", "head=linear"],
     "local": ["target=local"],
-    "corrected": ["target=local", "correct.every=3"],
     "async": ["guess=end_to_end", "schedule=async_1f1b", "wire=int8"],
     "2bw": ["guess=end_to_end", "schedule=async_1f1b", "stash=two", "microbatches=8"],
     "twins": ["window=auto", "guess=twins", "guess.ahead=2", "guess.every=3", "space=activity"],

@@ -24,7 +24,6 @@ RUNS = {
     "twins": [*COMMON, "target=global", "space=activity", "guess=twins", "guess.ahead=1", "guess.every=2"],
     "control": [*COMMON, "guess=end_to_end"],
     "asynchronous": [*COMMON, "guess=end_to_end", "schedule=async_1f1b"],
-    "corrected": [*COMMON, "target=local", "correct.every=4"],
 }
 TENSORS = [9, 6, 9, 6, 9, 6, 9]
 """Parameter tensors of each block that asks."""
@@ -140,17 +139,6 @@ def test_backpropagation_is_the_control(name: str, messages: int, folder: Path) 
         assert kinds["gradients"]["bytes"] <= seen[link] <= kinds["gradients"]["bytes"] + TRANSPORT
     back = json.loads((folder / name / "summary.json").read_text())["bytes_back_per_batch"]
     assert back == [links[j + 1, j]["gradients"]["bytes"] / BATCHES for j in range(7)] + [0]
-
-
-@pytest.mark.slow
-def test_corrections_are_gradients_rarely(folder: Path) -> None:
-    """Batches 0 and 4 of 6 bring a gradient down, of a class of its own, and nothing else comes back."""
-    links = downward(ledger(folder, "corrected"))
-    assert set(links) == {(j + 1, j) for j in range(7)}
-    assert all(set(kinds) == {"rare_gradients", "control"} for kinds in links.values())
-    assert links[1, 0]["rare_gradients"] == {"bytes": 2 * 32 * 4 * 16 * 16 * 4, "messages": 2}
-    back = json.loads((folder / "corrected" / "summary.json").read_text())["bytes_back_per_batch"]
-    assert back == [links[j + 1, j]["rare_gradients"]["bytes"] / BATCHES for j in range(7)] + [0]
 
 
 @pytest.mark.slow

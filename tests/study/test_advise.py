@@ -46,7 +46,6 @@ def test_predictions(calibration: Calibration) -> None:
     assert found["local target 8"] == pytest.approx(2.0) and found["async 1F1B"] == pytest.approx(3.0)
     assert found["local target 2"] == pytest.approx(4.0 + 6.0 + 1.0)
     assert found["local target 4"] == pytest.approx(2.0 + 2.0 + 1.0)
-    assert found["sparse gradients"] >= (3 * 2.0 + 3.0) / 4, "windows of 1F1B are short for blocks that need less time"
     assert set(found) == set(methods(8))
 
 
@@ -71,7 +70,7 @@ def test_links(calibration: Calibration) -> None:
     up = 8 * (size + 8 * BATCH) / 100e3
     assert BATCH / found["local target 8"].images_per_second == pytest.approx(up, rel=0.01)
     back = {name: each.bytes_back for name, each in found.items()}
-    assert back["async 1F1B"] == size and back["sparse gradients"] == size / 4
+    assert back["async 1F1B"] == size
     assert (
         back["local target 2"] == back["end to end"] == 0 and 0 < back["local guess every 8"] == back["local guess"] / 8
     )
@@ -97,13 +96,17 @@ def test_ranking() -> None:
     results = RaceResults(
         100, 10, 2, [0.5], curves, {"far": {"1F1B": Rate(1.0, 0.0, 3e6)}, "fast": {"1F1B": Rate(1.0, 0.0, 2e6)}}
     )
-    order = [[row.name for row in ranking(found, results, 0.5, ahead, methods(8))] for ahead in (1, 3)]
+    near, far = AdvisedCluster(2, NO_LINK), AdvisedCluster(2, LinkConfig("100Mbit", "50ms"))
+    order = [[row.name for row in ranking(found, results, 0.5, where, methods(2))] for where in (near, far)]
+    many = ranking(found, results, 0.5, AdvisedCluster(8, NO_LINK), methods(8))
+    assert [row.name for row in many] == ["1F1B", "end to end", "local target 8", "async 1F1B"]
+    assert many[-1].times is None, "nobody has measured its accuracy with the delays of 8 processes"
     assert order[0] == ["async 1F1B", "1F1B", "end to end", "local target 8"]
     assert order[1] == ["1F1B", "end to end", "local target 8", "async 1F1B"]
-    lines = table(ranking(found, results, 0.5, 1, methods(8)), 0.5).splitlines()
+    lines = table(ranking(found, results, 0.5, near, methods(2)), 0.5).splitlines()
     assert lines[3] == "| 2 | 1F1B | 7.5 s | 20.0 | 0 | 0 | 2 |"
     assert lines[5] == "| 4 | local target 8 | unknown | 95.0 | 0 | 0 | unknown |"
-    alone = [row.name for row in ranking(found, None, 0.5, 1, methods(8))]
+    alone = [row.name for row in ranking(found, None, 0.5, near, methods(2))]
     assert alone == ["local target 8", "async 1F1B", "1F1B", "end to end"]
 
 

@@ -54,7 +54,7 @@ def test_methods_can_be_run(cluster: str, processes: int) -> None:
 
 def test_windows_are_those_of_the_processes() -> None:
     """Where gradients or scalars come back: a batch for the process itself, and as many as fill the way."""
-    for name in ("sparse gradients", "async 1F1B", "local guess", "local guess every 8", "random guess"):
+    for name in ("async 1F1B", "local guess", "local guess every 8", "random guess"):
         late = methods(2)[name]
         windows = [compose_config(late.overrides(split(2), ahead)).window for ahead in (1, 3)]
         assert windows == [[2] * 4 + [1] * 4, [4] * 4 + [1] * 4], name
@@ -161,7 +161,7 @@ def test_race(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     arguments = [
         "race", str(tmp_path / "race"), f"data.root={tmp_path / 'images'}", "model.width=0.0625", "batch_size=16",
         "data.train_samples=64", "data.test_samples=32", "epochs=2", "seeds=1", "rounds=1", "batches=4", "goals=[0.01]",
-        "methods=[end to end,sparse gradients]", "clusters=[slow,stalls]", "points=[sparse gradients@slow]",
+        "methods=[end to end,async 1F1B]", "clusters=[slow,stalls]", "points=[async 1F1B@slow]",
     ]  # fmt: skip
     assert main([*arguments, "rounds=0"]) == 0
     assert sorted(path.name for path in (tmp_path / "race").iterdir()) == ["accuracy", "arguments.json"]
@@ -170,18 +170,18 @@ def test_race(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     out, found = capfd.readouterr().out, json.loads((tmp_path / "race" / "race.json").read_text())
     assert (tmp_path / "race" / "race.md").read_text().endswith(out)
     summaries = {
-        cluster: json.loads((tmp_path / "race/speed" / cluster / "0/sparse-gradients/summary.json").read_text())
+        cluster: json.loads((tmp_path / "race/speed" / cluster / "0/async-1F1B/summary.json").read_text())
         for cluster in ("fast", "slow")
     }
     speeds = {cluster: 64 / each["epochs"][1]["train_seconds"] for cluster, each in summaries.items()}
-    rates = {cluster: of["sparse gradients"]["images_per_second"] for cluster, of in found["rates"].items()}
+    rates = {cluster: of["async 1F1B"]["images_per_second"] for cluster, of in found["rates"].items()}
     assert rates == pytest.approx({"slow": speeds["slow"], "stalls": speeds["fast"] * 50 / 60})
     assert summaries["slow"]["config"]["slow"]["process"] == 0
     (point,), curves = found["points"], found["curves"]
-    assert point["accuracies"] == curves["sparse gradients"]["1"][0] and len(point["accuracies"]) == 2
+    assert point["accuracies"] == curves["async 1F1B"]["1"][0] and len(point["accuracies"]) == 2
     assert found["rates"]["slow"]["end to end"] == found["rates"]["stalls"]["end to end"]
     computed, measured = 64 / rates["slow"], point["seconds"][0]
-    line = next(line for line in out.splitlines() if line.startswith("| sparse gradients | slow | 1 % |"))
+    line = next(line for line in out.splitlines() if line.startswith("| async 1F1B | slow | 1 % |"))
     assert line.endswith(f"| {computed / measured - 1:+.0%} |") and statistics.mean(point["accuracies"]) > 0
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "race").rglob("summary.json")}
     assert trained.items() < before.items()

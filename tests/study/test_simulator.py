@@ -153,16 +153,6 @@ def test_asynchronous_backpropagation(window: int | str | list[int], rtt: float,
     assert found.held == of.windows[0]
 
 
-@pytest.mark.parametrize("window, seconds", [(40, (3 * 2.0 + 3.0) / 4), (1, (1.0 + 3.0 + 2.0 + 3 * 2.0) / 4)])
-def test_gradients_that_come_back_rarely(window: int, seconds: float) -> None:
-    """Three batches with a block's own update, and one with its two passes, where windows are wide. In lock-step two
-    blocks, of which the lower one waits on every fourth batch for both passes above."""
-    local, costs = [{"forward": 1.0, "update": 1.0}] * 2, [{"forward": 1.0, "backward": 2.0}] * 2
-    of = AsynchronousBackpropagation((window, 1), costs, [0], batch_size=0, every=4, local=local)
-    once, twice = (epoch_seconds(of, [1, 1], links(2), IDEAL, batches) for batches in (80, 160))
-    assert (twice - once) / 80 == pytest.approx(seconds)
-
-
 def test_two_blocks_of_asynchronous_backpropagation() -> None:
     """In a process each and drained at the end: f0 f1 b0 f2 b1 b2 below, where b0 waits for 1 + 2 s above, and each pass above
     for what is there: 1 + 3 x 3 + 2 s."""

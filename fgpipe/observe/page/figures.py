@@ -111,8 +111,7 @@ def links(run: FolderContent) -> Iterator[str]:
     within = "" if len(up) == run.blocks - 1 else " Links within a process carry none."
     yield _by_kind("Bytes up, per link", up, "In the whole run, tests included", within)
     back = run.summary.get("bytes_back_per_batch", [])
-    sorts = {kind for _, kinds in sent for kind in kinds}
-    kind = next((kind for kind in ("gradients", "rare_gradients") if kind in sorts), "feedback")
+    kind = "gradients" if any("gradients" in kinds for _, kinds in sent) else "feedback"
     down = {f"to {block}": {kind: count} for block, count in enumerate(back)} if any(back) else {}
     yield _by_kind("Bytes back, per training batch", down, "To each block from all above")
     if own := {f"block {a}": kinds for (a, b), kinds in sent if a == b}:

@@ -126,7 +126,7 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
 def finished(folder: Path, config: Config) -> bool:
     """Tell whether the run of a folder is done, with the configuration that was composed for it now.
 
-    A key that `configs/train.yaml` has got since is no difference.
+    A key that `configs/train.yaml` has got since is no difference, nor one that it has lost and that was null.
 
     Raises:
         UserError: it is done with another one.
@@ -135,8 +135,9 @@ def finished(folder: Path, config: Config) -> bool:
     if summary is None:
         return False
     there = summary.get("config", {})
-    later = {key for key, _ in flat(asdict(config))} - {key for key, _ in flat(there)}
-    if differing := list(differences(there, config, FREE | later)):
+    had, has = dict(flat(there)), {key for key, _ in flat(asdict(config))}
+    other = (has - had.keys()) | {key for key, value in had.items() if key not in has and value is None}
+    if differing := list(differences(there, config, FREE | other)):
         allowed = "no run, or one of the settings asked for"
         raise UserError(f"{folder}: allowed: {allowed}; it is finished with {', '.join(differing)}")
     return True

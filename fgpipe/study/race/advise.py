@@ -144,19 +144,17 @@ def ranking(
     found: Mapping[str, Prediction],
     results: RaceResults | None,
     goal: float,
-    ahead: int,
+    cluster: AdvisedCluster,
     wanted: Mapping[str, RaceMethod],
 ) -> list[Advice]:
-    """Every predicted method, the best first.
-
-    Args: ahead: of the cluster, as in `RaceMethod.variant`.
-    """
+    """Every predicted method, the best first; accuracies are known where the race had the delays of the cluster."""
     rows = []
     for name, prediction in found.items():
         times, memory = None, None
         if results is not None:
-            curves = results.curves.get(name, {}).get(wanted[name].variant(ahead))
-            if curves is not None:
+            variant = wanted[name].variant(cluster.ahead)
+            curves = results.curves.get(name, {}).get(variant)
+            if curves is not None and (not variant or results.processes == cluster.processes):
                 rate = prediction.images_per_second
                 times = [seconds_to(goal, curve, results.images, rate) for curve in curves]
             measured = [
@@ -237,7 +235,7 @@ def main(arguments: list[str]) -> int:
 
     def advice(cluster: AdvisedCluster) -> list[Advice]:
         wanted = methods(cluster.processes)
-        return ranking(predictions(calibration, cluster), results, options.goal, cluster.ahead, wanted)
+        return ranking(predictions(calibration, cluster), results, options.goal, cluster, wanted)
 
     rows, wanted = advice(cluster), methods(options.processes)
     print(table(rows, options.goal))
@@ -245,7 +243,9 @@ def main(arguments: list[str]) -> int:
     if results is None:
         print("Ranked by images per second alone: there is no race.json, so no accuracy is known.")
     else:
-        print(f"Accuracies: measured, with the delays of {results.processes} processes; memory: of the same runs.")
+        print(
+            f"Accuracies: measured, late ones with the delays of {results.processes} processes; memory: of the same runs."
+        )
     if missing := sorted(set(wanted) - {row.name for row in rows}):
         print(f"Not modelled on such links: {', '.join(missing)}.")
     first = rows[0]
@@ -254,6 +254,8 @@ def main(arguments: list[str]) -> int:
     if options.map is not None:
         prize = "Most images per second, predicted"
         if results is not None:
-            prize = f"First at {percent(options.goal)}, predicted; accuracies with the delays of {results.processes} processes"
+            prize = (
+                f"First at {percent(options.goal)}, predicted; late methods with {results.processes} processes alone"
+            )
         draw(Path(options.map), cluster, prize, lambda where: winner(advice(where)))
     return 0

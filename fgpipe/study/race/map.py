@@ -20,7 +20,6 @@ COLORS = {
     "local target 2": "#5b6470",
     "local target 4": "#3f4650",
     "local target 8": INK,
-    "sparse gradients": "#2a9d8f",
     "local guess": GUESS_COLORS["local"],
     "local guess every 8": "#76aee6",
     "random guess": GUESS_COLORS["gaussian"],

@@ -9,7 +9,6 @@ BLOCKS = 8
 """Residual blocks of the net."""
 ONE_LANE = ("target=global", "lanes=1", "scope=block")
 SMOOTH = ("decode=smoothed", "step=normalised")
-CORRECTED_EVERY = 4
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,6 @@ def methods(processes: int) -> dict[str, RaceMethod]:
         "async 1F1B look-ahead": RaceMethod((*late, "optim.look_ahead=true"), late=True, rate=10.0),
         **{f"local target {n}": method for n, method in local.items()},
         "local target 8": RaceMethod(("target=local",)),
-        "sparse gradients": RaceMethod(("target=local", f"correct.every={CORRECTED_EVERY}"), late=True),
         "local guess": RaceMethod((*ONE_LANE, *SMOOTH, "guess=local"), late=True),
         "local guess every 8": RaceMethod((*ONE_LANE, *SMOOTH, "guess=local", "feedback.every=8"), late=True),
         "random guess": RaceMethod((*ONE_LANE, "guess=gaussian"), late=True),

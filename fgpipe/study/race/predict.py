@@ -10,7 +10,7 @@ from fgpipe.plan.schedule import windows
 from fgpipe.plan.topology import balanced, runs_of
 from fgpipe.study.contests.contest import AHEAD, AHEAD_OVER_SLOW_LINKS, stages
 from fgpipe.study.race.clusters import Stall
-from fgpipe.study.race.methods import BLOCKS, CORRECTED_EVERY
+from fgpipe.study.race.methods import BLOCKS
 from fgpipe.study.simulator.calibration import LATE, Calibration
 from fgpipe.study.simulator.forecast import Net, epoch_seconds
 from fgpipe.study.simulator.nets import Setting
@@ -69,7 +69,6 @@ def predictions(calibration: Calibration, cluster: AdvisedCluster) -> dict[str, 
         "async 1F1B": (late, sizes),
         "async 1F1B look-ahead": (late, sizes),
         "local target 8": (local, sizes),
-        "sparse gradients": (replace(late, every=CORRECTED_EVERY, kept=(), local=local.costs), sizes),
         "local guess": (guessed, sizes),
         "local guess every 8": (rare, sizes),
         "random guess": (random, sizes),
@@ -113,7 +112,7 @@ def predicted(
 
     net = replace(net, costs=slowed(net.costs))
     if isinstance(net, AsynchronousBackpropagation):
-        net = replace(net, kept=slowed(net.kept), local=slowed(net.local))
+        net = replace(net, kept=slowed(net.kept))
     links, machine = SlowLinks.of(only(cluster.link, len(sizes)), len(sizes)), calibration.on(math.inf)
     once, twice = (epoch_seconds(net, sizes, links, machine, count * BATCHES) for count in (1, 2))
     share = 1.0 if cluster.stall is None else cluster.stall.share
@@ -145,4 +144,4 @@ def returned(net: Net, sizes: Sequence[int]) -> float:
         method, homes = net.method, [process for process, size in enumerate(sizes) for _ in range(size)]
         asking = [j for j in range(method.blocks) if method.waits(j) and homes[j] != homes[method.target(j)]]
         return sum(net.back(j) for j in asking) / method.every
-    return sum(net.back(j) for j in tops) / (net.every if isinstance(net, AsynchronousBackpropagation) else 1)
+    return float(sum(map(net.back, tops)))

@@ -187,10 +187,7 @@ class Backpropagation:
 
 @dataclass(frozen=True)
 class AsynchronousBackpropagation:
-    """Net that learns by asynchronous 1F1B: the order of forward gradients, with a gradient for every batch.
-
-    With `every` above 1 it learns as `correct.every` says: by its own losses, and a gradient comes back rarely.
-    """
+    """Net that learns by asynchronous 1F1B: the order of forward gradients, with a gradient for every batch."""
 
     windows: Sequence[int]
     costs: Costs
@@ -200,10 +197,6 @@ class AsynchronousBackpropagation:
     batch_size: int
     kept: Costs = ()
     """The same of a block whose window is above 1; empty: no others."""
-    every: int = 1
-    """Batches from one whose gradient comes back to the next."""
-    local: Costs = ()
-    """`forward`, `loss` and `update` of a batch that a block learns from by its own loss."""
 
     def up(self, block: int) -> int:
         """Bytes that leave a block upwards with a batch: activation, labels."""
@@ -230,14 +223,11 @@ class AsynchronousBackpropagation:
             return [(took("backward"), below), (took("update"), None)]
 
         def forward(batch: int) -> list[tuple[float, Message | None]]:
-            if j == last and batch % self.every == 0:
+            if j == last:
                 return [(took("forward", "loss"), None), *back(batch)]
-            above = Message(("batch", j + 1, batch), homes[j + 1], self.up(j), "batches") if j < last else None
-            own = self.local[j] if self.local else {}
-            after = own.get("loss", 0.0) + (own.get("update", 0.0) if batch % self.every else 0.0)
-            return [(took("forward"), above), *([(after, None)] if after else [])]
+            return [(took("forward"), Message(("batch", j + 1, batch), homes[j + 1], self.up(j), "batches"))]
 
-        for action in actions(batches, self.windows[j], j < last, self.every):
+        for action in actions(batches, self.windows[j], j < last):
             batch = action.batch
             if isinstance(action, Forward):
                 steps = forward(batch)

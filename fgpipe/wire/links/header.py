@@ -63,7 +63,7 @@ class Layout:
     training_shape: tuple[int, ...] | None = None
     """Shape of a training batch's activation, where it is not `shape`."""
     every: int = 1
-    """Lanes ride with every so many-th training batch, or gradients come back with it (`Method.every`)."""
+    """Lanes ride with every so many-th training batch (`Method.every`)."""
     packed: bool = False
     """Payloads are bytes (`plan.int8`), for tensors of `dtype`."""
     labelled: bool = True

@@ -66,8 +66,6 @@ class Receiver:
             timeline: of this process.
         """
         self._block, self._peer, self._layout, self._batches, self._timeline = block, peer, layout, batches, timeline
-        self._step = layout.every if gradients else 1
-        """Training batches from one that comes to the next."""
         self._sender, self._plane = (block + 1, "gradient") if gradients else (block - 1, "forward")
         dtype = torch.int8 if layout.packed else layout.dtype
         self._new = partial(torch.empty, dtype=dtype, device=layout.device, pin_memory=layout.pinned)
@@ -117,7 +115,7 @@ class Receiver:
         payload, work = coming.payload, coming.payload_work
         if payload is None:
             payload, work = self._post_payload(len(lanes) + 1, samples, training)
-        following = batch + self._step
+        following = batch + 1
         ends = drain or following // self._batches != batch // self._batches
         follows = training and not ends and self._room.acquire(timeout=SOON)
         if follows and self._far:

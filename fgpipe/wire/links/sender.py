@@ -34,20 +34,19 @@ class Sender:
         streams: Streams,
         delay: Delay | None = None,
         *,
-        gradients: str | None = None,
+        gradients: bool = False,
     ) -> None:
         """
         Args:
             peer: rank of the process of block `block + 1`; of `block - 1` with gradients.
             layout: of what it sends.
             streams: of this process.
-            gradients: their kind in the ledger.
             delay: makes the link slower than it is; and sends in a thread, which waits for copies from a GPU. Gradients need
                 one, of no time if the link is fast.
         """
         self._block, self._peer, self._layout = block, peer, layout
         self._ledger, self._streams, self._delay = ledger, streams, delay
-        self._to, self._kind = (block - 1, gradients) if gradients else (block + 1, "activations")
+        self._to, self._kind = (block - 1, "gradients") if gradients else (block + 1, "activations")
         self._room, self._plane = (None if gradients else IN_FLIGHT), ("gradient" if gradients else "forward")
         self._pending: deque[_Sending] = deque()
 
