@@ -41,12 +41,19 @@ def accounted_for(job: Elastic) -> None:
         found = job.places.newest(block, print)
         assert found is not None
         counters = json.loads((found[0] / f"block-{block}.json").read_text())
-        assert counters["elastic"]["kept"] == job.count(block) - job.count(block, "lost"), block
+        kept = job.count(block) - job.count(block, "lost")
+        assert counters["elastic"]["kept"] == kept, block
+        steps = {int(each) for name, each in read_tensors(found[0], block).items() if name.startswith("block.step.")}
+        assert steps <= {kept}, "the optimizer of torch.optim counts the updates that its weights have, too"
 
 
 def test_a_lost_block_comes_back_and_the_others_train_on(tmp_path: Path) -> None:
-    """Three blocks; the one in the middle dies; the run is stopped, assembled, and gone on with by an ordinary run."""
-    with Elastic(tmp_path / "run", 3, *THREE, *ENDLESS) as job:
+    """Three blocks; the one in the middle dies; the run is stopped, assembled, and gone on with by an ordinary run.
+
+    AdamW counts its own steps: the block's weights are those of its last save, and no fresh ones.
+    """
+    adam = ["optim.name=adamw", "optim.lr=0.001"]
+    with Elastic(tmp_path / "run", 3, *THREE, *ENDLESS, *adam) as job:
         job.wait(lambda: min(job.counts()) > 25, START)
         before, kept = job.counts(), job.count(1)
         job.back([1], partial(job.kill, 1), BACK)
@@ -56,22 +63,27 @@ def test_a_lost_block_comes_back_and_the_others_train_on(tmp_path: Path) -> None
         assert job.count(0, "dropped") > 0 and job.count(0, "restarts") == job.count(2, "restarts") == 0
         shown = job.status()
         assert [line.split()[:2] for line in shown.stdout.splitlines()[1:]] == [[str(j), "lives"] for j in range(3)]
-        refused = launch(1, "-m", "fgpipe.train", f"run_dir={job.run}", "elastic.block=1", *THREE, *ENDLESS,
+        refused = launch(1, "-m", "fgpipe.train", f"run_dir={job.run}", "elastic.block=1", *THREE, *ENDLESS, *adam,
                          f"elastic.store=127.0.0.1:{job.port}", timeout=100)  # fmt: skip
         assert refused.returncode == 2 and "elastic.block=1: its place is taken by generation 2" in refused.stderr
         assert job.status("--stop").returncode == 0
         assert job.process.wait(60) == 0
         assert wait_until(lambda: not left(job), 10)
         accounted_for(job)
+        saved = [job.places.newest(block, print) for block in range(3)]
+        assert all(
+            each and any("block.step." in name for name in read_tensors(each[0], j)) for j, each in enumerate(saved)
+        )
         assert job.status("--assemble").returncode == 0
     (step,) = Checkpoints(job.run).steps()
     assert step == min(job.counts("position"))
-    with Job(tmp_path / "next", 1, f"resume={job.run}", *ORDINARY, "epochs=100000") as ordinary:
+    with Job(tmp_path / "next", 1, f"resume={job.run}", *ORDINARY, *adam, "epochs=100000") as ordinary:
         saved = Checkpoints(ordinary.run)
         assert wait_until(lambda: saved.steps() or ordinary.process.poll() is not None, 60)
         assert saved.steps()[0] > step, ordinary.text
 
 
+@pytest.mark.long
 def test_ends_by_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The end is agreed upon; what is left is an ordinary run's folder, whose net has the accuracy that it says."""
     few = ["epochs=4", "data.test_samples=100"]
@@ -91,16 +103,20 @@ def test_ends_by_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert said.count(shown) == 2 and "is finished" in said
 
 
-@pytest.mark.long
 def test_nothing_lost_is_the_ordinary_run(tmp_path: Path) -> None:
     """In lock-step, and with nobody lost, a global target gives the bits of one process: each batch met its own scalars."""
     few = [*THREE, "scope=block", "window=1", "epochs=2", "threads=1", "observe.tensorboard=false"]
-    run(compose_config([*few, f"run_dir={tmp_path / 'one'}", "checkpoint.every_steps=1000"]))
+    wanted = run(compose_config([*few, f"run_dir={tmp_path / 'one'}", "checkpoint.every_steps=1000"]))
     elastic = ["elastic.fallback=wait", "replay.size=2", "checkpoint.every_steps=10"]
     with Elastic(tmp_path / "run", 3, *few, *elastic) as job:
         assert job.process.wait(START) == 0, job.text
         steps = 2 * (1437 // 64)
         assert job.counts() == [steps] * 3 and job.counts("skipped") == job.counts("late") == [0] * 3
+        accounted_for(job)
+        assert wait_until(lambda: not left(job), 10)
+    found = json.loads((job.run / "summary.json").read_text())
+    assert found["test_accuracy"] == wanted["test_accuracy"] and (job.run / "report.html").exists()
+    assert found["bytes_back_per_batch"][2] == 0 < min(found["bytes_back_per_batch"][:2]), "to each block from above"
     for block in range(3):
         one, three = (read_tensors(Checkpoints(path).folder(steps), block) for path in (tmp_path / "one", job.run))
         assert one.keys() == three.keys()
