@@ -70,10 +70,8 @@ def test_a_lost_block_comes_back_and_the_others_train_on(tmp_path: Path) -> None
         assert job.process.wait(60) == 0
         assert wait_until(lambda: not left(job), 10)
         accounted_for(job)
-        saved = [job.places.newest(block, print) for block in range(3)]
-        assert all(
-            each and any("block.step." in name for name in read_tensors(each[0], j)) for j, each in enumerate(saved)
-        )
+        newest = job.places.newest(1, print)
+        assert newest is not None and any(name.startswith("block.step.") for name in read_tensors(newest[0], 1))
         assert job.status("--assemble").returncode == 0
     (step,) = Checkpoints(job.run).steps()
     assert step == min(job.counts("position"))

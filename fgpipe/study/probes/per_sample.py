@@ -43,7 +43,9 @@ def main(arguments: list[str]) -> int:
     assert isinstance(step, OracleStep)
     for epoch in range(config.epochs):
         trainer.train(epoch, batches.train_batches, batches.train)
-    rows = torch.stack([compare(step, *batches.train(config.epochs, b)) for b in range(BATCHES)]).mean(dim=0)
+    rows = torch.stack(
+        [compare(step, *batches.train(config.epochs, b)) for b in range(min(BATCHES, batches.train_batches))]
+    ).mean(dim=0)
     print("block  cos(one tangent, exact)  cos(one tangent, gradient)  cos(exact, gradient)  sums differ by")
     for block, (both, ours, exact, difference) in enumerate(rows.tolist()):
         print(f"{block:>5}  {both:>23.4f}  {ours:>26.4f}  {exact:>20.4f}  {difference:>14.1e}")

@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> int:
     batches = Batches(dataset, config.data, config.batch_size, config.seed, DTYPES["float32"])
     facts = DataFacts.of(dataset, batches, config.data.size)
     formats = {name: keys for name, keys in FORMATS.items() if not (config.asynchronous and "autocast=true" in keys)}
-    drawn = [batches.train(0, index) for index in range(BATCHES)]
+    drawn = [batches.train(0, index) for index in range(min(BATCHES, batches.train_batches))]
     rows = torch.stack([compare(arguments, formats.values(), facts, *each) for each in drawn]).mean(dim=0)
     print("relative error of the estimate, and its cosine with the float64 oracle's")
     print("block  " + "  ".join(f"{name:>17}" for name in formats))
