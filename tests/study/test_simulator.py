@@ -351,13 +351,15 @@ def test_pieces_of_pipelined_backpropagation() -> None:
 
 
 def test_exchange() -> None:
-    """Between a microbatch's backward pass and the next one's forward pass; not between batches, nor in the first two."""
+    """Between a microbatch's backward pass and the next one's forward pass; not between batches, nor in the first two, nor
+    where the next one is late."""
     ms, events = 1_000_000, []
     for batch in range(4):
         for i in range(3):
             start = 1000 * batch + 10 * i
             events.append(Event("forward", 3, batch, i, ms * start, ms * (start + 3)))
-            events.append(Event("backward", 3, batch, i, ms * (start + 3), ms * (start + 8 + (batch < 2))))
+            late = 4 * (batch == 3 and i == 1)  # that the forward pass of microbatch 2 waits for
+            events.append(Event("backward", 3, batch, i, ms * (start + 3), ms * (start + 8 - late + (batch < 2))))
     assert exchange(events) == pytest.approx(0.002)
 
 

@@ -249,16 +249,18 @@ class Contest:
         """Summaries of a contestant's runs, one for each round."""
         return [_summary(path) for path in self.paths(contestant)]
 
-    def write(self, name: str, title: str, command: Sequence[str], table: str) -> Path:
+    def write(self, name: str, title: str, command: Sequence[str], table: str, folder: Path | None = None) -> Path:
         """Write the table to NAME.md, under what it was made with; returns the file.
 
-        Args: command: the name of the study, its folder, which does not matter and is left out, and its arguments.
+        Args:
+            command: the name of the study, its folder, which does not matter and is left out, and its arguments.
+            folder: of a study whose contest has a part of it; None: the contest's.
         """
         study, _, *arguments = command
         summaries = [summary for each in self._contestants for summary in self.summaries(each)]
         setting = described(summaries[0]["config"], self.split, self._options)
         text = page(title, command_line(study, arguments), setting, summaries, table)
-        file = Path(self._options.out or self._folder) / f"{name}.md"
+        file = Path(self._options.out or folder or self._folder) / f"{name}.md"
         write_page(file, text)
         return file
 

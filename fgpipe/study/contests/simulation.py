@@ -176,5 +176,5 @@ def main(arguments: list[str]) -> int:
     text += scaling(calibration)
     print(text, end="")
     replace(calibration, errors=errors).save(folder / "calibration.json")
-    contests[0].write("simulation", "The simulator", ["simulation", *arguments], text)
+    contests[0].write("simulation", "The simulator", ["simulation", *arguments], text, folder)
     return 0

@@ -285,15 +285,15 @@ def pieces(pipelined: Costs, own: Costs) -> list[dict[str, float]]:
 
 
 def exchange(events: Iterable[Event]) -> float:
-    """Median seconds from the end of a microbatch's backward pass to the next one's forward pass, in the last process of 1F1B:
-    a gradient leaves, and an activation that waits for it comes in."""
+    """Seconds from the end of a microbatch's backward pass to the next one's forward pass, in the last process of 1F1B, where a
+    gradient leaves and an activation comes in: the lower quartile, as others wait for an activation that is not made yet."""
     work = sorted((event for event in events if event.kind in COMPUTE), key=lambda event: event.began)
     between = [
         after.began - before.ended
         for before, after in pairwise(work)
         if (before.kind, after.kind) == ("backward", "forward") and before.batch == after.batch >= WARM
     ]
-    return 1e-9 * statistics.median(between)
+    return 1e-9 * statistics.quantiles(between, n=4, method="inclusive")[0]
 
 
 def _medians(found: Sequence[Costs]) -> list[dict[str, float]]:
