@@ -29,6 +29,8 @@ REPORT_BY_FIRST = 10.0
 """Seconds that other ranks leave the first one of their host to report bad input, before they end too."""
 EXTRAS = ("matplotlib", "scipy", "jinja2")
 """Packages of the extra `report`; the extra `study` has the first."""
+ENDS = (UserError, OutputError, RunError, KeyboardInterrupt, ModuleNotFoundError, subprocess.CalledProcessError)
+"""Ends of a command that are said in one line."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 """Errors of disks, whichever file it is."""
 STARTED = "FGPIPE_STARTED"
@@ -67,9 +69,7 @@ def command(main: Main) -> Main:
         try:
             with _interruptible():
                 return main(arguments)
-        except (UserError, OutputError, RunError, KeyboardInterrupt, ModuleNotFoundError) as error:
-            return _ended(error)
-        except subprocess.CalledProcessError as error:
+        except ENDS as error:
             return _ended(error)
         except OSError as error:
             if error.errno not in FULL:

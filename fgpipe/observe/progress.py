@@ -91,9 +91,9 @@ def closing_table(train: Mapping[int, Score], test: Mapping[int, Score], blocks:
     for block in range(blocks):
         if block in test:
             a, b = train.get(block), test[block]
-            trained = (
-                f"{a.loss:>10.4f}   {a.accuracy:>10.2%}" if a else " " * 23
-            )  # a lost block may have missed the epoch
+            trained = " " * 23  # of a block that was away for the whole epoch
+            if a is not None:
+                trained = f"{a.loss:>10.4f}   {a.accuracy:>10.2%}"
             rows.append(f"{block:>5}   {trained}   {b.loss:>9.4f}   {b.accuracy:>9.2%}")
     if len(rows) < blocks + 1:
         rows.append("(blocks without a head of their own are not listed; observe.heads=true trains one beside each)")

@@ -35,7 +35,7 @@ from fgpipe.study.accuracies.scaled import (
 from fgpipe.study.common.arguments import check_choice, read
 from fgpipe.study.common.figure import GUESS_COLORS, INK, drawn
 from fgpipe.study.common.runs import origin
-from fgpipe.study.contests.contest import Contest, Contestant, ContestOptions, Spread, microbatches, ratios, stages
+from fgpipe.study.contests.contest import Contest, Contestant, ContestOptions, Spread, microbatches, ratios, staged
 
 NOTHING, SCALARS, ROWS, GRADIENTS, ORACLE = "nothing", "scalars", "C floats per sample", "gradients", "by the oracle"
 WEIGHTS = "C floats per sample, rare weights"
@@ -73,7 +73,7 @@ class FrontierMethod:
         """Keys of a run, with the windows of processes with so many modules each if something comes back to them."""
         if self.back == NOTHING or LOCK_STEP in self.overrides:
             return self.overrides
-        return (*self.overrides, f"window=[{','.join(map(str, stages(split)))}]")
+        return (*self.overrides, staged(split))
 
 
 METHODS = {

@@ -23,7 +23,7 @@ from fgpipe.study.accuracies.scaled import ScaledOptions, Trainings, accuracies,
 from fgpipe.study.common.arguments import read
 from fgpipe.study.common.split import data_facts
 from fgpipe.study.contests import straggler
-from fgpipe.study.contests.contest import stages
+from fgpipe.study.contests.contest import staged
 
 
 @dataclass
@@ -77,8 +77,7 @@ def ways(options: SlowdownOptions, split: Sequence[int]) -> list[SlowedWay]:
             for factor in options.factors:
                 found.append(SlowedWay(method, factor, (*keys, *straggler.slow(options.block, factor, options.jitter))))
         else:
-            windows = ",".join(map(str, stages(split)))
-            found.append(SlowedWay(method, None, (*keys, *[f"window=[{windows}]"] * (method == straggler.LATE))))
+            found.append(SlowedWay(method, None, (*keys, *[staged(split)] * (method == straggler.LATE))))
     return found
 
 

@@ -5,7 +5,8 @@
 
 Local MLP guesses for a global target in weight space, exact lanes, a smoothed and normalised coefficient for each block; the
 controls are a local target and end to end. The setting is that of `study modules`. Then `rounds` rounds of short runs on
-noise in two processes, of four blocks each, beside 1F1B. Runs that FOLDER has are not run again. The tables are printed and written to DIR/sparse.md, in FOLDER without `out`.
+noise in two processes, of four blocks each, beside 1F1B. Runs that FOLDER has are not run again. The tables are printed and
+written to DIR/sparse.md, in FOLDER without `out`.
 """
 
 from collections.abc import Mapping, Sequence

@@ -30,6 +30,7 @@ from fgpipe.plan.schedule import windows
 from fgpipe.study.accuracies.scaled import ScaledOptions, Trainings, accuracies, accuracy_cells, mean_accuracy
 from fgpipe.study.common.arguments import check_choice, read
 from fgpipe.study.common.figure import GUESS_COLORS, drawn, name_lines
+from fgpipe.study.contests.contest import LOOK_AHEAD_RATE
 
 WINDOWS = ("1", "2", "auto", "2 x auto", "4 x auto")
 POLICIES = ("in_order", "eager")
@@ -41,8 +42,6 @@ PEERS = {
     "async 1F1B, two versions": (*BACKPROPAGATION, "stash=two", "microbatches=8"),
 }
 """Feedback of gradients, by the name that stands in a policy's place."""
-DISCOUNT = 10.0
-"""Factor of look-ahead's learning rate, which it discounts by 1 - momentum."""
 TRACED = POLICIES + tuple(name for name, keys in PEERS.items() if "stash=two" not in keys)
 """Those whose passes are made with the weights of their time; two versions make every pass with those of one update ago."""
 
@@ -72,7 +71,7 @@ class StalenessCell:
         if times[1]:
             window = f"[{','.join(str(int(times[0]) * each) for each in auto)}]"
         way = PEERS.get(self.policy, (f"feedback={self.policy}",))
-        discounted = [f"optim.lr={DISCOUNT * rate:g}"] if self.policy == LOOK_AHEAD else []
+        discounted = [f"optim.lr={LOOK_AHEAD_RATE * rate:g}"] if self.policy == LOOK_AHEAD else []
         return [f"window={window}", *way, *discounted, "trace=true"]
 
 

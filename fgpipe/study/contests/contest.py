@@ -113,6 +113,8 @@ def asynchronous(processes: int) -> dict[str, tuple[str, ...]]:
     return {"async 1F1B": own, "async 1F1B, two versions": (*own, *two)}
 
 
+LOOK_AHEAD_RATE = 10.0
+"""Factor of the learning rate of `optim.look_ahead`, which discounts it by 1 - momentum."""
 AHEAD, AHEAD_OVER_SLOW_LINKS = 1, 3
 """Batches that fill the way from a process to the next one and back: a gradient comes back for each."""
 
@@ -123,6 +125,11 @@ def stages(split: Sequence[int], ahead: int = AHEAD) -> list[int]:
     processes, has more in flight than keeps a process busy, and more delay."""
     last = len(split) - 1
     return [1 + ahead * (last - process) for process, size in enumerate(split) for _ in range(size)]
+
+
+def staged(split: Sequence[int], ahead: int = AHEAD) -> str:
+    """Key of a run with the windows of `stages`."""
+    return f"window=[{','.join(map(str, stages(split, ahead)))}]"
 
 
 def ratios(values: Sequence[float], reference: Sequence[float]) -> Spread:
@@ -227,7 +234,7 @@ class Contest:
         """A contestant's overrides, those that follow from the split included."""
         if not contestant.ahead:
             return list(contestant.overrides)
-        return [*contestant.overrides, f"window=[{','.join(map(str, stages(self.split, contestant.ahead)))}]"]
+        return [*contestant.overrides, staged(self.split, contestant.ahead)]
 
     def _overrides(self, contestant: Contestant, path: Path) -> list[str]:
         split = "counted" if contestant.processes else f"[{','.join(map(str, self.split))}]"

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fgpipe.study.contests.contest import asynchronous, microbatches, stages
+from fgpipe.study.contests.contest import LOOK_AHEAD_RATE, asynchronous, microbatches, staged
 
 BLOCKS = 8
 """Residual blocks of the net."""
@@ -22,7 +22,7 @@ class RaceMethod:
     late: bool = False
     """Gradients or scalars come back to its processes: the window of a block is that of its process."""
     rate: float = 1.0
-    """Factor of the learning rate: look-ahead discounts it by 1 - momentum."""
+    """Factor of the learning rate."""
 
     def processes(self, wanted: int) -> int:
         """Processes that it can use, of so many."""
@@ -39,7 +39,7 @@ class RaceMethod:
         """
         if not self.late:
             return self.keys
-        return (*self.keys, f"window=[{','.join(map(str, stages(sizes, ahead)))}]")
+        return (*self.keys, staged(sizes, ahead))
 
     def learning_rate(self, rate: float) -> float:
         """Learning rate of the method, given that of the others."""
@@ -64,7 +64,7 @@ def methods(processes: int) -> dict[str, RaceMethod]:
         "end to end": RaceMethod(("guess=end_to_end", "tangents=oracle", "window=1"), alone=True),
         "1F1B": RaceMethod(piped),
         "async 1F1B": RaceMethod(late, late=True),
-        "async 1F1B look-ahead": RaceMethod((*late, "optim.look_ahead=true"), late=True, rate=10.0),
+        "async 1F1B look-ahead": RaceMethod((*late, "optim.look_ahead=true"), late=True, rate=LOOK_AHEAD_RATE),
         **{f"local target {n}": method for n, method in local.items()},
         "local target 8": RaceMethod(("target=local",)),
         "local guess": RaceMethod((*ONE_LANE, *SMOOTH, "guess=local"), late=True),
