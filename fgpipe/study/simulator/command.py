@@ -18,7 +18,8 @@ failed, or FILE cannot be written; 2, bad input; 130, interrupted.
 
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,8 +75,9 @@ class SimulateOptions:
         return stages, processes
 
 
-def measured(options: SimulateOptions, arguments: Sequence[str]) -> Calibration:
-    """Load the calibration that the options name, or make it, and keep it at once.
+@contextmanager
+def measured(options: SimulateOptions, arguments: Sequence[str]) -> Iterator[Calibration]:
+    """Load the calibration that the options name, or make it, and keep it on leaving, whatever came of its use.
 
     Raises:
         UserError, CalledProcessError: as `Calibration` does.
@@ -83,14 +85,17 @@ def measured(options: SimulateOptions, arguments: Sequence[str]) -> Calibration:
     """
     path = options.calibration and Path(options.calibration)
     if path and path.exists():
-        return Calibration.load(path, arguments)
+        yield Calibration.load(path, arguments)
+        return
     if path:
         check_file("calibration", path)
     with tempfile.TemporaryDirectory() as folder:
         found = Calibration.measure(arguments, Path(folder))
-    if path:
-        found.save(path)
-    return found
+    try:
+        yield found
+    finally:
+        if path:
+            found.save(path)
 
 
 def table(setting: Setting, links: SlowLinks, cores: float) -> str:
@@ -144,11 +149,11 @@ def run(arguments: Sequence[str]) -> None:
     config = compose_config([*DEFAULTS, *overrides])
     stages, processes = options.check(config)
     kept = [argument for argument in overrides if split(argument)[0] not in SIMULATED]
-    calibration = measured(options, kept)
-    setting = Setting(calibration, stages, processes, config.window)
     cores = math.inf if options.cores is None else options.cores
-    text = table(setting, SlowLinks.of(config.link, processes), cores)
-    print(about(setting, config, cores), text, sep="\n", end="")
+    with measured(options, kept) as calibration:
+        setting = Setting(calibration, stages, processes, config.window)
+        text = table(setting, SlowLinks.of(config.link, processes), cores)
+        print(about(setting, config, cores), text, sep="\n", end="")
 
 
 @command
