@@ -139,7 +139,7 @@ def test_map(tmp_path: Path) -> None:
     grids(AdvisedCluster(8, LinkConfig("1Mbit", between=[5])), judge)
     assert asked[-1].processes == 8 and {tuple(each.link.between or ()) for each in asked[-110:]} == {(5,)}
     at = middles(links)
-    assert at["end to end"] == ((0, 2), True) and at["1F1B"][1] is False
+    assert at == {"end to end": ((0, 2), True), "1F1B": ((4.5, 2), False)}
     draw(tmp_path / "map.png", AdvisedCluster(6, NO_LINK, 2.0), "first", judge)
     assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
 

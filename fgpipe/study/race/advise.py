@@ -10,7 +10,7 @@
     calibration=FILE    of `python -m fgpipe.study simulation` or `python -m fgpipe.simulate`, whose net is predicted;
                         docs/results/calibration.json by default
     map=FILE            a picture too, in two minutes: who is first over link rate and round trip, and over slowness and
-                        number of processes, all else as above; pale where the second is less than 15 % behind
+                        number of processes, all else as above; a dot where the second is less than 15 % behind
 
 Time = epochs to the goal x images of an epoch / predicted images per second. End to end is one process, on a machine that is
 neither slow nor stalls. Memory is that of the race's runs in one process. A method is left out where the simulator does not

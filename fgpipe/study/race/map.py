@@ -2,8 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
+from textwrap import fill
 from typing import Any
+
+import numpy as np
 
 from fgpipe.study.common.figure import GUESS_COLORS, INK, drawn
 from fgpipe.study.race.predict import AdvisedCluster
@@ -17,7 +21,7 @@ COLORS = {
     "1F1B": "#b5893a",
     "async 1F1B": "#d9822b",
     "async 1F1B look-ahead": "#c2447f",
-    "local target 2": "#5b6470",
+    "local target 2": "#6d7887",
     "local target 4": "#3f4650",
     "local target 8": INK,
     "local guess": GUESS_COLORS["local"],
@@ -26,8 +30,6 @@ COLORS = {
 }
 """Of the race's methods; the fewer modules with a local target, the lighter."""
 NOBODY = "nobody"
-PALE = 0.5
-"""Opacity of a winner that is not clear."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Winner:
     name: str
     """A method of the race, or `NOBODY`."""
     clear: bool = True
-    """The second is further behind than predictions err."""
+    """The second is further behind than predictions err; others have a dot."""
 
 
 Judge = Callable[[AdvisedCluster], Winner]
@@ -85,10 +87,19 @@ def _panel(
     labels: tuple[str, str],
     title: str,
 ) -> None:
-    from matplotlib.colors import to_rgba
+    from matplotlib.colors import to_rgb
 
-    colors = [[to_rgba(COLORS.get(each.name, "#ffffff"), 1.0 if each.clear else PALE) for each in row] for row in found]
+    edge: dict[str, Any] = {"color": "white", "linewidth": 2}
+    colors = [[to_rgb(COLORS.get(each.name, "#ffffff")) for each in row] for row in found]
     axes.imshow(colors, origin="lower", aspect="auto")
+    for row, column in np.ndindex(len(y), len(x)):
+        name = found[row][column].name
+        if column and found[row][column - 1].name != name:
+            axes.plot([column - 0.5] * 2, [row - 0.5, row + 0.5], **edge)
+        if row and found[row - 1][column].name != name:
+            axes.plot([column - 0.5, column + 0.5], [row - 0.5] * 2, **edge)
+        if not found[row][column].clear:
+            axes.plot(column, row, ".", color="white", markersize=4)
     axes.set_xticks(range(len(x)), x, rotation=45, ha="right")
     axes.set_yticks(range(len(y)), y)
     axes.set_xlabel(labels[0])
@@ -96,21 +107,22 @@ def _panel(
     axes.set_title(title, fontsize=10)
     for name, ((column, row), narrow) in middles(found).items():
         axes.text(
-            column, row, name, ha="center", va="center", fontsize=8, rotation=90 if narrow else 0,
+            column, row, fill(name, 15), ha="center", va="center", fontsize=8, rotation=90 if narrow else 0,
             bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.5},
         )  # fmt: skip
 
 
-def middles(found: Sequence[Sequence[Winner]]) -> dict[str, tuple[tuple[int, int], bool]]:
-    """Place of each winner's name, column and row: that of its own cells which is nearest to their middle; and whether they
-    are in one column."""
-    cells: dict[str, list[tuple[int, int]]] = {}
+def middles(found: Sequence[Sequence[Winner]]) -> dict[str, tuple[tuple[float, float], bool]]:
+    """Place of each winner's name, column and row, and whether all of its cells are in one column: the middle of its longest
+    run of cells in a row, in the middle one of the rows that have such a run."""
+    runs: dict[str, list[tuple[int, int, float]]] = {}
     for row, winners in enumerate(found):
-        for column, winner in enumerate(winners):
-            cells.setdefault(winner.name, []).append((column, row))
+        for name, each in groupby(enumerate(winners), key=lambda cell: cell[1].name):
+            columns = [column for column, _ in each]
+            runs.setdefault(name, []).append((len(columns), row, (columns[0] + columns[-1]) / 2))
     places = {}
-    for name, own in cells.items():
-        across, up = (sum(each) / len(own) for each in zip(*own, strict=True))
-        place = min(own, key=lambda cell: (cell[0] - across) ** 2 + (cell[1] - up) ** 2)
-        places[name] = place, len({column for column, _ in own}) == 1 < len(own)
+    for name, own in runs.items():
+        longest = [run for run in own if run[0] == max(own)[0]]
+        length, row, middle = longest[(len(longest) - 1) // 2]
+        places[name] = (middle, row), len(own) > 1 and length == 1 and len({run[2] for run in own}) == 1
     return places
