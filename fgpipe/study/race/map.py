@@ -120,7 +120,7 @@ def middles(found: Sequence[Sequence[Winner]]) -> dict[str, tuple[tuple[float, f
         for name, each in groupby(enumerate(winners), key=lambda cell: cell[1].name):
             columns = [column for column, _ in each]
             runs.setdefault(name, []).append((len(columns), row, (columns[0] + columns[-1]) / 2))
-    places = {}
+    places: dict[str, tuple[tuple[float, float], bool]] = {}
     for name, own in runs.items():
         longest = [run for run in own if run[0] == max(own)[0]]
         length, row, middle = longest[(len(longest) - 1) // 2]
