@@ -26,6 +26,7 @@ from fgpipe.study.race.figures import (
     accuracy_table,
     cluster_table,
     epochs_to,
+    overview,
     points_table,
     seconds_to,
     time_cell,
@@ -90,6 +91,23 @@ def test_tables() -> None:
     assert lines[2:] == [
         "| a |  | 0.05 | 60.0 % | 50.0 to 70.0 % |",
         "| a | 3 | 0.05 | 40.0 %, 1 diverged | 40.0 to 40.0 % |",
+    ]
+
+
+def test_overview() -> None:
+    """The highest goal counts; the first of a cluster is one whose seeds all get there."""
+    curves: dict[str, dict[int, list[Curve]]] = {
+        "end": {0: [SLOPE, SLOPE]}, "late": {1: [SLOPE, [0.6]], 3: [SLOPE, []]}, "never": {0: [[0.1], [0.1]]}
+    }  # fmt: skip
+    fast = {name: Rate(speed, 0.0, None) for name, speed in {"end": 10.0, "late": 20.0, "never": 90.0}.items()}
+    results = RaceResults(1000, 10, 2, [0.45, 0.55], curves, {"fast": fast, "far": fast})
+    variants = {("late", "fast"): 1, ("late", "far"): 3} | {
+        (name, at): 0 for name in ("end", "never") for at in results.rates
+    }
+    assert overview(results, variants).splitlines()[2:] == [
+        "| end | 400 s | **400 s** |",
+        "| late | **125 s** | 200 s, never in 1 of 2 |",
+        "| never | never | never |",
     ]
 
 

@@ -1,5 +1,6 @@
 """Time to accuracy, computed: epochs to the accuracy times images of an epoch over images per second; and its tables."""
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -120,6 +121,28 @@ def cluster_table(
         first = min(means, key=lambda name: means[name], default=None)
         firsts.append(f"{percent(goal)}: {'nobody' if first is None else first}")
     return "\n".join(lines) + f"\n\nFirst at {'; '.join(firsts)}.\n"
+
+
+def overview(results: RaceResults, variants: Mapping[tuple[str, str], int]) -> str:
+    """Markdown: each method's computed time to the highest goal on each cluster, the least of a cluster in bold.
+
+    Args: variants: the key of `RaceResults.curves` of a method on a cluster.
+    """
+    goal, times = max(results.goals), {}
+    for cluster, rates in results.rates.items():
+        for name, rate in rates.items():
+            curves = results.curves[name][variants[name, cluster]]
+            times[name, cluster] = [seconds_to(goal, each, results.images, rate.images_per_second) for each in curves]
+    means = {way: mean for way, of in times.items() if (mean := mean_time(of)) is not None}
+    least = {
+        where: min((mean for (_, at), mean in means.items() if at == where), default=None) for where in results.rates
+    }
+    lines = [f"| method | {' | '.join(results.rates)} |", "|" + "---|" * (1 + len(results.rates))]
+    for name in results.curves:
+        cells = [time_cell(times[name, cluster]) for cluster in results.rates]
+        first = [means.get((name, cluster), math.inf) == least[cluster] for cluster in results.rates]
+        lines.append(f"| {name} | {' | '.join(f'**{c}**' if f else c for c, f in zip(cells, first, strict=True))} |")
+    return "\n".join(lines) + "\n"
 
 
 def accuracy_table(results: RaceResults) -> str:

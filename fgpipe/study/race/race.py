@@ -45,7 +45,16 @@ from fgpipe.study.common.split import data_facts
 from fgpipe.study.contests.contest import Contest, Contestant, ContestOptions
 from fgpipe.study.contests.link import check_rights
 from fgpipe.study.race.clusters import CLUSTERS, FAST
-from fgpipe.study.race.figures import RacePoint, RaceResults, Rate, accuracy_table, cluster_table, points_table
+from fgpipe.study.race.figures import (
+    RacePoint,
+    RaceResults,
+    Rate,
+    accuracy_table,
+    cluster_table,
+    overview,
+    percent,
+    points_table,
+)
 from fgpipe.study.race.methods import BLOCKS, methods, split
 from fgpipe.study.race.stalls import stalling
 
@@ -258,8 +267,8 @@ def curve(summary: Mapping[str, Any] | None) -> list[float]:
 
 
 def report(results: RaceResults, variants: Mapping[tuple[str, str], int]) -> str:
-    """Markdown: a table for each cluster, the accuracies, and the points."""
-    text = []
+    """Markdown: all clusters together, a table for each of them, the accuracies, and the points."""
+    text = [f"## Seconds to {percent(max(results.goals))}, computed\n\n{overview(results, variants)}"]
     for cluster, rates in results.rates.items():
         curves = {name: results.curves[name][variants[name, cluster]] for name in rates}
         table = cluster_table(results.goals, rates, curves, results.images)
