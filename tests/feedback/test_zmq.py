@@ -137,7 +137,7 @@ def test_a_key_of_the_run_is_let_in() -> None:
     """The negative control: with rank 1's keys, the stranger's message does arrive."""
     with ranks(2) as ((below, above), store), zmq.Context() as context, context.socket(zmq.PUSH) as socket:
         socket.linger = 0
-        above.plane._keys.dial(socket, 0)
+        above.plane.keys.dial(socket, 0)
         socket.connect(store.get("feedback/0").decode())
         socket.send(encode(feedback(0, numbers=(6.66,))))
         assert wait_for(lambda: below.arrived == [feedback(0, numbers=(6.66,))])

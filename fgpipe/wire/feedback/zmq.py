@@ -97,9 +97,10 @@ class ZmqFeedback:
         probes, numbers = terms.largest
         of_readings = PER_PROBE * probes + PER_NUMBER * numbers
         self._limit = max(HANDSHAKE, SEAL + PER_MESSAGE + max(of_readings, terms.weights))
-        self._keys = Keys.exchange(store, topology.rank, topology.pipeline, terms.deadline)
+        self.keys = Keys.exchange(store, topology.rank, topology.pipeline, terms.deadline)
+        """Who this process is to the others, and they to it."""
         self._context = zmq.Context()
-        self._authenticator = self._keys.admit(self._context)
+        self._authenticator = self.keys.admit(self._context)
         self._sending = threading.RLock()
         """Guards what follows; the main thread and the receiving one send."""
         self._pushes: dict[int, zmq.Socket[bytes]] = {}
@@ -111,7 +112,7 @@ class ZmqFeedback:
         self._latest: dict[int, int] = {}
         self._sent: dict[tuple[int, int], Feedback] = {}
         self._pull = self._socket(zmq.PULL)
-        self._keys.listen(self._pull)
+        self.keys.listen(self._pull)
         port = self._pull.bind_to_random_port(f"tcp://{terms.address}")
         store.set(f"feedback/{topology.rank}", f"tcp://{terms.address}:{port}")
         self._closing = threading.Event()
@@ -200,7 +201,7 @@ class ZmqFeedback:
         except dist.DistStoreError as error:
             raise FeedbackError(f"rank {rank} does not listen for feedback") from error
         socket = self._socket(zmq.PUSH)
-        self._keys.dial(socket, rank)
+        self.keys.dial(socket, rank)
         socket.connect(self._store.get(name).decode())
         return socket
 
@@ -209,7 +210,7 @@ class ZmqFeedback:
             while not self._closing.is_set():
                 if self._pull.poll(100):
                     frame = self._pull.recv(copy=False)
-                    self._handle(decode(frame.bytes), self._keys.ranks[str(frame.get("User-Id")).encode()])
+                    self._handle(decode(frame.bytes), self.keys.ranks[str(frame.get("User-Id")).encode()])
         except Exception as error:  # noqa: BLE001 - of a thread, to be raised in the main one
             self._recipient.fail(error)
 
