@@ -91,6 +91,7 @@ def test_tangents_pass_tokens(tmp_path: Path) -> None:
     assert 0 < max(found["bytes_back_per_batch"]) <= 64 + 14
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_resnet50(tmp_path: Path) -> None:
     """torchvision's own, trained in four processes; exported, it is torchvision's again, with the same accuracy."""
