@@ -14,7 +14,9 @@ from fgpipe.study.accuracies.frontier import (
     ORACLE,
     FrontierOptions,
     FrontierRow,
+    Speed,
     contestants,
+    speed_table,
     table,
 )
 from fgpipe.study.accuracies.modules import SETTING
@@ -37,26 +39,32 @@ def test_methods_can_be_run(modules: int) -> None:
 
 
 def test_table() -> None:
-    """Differences are paired by seed; methods that were not timed have no speed."""
+    """Differences are paired by seed."""
     rows = [
         FrontierRow("end to end", [0.60, 0.64]),
-        FrontierRow("local", [0.50, 0.50], speed=Spread(1.25, 1.2, 1.3), bytes_back=0.0, staleness=0.0),
-        FrontierRow("mixture", [0.55, None], speed=Spread(0.9, 0.8, 1.0), bytes_back=5120.4, staleness=7.0),
+        FrontierRow("local", [0.50, 0.50]),
+        FrontierRow("mixture", [0.55, None], rate=0.05),
     ]
-    rows.append(replace(rows[2], name="twins", weights_back=1234.6))
-    first, second, third, fourth = table(rows).splitlines()[2:6]
-    assert first == "| gradients | end to end | 62.0% | 60.0% to 64.0% | +12.0 (+10.0 to +14.0) |  |  |  |  |  |"
-    assert second == (
-        "| nothing | local | 50.0% | 50.0% to 50.0% |  | -12.0 (-14.0 to -10.0) | 1.25 | 1.20 to 1.30 | 0 | 0.0 |"
-    )
+    first, second, third = table(rows[:2] + [replace(rows[2], rate=None)]).splitlines()[2:5]
+    assert first == "| gradients | end to end | 62.0% | 60.0% to 64.0% | +12.0 (+10.0 to +14.0) |  |"
+    assert second == "| nothing | local | 50.0% | 50.0% to 50.0% |  | -12.0 (-14.0 to -10.0) |"
     assert third == (
         "| C floats per sample | mixture | 55.0% and 1 diverged | 55.0% to 55.0% | +5.0 (+5.0 to +5.0) "
-        "| -5.0 (-5.0 to -5.0) | 0.90 | 0.80 to 1.00 | 5,120 | 7.0 |"
+        "| -5.0 (-5.0 to -5.0) |"
     )
-    assert (
-        fourth.startswith("| C floats per sample, rare weights | twins |")
-        and "| 5,120 and 1,235 of weights |" in fourth
-    )
+    rated = table(rows).splitlines()
+    assert rated[0].endswith("| learning rate |") and rated[3].endswith("|  |") and rated[4].endswith("| 0.05 |")
+
+
+def test_speed_table() -> None:
+    """Methods that were not timed are left out; weights are told apart."""
+    local = Speed(Spread(1.25, 1.2, 1.3), Spread(1.0, 1.0, 1.0), 0, 0.0, 0.0, 0.0)
+    twins = Speed(Spread(0.9, 0.8, 1.0), None, 2.0, 5120.4, 1234.6, 7.0)
+    rows = [FrontierRow("end to end", [0.6]), FrontierRow("local", [0.5], speed=local)]
+    assert speed_table([*rows, FrontierRow("twins", [0.5], speed=twins)]).splitlines()[2:] == [
+        "| local | 1.25 | 1.20 to 1.30 | 1.00 | 1.00 to 1.00 | 0 | 0 | 0.0 |",
+        "| twins | 0.90 | 0.80 to 1.00 |  |  | 2 | 5,120 and 1,235 of weights | 7.0 |",
+    ]
 
 
 @pytest.mark.parametrize("argument, expected", [

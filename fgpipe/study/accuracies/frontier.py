@@ -8,8 +8,8 @@ it: all), on 3,000 training images that are held out; the setting's rate stays u
 standard error. Without `rates` all have the setting's. Differences are paired by seed. Windows are those of two processes;
 the oracle's methods run in lock-step.
 
-Then `rounds` rounds of short runs on noise in two processes, beside 1F1B: images per second, bytes that come back, and by how
-many updates of its own an estimate of block 0 comes late. Runs that FOLDER has are not run again. The table is printed and
+Then `rounds` rounds of short runs on noise in two processes, beside 1F1B: images per second, processor time over that of
+local learning, lanes, bytes that come back, and by how many updates of its own an estimate of block 0 comes late. Runs that FOLDER has are not run again. The table is printed and
 written to DIR/frontier.md, in FOLDER without `out`, with a plot if matplotlib is installed.
 """
 
@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from fgpipe.errors import bad_value
 from fgpipe.study.accuracies.modules import SETTING
@@ -147,6 +146,24 @@ class FrontierOptions(RatedOptions):
 
 
 @dataclass(frozen=True)
+class Speed:
+    """Figures of a method's timed runs in two processes."""
+
+    ratio: Spread
+    """Images per second over 1F1B's."""
+    work: Spread | None
+    """Processor time over that of local learning; None: local learning was not timed."""
+    lanes: float
+    """Tangents that cross from one process to the other, per batch."""
+    bytes_back: float
+    """Of all blocks, per batch."""
+    weights_back: float
+    """Bytes of weights beside them, of all blocks, per batch."""
+    staleness: float
+    """Updates of block 0 from a batch's forward pass to its estimate, in the mean."""
+
+
+@dataclass(frozen=True)
 class FrontierRow:
     """Figures of one method."""
 
@@ -155,21 +172,14 @@ class FrontierRow:
     """Test accuracy of each seed; None: it diverged."""
     rate: float | None = None
     """The learning rate that was chosen; None: the setting's."""
-    speed: Spread | None = None
-    """Over 1F1B's; None: not timed."""
-    bytes_back: float | None = None
-    """Of all blocks, per batch."""
-    weights_back: float = 0.0
-    """Bytes of weights beside them, of all blocks, per batch."""
-    staleness: float | None = None
-    """Updates of block 0 from a batch's forward pass to its estimate, in the mean."""
+    speed: Speed | None = None
+    """None: not timed."""
 
 
 def table(rows: Sequence[FrontierRow]) -> str:
-    """Markdown: accuracies as mean and range over the seeds, differences paired by seed, speeds over the rounds."""
+    """Markdown: accuracies as mean and range over the seeds, differences paired by seed."""
     values = {row.name: row.values for row in rows}
     names = ["comes back", "method", "test accuracy", "range", *(f"less {each}, points" for each in REFERENCES)]
-    names += ["images/s over 1F1B, median", "range", "bytes back per batch", "updates late"]
     rated = any(row.rate is not None for row in rows)
     lines = [f"| {' | '.join([*names, *['learning rate'] * rated])} |", "|" + "---|" * (len(names) + rated)]
     for row in rows:
@@ -177,13 +187,25 @@ def table(rows: Sequence[FrontierRow]) -> str:
             "" if each == row.name or each not in values else gap_cell(row.values, values[each]) for each in REFERENCES
         ]
         cells = [METHODS[row.name].back, row.name, accuracy_cells(row.values), *gaps]
-        cells += [" | " if row.speed is None else row.speed.cells(".2f")]
-        beside = f" and {row.weights_back:,.0f} of weights" if row.weights_back else ""
-        cells += ["" if row.bytes_back is None else f"{row.bytes_back:,.0f}{beside}"]
-        cells += ["" if row.staleness is None else f"{row.staleness:.1f}"]
         cells += [f"{row.rate:g}"] if row.rate is not None else [""] * rated
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n" + deviation(values.values())
+
+
+def speed_table(rows: Sequence[FrontierRow]) -> str:
+    """Markdown: what the timed methods cost, as median and range over the rounds."""
+    names = ["method", "images/s over 1F1B, median", "range", "processor time over local, median", "range"]
+    names += ["lanes", "bytes back per batch", "updates late"]
+    lines = [f"| {' | '.join(names)} |", "|" + "---|" * len(names)]
+    for row in rows:
+        if (speed := row.speed) is None:
+            continue
+        work = " | " if speed.work is None else speed.work.cells(".2f")
+        beside = f" and {speed.weights_back:,.0f} of weights" if speed.weights_back else ""
+        cells = [row.name, speed.ratio.cells(".2f"), work, f"{speed.lanes:g}"]
+        cells += [f"{speed.bytes_back:,.0f}{beside}", f"{speed.staleness:.1f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 def plot(rows: Sequence[FrontierRow], path: Path) -> None:
@@ -199,9 +221,9 @@ def plot(rows: Sequence[FrontierRow], path: Path) -> None:
                     row.name, (0.01, 100 * mean), xycoords=("axes fraction", "data"), va="bottom", color=colour
                 )
                 continue
-            axes.plot(row.speed.median, 100 * mean, "o", color=colour)
+            axes.plot(row.speed.ratio.median, 100 * mean, "o", color=colour)
             axes.annotate(
-                row.name, (row.speed.median, 100 * mean), xytext=(5, 3), textcoords="offset points", color=colour
+                row.name, (row.speed.ratio.median, 100 * mean), xytext=(5, 3), textcoords="offset points", color=colour
             )
         for back in dict.fromkeys(METHODS[row.name].back for row in rows if row.speed is not None):
             axes.plot([], [], "o", color=COLORS[back], label=back)
@@ -220,18 +242,26 @@ def contestants(options: FrontierOptions) -> list[Contestant]:
     ]
 
 
-def measured(contest: Contest, timed: Sequence[Contestant]) -> dict[str, dict[str, Any]]:
-    """Fields of `FrontierRow` by method."""
+def measured(contest: Contest, timed: Sequence[Contestant]) -> dict[str, Speed]:
+    """Figures of the timed methods, by name."""
     reference, *others = timed
-    found: dict[str, dict[str, Any]] = {}
+    work = {
+        each.name: [sum(summary["processor_seconds"]) for summary in contest.summaries(each)] for each in others
+    }
+    found = {}
     for each in others:
         last = contest.summaries(each)[0]
-        found[each.name] = {
-            "speed": ratios(contest.speeds(each), contest.speeds(reference)),
-            "bytes_back": sum(last["bytes_back_per_batch"]),
-            "weights_back": sum(last.get("weights_back_per_batch", [])),
-            "staleness": last["staleness"]["0"]["mean"],
-        }
+        (link,) = (flows for flows in last["bytes"].values() if "activations" in flows)
+        tangent = link["activations"]["bytes"] / link["activations"]["messages"]
+        images = sum(next(iter(epoch["train"].values()))["samples"] for epoch in last["epochs"])
+        found[each.name] = Speed(
+            ratio=ratios(contest.speeds(each), contest.speeds(reference)),
+            work=ratios(work[each.name], work["local"]) if "local" in work else None,
+            lanes=link["tangents"]["bytes"] / tangent * last["config"]["batch_size"] / images if "tangents" in link else 0,
+            bytes_back=sum(last["bytes_back_per_batch"]),
+            weights_back=sum(last.get("weights_back_per_batch", [])),
+            staleness=last["staleness"]["0"]["mean"],
+        )
     return found
 
 
@@ -253,15 +283,16 @@ def main(arguments: list[str]) -> int:
     wanted = {name: keys(name, rates.get(name)) for name in options.methods}
     trainings.run_missing(wanted)
     rows = {name: FrontierRow(name, accuracies(trainings.summaries(name)), rates.get(name)) for name in wanted}
-    made = ""
+    costs = ""
     if options.rounds:
         timed = contestants(options)
         rounds = ContestOptions(split=options.split, repeats=options.rounds)
         contest = Contest(folder / "speed", rounds, [*timed_keys(setting), *options.net], timed)
         contest.run()
-        rows |= {name: replace(rows[name], **each) for name, each in measured(contest, timed).items()}
-        made = f"\nSpeeds: {origin(summary for each in timed for summary in contest.summaries(each))}\n"
-    text = table(list(rows.values())) + made
+        rows |= {name: replace(rows[name], speed=each) for name, each in measured(contest, timed).items()}
+        made = origin(summary for each in timed for summary in contest.summaries(each))
+        costs = f"\n## Two processes\n\n{speed_table(list(rows.values()))}\n{made}\n"
+    text = table(list(rows.values())) + costs
     print(text, end="")
     out = trainings.write("frontier", "Feedback that pays", arguments[1:], list(wanted), text)
     if options.rounds and find_spec("matplotlib") is not None:

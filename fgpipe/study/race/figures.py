@@ -1,6 +1,5 @@
 """Time to accuracy, computed: epochs to the accuracy times images of an epoch over images per second; and its tables."""
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -99,49 +98,47 @@ def percent(goal: float) -> str:
     return f"{100 * goal:g} %"
 
 
-def cluster_table(
-    goals: Sequence[float], rates: Mapping[str, Rate], curves: Mapping[str, Sequence[Curve]], images: int
-) -> str:
-    """Markdown: each method's speed and computed time to each goal, and who is first.
+def time_cells(
+    goal: float, rates: Mapping[str, Rate], curves: Mapping[str, Sequence[Curve]], images: int
+) -> dict[str, str]:
+    """Computed time of each method to a goal on one cluster; in bold the first of those whose seeds all get there.
 
     Args: curves: of each method with the delays of the cluster.
     """
-    head = ["method", "images/s", "bytes back per batch", *(f"{percent(goal)}, computed" for goal in goals)]
-    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     times = {
-        name: [[seconds_to(goal, curve, images, rate.images_per_second) for curve in curves[name]] for goal in goals]
+        name: [seconds_to(goal, curve, images, rate.images_per_second) for curve in curves[name]]
         for name, rate in rates.items()
     }
+    means = {name: mean for name, of in times.items() if (mean := mean_time(of)) is not None}
+    first = min(means, key=lambda name: means[name], default=None)
+    return {name: f"**{time_cell(of)}**" if name == first else time_cell(of) for name, of in times.items()}
+
+
+def cluster_table(
+    goals: Sequence[float], rates: Mapping[str, Rate], curves: Mapping[str, Sequence[Curve]], images: int
+) -> str:
+    """Markdown: each method's speed and time to each goal; the rest as for `time_cells`."""
+    head = ["method", "images/s", "bytes back per batch", *(f"{percent(goal)}, computed" for goal in goals)]
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    columns = [time_cells(goal, rates, curves, images) for goal in goals]
     for name, rate in rates.items():
         speed = f"{rate.images_per_second:.1f}{' (computed)' if rate.computed else ''}"
-        lines.append(f"| {' | '.join([name, speed, f'{rate.bytes_back:,.0f}', *map(time_cell, times[name])])} |")
-    firsts = []
-    for at, goal in enumerate(goals):
-        means = {name: mean for name, of in times.items() if (mean := mean_time(of[at])) is not None}
-        first = min(means, key=lambda name: means[name], default=None)
-        firsts.append(f"{percent(goal)}: {'nobody' if first is None else first}")
-    return "\n".join(lines) + f"\n\nFirst at {'; '.join(firsts)}.\n"
+        cells = [name, speed, f"{rate.bytes_back:,.0f}", *(column[name] for column in columns)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 def overview(results: RaceResults, variants: Mapping[tuple[str, str], int]) -> str:
-    """Markdown: each method's computed time to the highest goal on each cluster, the least of a cluster in bold.
+    """Markdown: each method's time to the highest goal on each cluster; the rest as for `time_cells`.
 
     Args: variants: the key of `RaceResults.curves` of a method on a cluster.
     """
-    goal, times = max(results.goals), {}
-    for cluster, rates in results.rates.items():
-        for name, rate in rates.items():
-            curves = results.curves[name][variants[name, cluster]]
-            times[name, cluster] = [seconds_to(goal, each, results.images, rate.images_per_second) for each in curves]
-    means = {way: mean for way, of in times.items() if (mean := mean_time(of)) is not None}
-    least = {
-        where: min((mean for (_, at), mean in means.items() if at == where), default=None) for where in results.rates
-    }
     lines = [f"| method | {' | '.join(results.rates)} |", "|" + "---|" * (1 + len(results.rates))]
-    for name in results.curves:
-        cells = [time_cell(times[name, cluster]) for cluster in results.rates]
-        first = [means.get((name, cluster), math.inf) == least[cluster] for cluster in results.rates]
-        lines.append(f"| {name} | {' | '.join(f'**{c}**' if f else c for c, f in zip(cells, first, strict=True))} |")
+    columns = []
+    for cluster, rates in results.rates.items():
+        curves = {name: results.curves[name][variants[name, cluster]] for name in rates}
+        columns.append(time_cells(max(results.goals), rates, curves, results.images))
+    lines += [f"| {name} | {' | '.join(column[name] for column in columns)} |" for name in columns[0]]
     return "\n".join(lines) + "\n"
 
 
