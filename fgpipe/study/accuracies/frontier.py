@@ -245,9 +245,7 @@ def contestants(options: FrontierOptions) -> list[Contestant]:
 def measured(contest: Contest, timed: Sequence[Contestant]) -> dict[str, Speed]:
     """Figures of the timed methods, by name."""
     reference, *others = timed
-    work = {
-        each.name: [sum(summary["processor_seconds"]) for summary in contest.summaries(each)] for each in others
-    }
+    work = {each.name: [sum(summary["processor_seconds"]) for summary in contest.summaries(each)] for each in others}
     found = {}
     for each in others:
         last = contest.summaries(each)[0]
@@ -257,7 +255,9 @@ def measured(contest: Contest, timed: Sequence[Contestant]) -> dict[str, Speed]:
         found[each.name] = Speed(
             ratio=ratios(contest.speeds(each), contest.speeds(reference)),
             work=ratios(work[each.name], work["local"]) if "local" in work else None,
-            lanes=link["tangents"]["bytes"] / tangent * last["config"]["batch_size"] / images if "tangents" in link else 0,
+            lanes=link["tangents"]["bytes"] / tangent * last["config"]["batch_size"] / images
+            if "tangents" in link
+            else 0,
             bytes_back=sum(last["bytes_back_per_batch"]),
             weights_back=sum(last.get("weights_back_per_batch", [])),
             staleness=last["staleness"]["0"]["mean"],

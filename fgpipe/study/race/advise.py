@@ -227,7 +227,7 @@ def main(arguments: list[str]) -> int:
         return 0
     options, rest = own_keys(arguments, AdviseOptions())
     check_keys(rest, [*LINK, *AdviseOptions.__dataclass_fields__])
-    cluster = options.cluster(compose_config(rest).link)
+    cluster = options.cluster(compose_config(rest).link if rest else LinkConfig())
     if options.map is not None:
         check_file("map", Path(options.map))
     results = raced(Path(options.results or RESULTS / "race.json"), options.results is not None)
