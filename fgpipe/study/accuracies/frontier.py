@@ -9,8 +9,10 @@ standard error. Without `rates` all have the setting's. Differences are paired b
 the oracle's methods run in lock-step.
 
 Then `rounds` rounds of short runs on noise in two processes, beside 1F1B: images per second, processor time over that of
-local learning, lanes, bytes that come back, and by how many updates of its own an estimate of block 0 comes late. Runs that FOLDER has are not run again. The table is printed and
-written to DIR/frontier.md, in FOLDER without `out`, with a plot if matplotlib is installed.
+local learning, lanes, bytes that come back, and by how many updates of its own an estimate of block 0 comes late.
+
+Runs that FOLDER has are not run again. The tables are printed and written to DIR/frontier.md, in FOLDER without `out`, with a
+plot if matplotlib is installed.
 """
 
 from collections.abc import Sequence
