@@ -240,7 +240,7 @@ def main(arguments: list[str]) -> int:
     rows, wanted = advice(cluster), methods(options.processes)
     print(table(rows, options.goal))
     print(f"Rates: simulated; measured on {calibration.machine}. {accuracy(calibration.errors)}")
-    print("Long round trips and slow processes are not among these, and err more: docs/results/race.md.")
+    print("Hosts of launch/two_hosts and slow processes are not among these, and err more: docs/results/race.md.")
     if results is None:
         print("Ranked by images per second alone: there is no race.json, so no accuracy is known.")
     else:
