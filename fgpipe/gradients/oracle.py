@@ -139,7 +139,9 @@ def estimate(
             logits, second = partial(_itself, logits_beside), partial(_itself, of_places)
             logits_of_beside[j] = logits_beside
         elif method.has_copies(j):
-            logits = partial(_itself, guess_heads[j](input_for(guess_heads[j], outputs[j])))
+            losses_beside, logits_beside = guess_heads[j].losses(input_for(guess_heads[j], outputs[j]), labels)
+            logits = partial(_itself, logits_beside)
+            second = partial(gradients_of, losses_beside.mean(), places[j], retain_graph=True)
         own, aim = (partial(found.__getitem__, j) for found in (guesses, gradients))
         view = View(places[j], (seed, j, batch), own, logits, second, aim, memory(j))
         directions[j] = method.guess.propose(view)

@@ -39,18 +39,20 @@ def windows(method: Method, window: int | str | Sequence[int]) -> tuple[int, ...
     """The window of each block: `window`, its own if that is a list, or for `auto` the smallest that keeps all busy.
 
     A batch's scalars reach block j after the forward passes of the blocks up to its target, hence
-    `target(j) - j + 1`, which is J - j for a global target. A block that waits for no scalars has window 1. In
-    asynchronous backpropagation gradients take the place of scalars, and J - j is 1F1B's: a batch's gradient comes back
-    after the forward and backward passes of the blocks above, in which block j makes those of J - 1 - j others. Gradients
-    come from the next block, so windows must fall from block to block: with equal ones in different processes, each waits
-    for the batch that the other one's update lets go.
+    `target(j) - j + 1`, which is J - j for a global target. A block that waits for no scalars has window 1; its twin, if it
+    has one, waits in their place for the weights of the blocks that it copies, which reach it as late. In asynchronous
+    backpropagation gradients take the place of scalars, and J - j is 1F1B's: a batch's gradient comes back after the
+    forward and backward passes of the blocks above, in which block j makes those of J - 1 - j others. Gradients come from
+    the next block, so windows must fall from block to block: with equal ones in different processes, each waits for the
+    batch that the other one's update lets go.
     """
     ends = [method.last if method.returns_gradients else method.target(j) for j in range(method.blocks)]
-    smallest = [ends[j] - j + 1 if method.waits(j) else 1 for j in range(method.blocks)]
+    ends = [max([end, *method.sources(j)]) for j, end in enumerate(ends)]
     if window == "auto":
-        return tuple(smallest)
-    asked = [window] * method.blocks if isinstance(window, int) else [int(each) for each in window]
-    return tuple(w if method.waits(j) else 1 for j, w in enumerate(asked))
+        asked = [end - j + 1 for j, end in enumerate(ends)]
+    else:
+        asked = [window] * method.blocks if isinstance(window, int) else [int(each) for each in window]
+    return tuple(w if method.waits(j) or method.has_copies(j) else 1 for j, w in enumerate(asked))
 
 
 def actions(batches: range, window: int, waits: bool, every: int = 1) -> Iterator[Action]:

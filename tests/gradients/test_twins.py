@@ -17,7 +17,7 @@ from fgpipe.errors import UserError
 from fgpipe.models.heads import Head
 from fgpipe.models.net import Net, deep_copy
 from fgpipe.plan.plan import DataFacts, Plan
-from tests.gradients.test_two_heads import assert_learnt, outputs
+from tests.gradients.test_two_heads import assert_learnt, outputs, unit
 from tests.test_transparency import Pipeline, Snapshot, assert_agrees, assert_close, configuration
 
 
@@ -67,6 +67,32 @@ def test_stale_copies(ahead: str, every: int, path: str) -> None:
             assert_learnt(run, before, ys, j, wanted_at_output)
 
 
+@pytest.mark.parametrize("second, share", [("own", 1.0), ("own", 0.25), ("error", 0.5)])
+def test_beside_the_own_gradient(second: str, share: float) -> None:
+    """Both through stale copies; a share of 1 has no size of its own gradient."""
+    every, target = 2, "local" if second == "own" else "global"
+    keys = f"guess.second={second}", f"guess.share={share}", f"guess.every={every}"
+    run = pipeline(*keys, target=target)
+    copied: tuple[Sequence[nn.Module], Sequence[Any]] = ((), ())
+    for batch in range(3):
+        wanted, before = run.step(batch)
+        assert_agrees(run, wanted, before, skip_samples=False)
+        if batch % every == 0:
+            copied = [deep_copy(each) for each in before.blocks], [deep_copy(each) for each in before.heads]
+        ys = outputs(before)
+        for j in range(7):
+            logits = copied[1][j + 1](copied[0][j + 1](ys[j]))
+            error = error_of(before, ys[-1])
+            if second == "own":
+                error = (logits.softmax(1) - F.one_hot(before.labels, logits.shape[1])).detach() / len(logits)
+            (aim,) = grad(logits, ys[j], error, retain_graph=True)
+            if share < 1:
+                head: Any = before.heads[j]
+                (own,) = grad(head.losses(ys[j], before.labels)[0].mean(), ys[j], retain_graph=True)
+                aim = own.square().sum().sqrt() * unit((1 - share) * unit(own) + share * unit(aim))
+            assert_learnt(run, before, ys, j, aim)
+
+
 def test_a_private_head_of_the_same_shape() -> None:
     """The control: it has weights of its own, which learn from the labels."""
     run = pipeline("guess.weights=private", "guess.ahead=2")
@@ -87,6 +113,9 @@ def test_a_private_head_of_the_same_shape() -> None:
     (["guess.every=0"], "guess.every=0: allowed: a whole number of at least 1"),
     (["guess.path=long"], "guess.path=long: allowed: whole | skip"),
     (["guess.weights=lent"], "guess.weights=lent: allowed: copied | private"),
+    (["guess.second=exact"], "guess.second=exact: allowed: error | own"),
+    (["guess.second=own"], "guess.second=own: allowed: error with target=global, or own with target=local"),
+    (["guess.share=2"], "guess.share=2: allowed: a number above 0 and at most 1"),
     (["replicas=2"], "replicas=2: allowed: 1 with guess=twins, whose weights come from block to block"),
     (["head.learns=distilled"], "head.learns=distilled: allowed: labels with guess=twins guess.weights=copied"),
 ])  # fmt: skip

@@ -22,6 +22,7 @@ RUNS = {
     "error": [*COMMON, "target=global", "space=activity", "guess=error"],
     "local": [*COMMON, "target=local"],
     "twins": [*COMMON, "target=global", "space=activity", "guess=twins", "guess.ahead=1", "guess.every=2"],
+    "own_twins": [*COMMON, "target=local", "space=activity", "guess=twins", "guess.second=own", "guess.every=2"],
     "control": [*COMMON, "guess=end_to_end"],
     "asynchronous": [*COMMON, "guess=end_to_end", "schedule=async_1f1b"],
 }
@@ -120,6 +121,15 @@ def test_weights_of_twins(folder: Path) -> None:
 
 
 @pytest.mark.slow
+def test_own_twins(folder: Path) -> None:
+    """Weights come down, as many as beside the target's errors, and nothing else."""
+    links, beside = downward(ledger(folder, "own_twins")), downward(ledger(folder, "twins"))
+    of_weights = {link: kinds["weights"] for link, kinds in beside.items() if "weights" in kinds}
+    assert links == {link: {"weights": each} for link, each in of_weights.items()}
+    assert all("tangents" not in kinds for kinds in ledger(folder, "own_twins").values())
+
+
+@pytest.mark.slow
 def test_local(folder: Path) -> None:
     """A local target sends nothing back at all, and no tangents up."""
     links = ledger(folder, "local")
@@ -142,7 +152,7 @@ def test_backpropagation_is_the_control(name: str, messages: int, folder: Path) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["tensor", "block", "sample", "error", "twins", "local"])
+@pytest.mark.parametrize("name", ["tensor", "block", "sample", "error", "twins", "own_twins", "local"])
 def test_kernel_agrees(folder: Path, name: str) -> None:
     """The kernel saw no more downward bytes than the ledger's, but for the transport's own."""
     counted, seen = downward(ledger(folder, name)), downward(kernel(folder, name))

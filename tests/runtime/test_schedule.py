@@ -80,6 +80,8 @@ def test_turns_in_full() -> None:
         ("local", 0, (1, 1, 1, 1), (1, 1, 1, 1)),
         ("local", 1, (2, 2, 2, 1), (3, 3, 3, 1)),
         ("gaussian", 2, (3, 3, 2, 1), (3, 3, 3, 1)),
+        ("twins", None, (4, 3, 2, 1), (3, 3, 3, 1)),
+        ("twins", 0, (2, 2, 2, 1), (3, 3, 3, 1)),
         ("end_to_end", None, (1, 1, 1, 1), (1, 1, 1, 1)),
     ],
 )
@@ -88,7 +90,7 @@ def test_windows(guess: str, depth: int | None, auto: tuple[int, ...], three: tu
     assert windows(method(guess, depth), 3) == three
     assert windows(method(guess, depth), 1) == (1, 1, 1, 1)
     own = tuple(w if a > 1 else 1 for w, a in zip((9, 5, 2, 7), auto, strict=True))
-    assert windows(method(guess, depth), [9, 5, 2, 7]) == own, "a block that waits for nothing has 1"
+    assert windows(method(guess, depth), [9, 5, 2, 7]) == own, "a block that nothing comes down to has 1"
 
 
 def test_windows_of_asynchronous_backpropagation() -> None:

@@ -40,7 +40,7 @@ class View:
     """The logits `[B, C]` of the block's trained head, or of the one beside it if the guess has one (its twin), with a graph
     down to `places`, which lives on when the head learns."""
     beside: Callable[[], Sequence[Tensor]]
-    """The gradient of the loss of the head beside the trained one, shaped as `places`; a backward pass."""
+    """The gradient of the loss of the head beside the trained one, or of the twin, shaped as `places`; a backward pass."""
     target: Callable[[], Sequence[Tensor]]
     """The target's gradient, shaped as `places`: for controls by the oracle, which alone has it."""
     memory: Mapping[str, Tensor] = field(default_factory=dict)

@@ -18,7 +18,7 @@ GROUP = "fgpipe.guesses"
 OWN = sorted(
     path.stem
     for path in Path(__file__).parent.glob("*.py")
-    if path.stem not in ("__init__", "base", "registry", "noise", "two_heads")
+    if path.stem not in ("__init__", "base", "registry", "noise", "two_heads", "mixing")
 )
 _classes: dict[str, type[Guess]] = {}
 

@@ -1,23 +1,24 @@
-"""`guess=twins`: the target's error through a copy of what the net has above the block."""
+"""`guess=twins`: an error through a copy of what the net has above the block."""
 
 from dataclasses import dataclass
 
 from fgpipe.config import Config
 from fgpipe.errors import bad_value
-from fgpipe.gradients.guesses.error import Error
+from fgpipe.gradients.guesses.mixing import Mixing
 from fgpipe.gradients.guesses.registry import guess
 from fgpipe.models.twins import TwinShape
 
 
 @guess("twins")
 @dataclass(frozen=True)
-class Twins(Error):
+class Twins(Mixing):
     """The transposed Jacobian of the next blocks and their head, with weights that travel down now and then.
 
-    With all blocks, weights of every batch and one batch in flight it is backpropagation's gradient. `private` is the
-    control: a head of the same shape, which learns from its own loss.
+    With the target's error, all blocks, weights of every batch and one batch in flight it is backpropagation's gradient.
+    `private` is the control: a head of the same shape, which learns from its own loss.
     """
 
+    share: float = 1.0
     ahead: int | None = 1
     """Blocks that are copied; None: all above."""
     every: int = 8
@@ -36,6 +37,7 @@ class Twins(Error):
         return self.every if self.weights == "copied" else None
 
     def check(self, config: Config) -> None:
+        super().check(config)
         for key, value in (("ahead", self.ahead), ("every", self.every)):
             if value is not None and value < 1:
                 null = ", or null" if key == "ahead" else ""

@@ -25,6 +25,7 @@ class TwoHeads(Guess):
         return HeadConfig(self.beside, self.hidden)
 
     def check(self, config: Config) -> None:
+        super().check(config)
         for key, of_head in (("beside", "head.name"), ("hidden", "head.hidden")):
             accepts, allowed = RULES[of_head]
             if not accepts(value := getattr(self, key)):

@@ -39,12 +39,13 @@ from fgpipe.study.common.runs import origin
 from fgpipe.study.contests.contest import Contest, Contestant, ContestOptions, Spread, microbatches, ratios, staged
 
 NOTHING, SCALARS, ROWS, GRADIENTS, ORACLE = "nothing", "scalars", "C floats per sample", "gradients", "by the oracle"
-WEIGHTS = "C floats per sample, rare weights"
+WEIGHTS, WEIGHTS_ALONE = "C floats per sample, rare weights", "rare weights"
 COLORS = {
     NOTHING: INK,
     SCALARS: GUESS_COLORS["local"],
     ROWS: GUESS_COLORS["error"],
     WEIGHTS: GUESS_COLORS["twins"],
+    WEIGHTS_ALONE: GUESS_COLORS["twins"],
     GRADIENTS: GUESS_COLORS["end_to_end"],
     ORACLE: GUESS_COLORS["end_to_end"],
 }
@@ -54,6 +55,7 @@ AT_OUTPUT = ("space=activity", "scope=sample")
 GLOBAL = ("target=global",)
 STRIDED = "guess.beside=strided"
 OWN = ("target=local", "guess=mixture", "guess.second=own", *AT_OUTPUT)
+OWN_TWINS = ("target=local", "guess=twins", "guess.second=own", "guess.share=0.5", *AT_OUTPUT)
 SMOOTH = (*GLOBAL, "decode=smoothed", "step=normalised")
 
 
@@ -86,6 +88,8 @@ METHODS = {
     "local spatial": FrontierMethod(NOTHING, ("target=local", "head=spatial")),
     "two heads": FrontierMethod(NOTHING, (*OWN, STRIDED)),
     "two heads spatial": FrontierMethod(NOTHING, OWN),
+    "own private twins": FrontierMethod(NOTHING, (*OWN_TWINS, "guess.weights=private")),
+    "own twins": FrontierMethod(WEIGHTS_ALONE, OWN_TWINS),
     "scaled local": FrontierMethod(SCALARS, (*SMOOTH, "guess=local", "scope=block", "lanes=1")),
     "portfolio": FrontierMethod(SCALARS, (*SMOOTH, "guess=portfolio", "space=activity", "scope=batch")),
     "portfolio similarity": FrontierMethod(
@@ -100,6 +104,7 @@ METHODS = {
     "mixture distilled": FrontierMethod(ROWS, (*GLOBAL, "guess=mixture", STRIDED, "head.learns=distilled", *AT_OUTPUT)),
     "private twins": FrontierMethod(ROWS, (*GLOBAL, "guess=twins", "guess.weights=private", *AT_OUTPUT)),
     "twins": FrontierMethod(WEIGHTS, (*GLOBAL, "guess=twins", *AT_OUTPUT)),
+    "mixed twins": FrontierMethod(WEIGHTS, (*GLOBAL, "guess=twins", "guess.share=0.5", *AT_OUTPUT)),
     "twins of all": FrontierMethod(WEIGHTS, (*GLOBAL, "guess=twins", "guess.ahead=null", *AT_OUTPUT)),
     "skip path": FrontierMethod(WEIGHTS, (*GLOBAL, "guess=twins", "guess.ahead=null", "guess.path=skip", *AT_OUTPUT)),
 }
