@@ -16,6 +16,7 @@ from fgpipe.study.accuracies.frontier import (
     FrontierRow,
     Speed,
     contestants,
+    leading,
     speed_table,
     table,
 )
@@ -65,6 +66,20 @@ def test_speed_table() -> None:
         "| local | 1.25 | 1.20 to 1.30 | 1.00 | 1.00 to 1.00 | 0 | 0 | 0.0 |",
         "| twins | 0.90 | 0.80 to 1.00 |  |  | 2 | 5,120 and 1,235 of weights | 7.0 |",
     ]
+
+
+def test_few_names_in_the_figure() -> None:
+    """A diverged method is the best of its class if nothing else is."""
+    values = {
+        "local": 0.4,
+        "two heads": 0.5,
+        "own private twins": 0.6,
+        "twins": 0.7,
+        "mixed twins": 0.65,
+        "mixture": None,
+    }
+    rows = [FrontierRow(name, [value]) for name, value in values.items()]
+    assert leading(rows) == {"local", "own private twins", "twins", "mixture"}
 
 
 @pytest.mark.parametrize("argument, expected", [

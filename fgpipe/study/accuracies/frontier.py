@@ -215,8 +215,18 @@ def speed_table(rows: Sequence[FrontierRow]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def leading(rows: Sequence[FrontierRow]) -> set[str]:
+    """Name the most accurate method of each class, and local learning."""
+    best: dict[str, tuple[float, str]] = {}
+    for row in rows:
+        back = METHODS[row.name].back
+        best[back] = max(best.get(back, (0.0, "")), (mean_accuracy(row.values) or 0.0, row.name))
+    return {"local", *(name for _, name in best.values())}
+
+
 def plot(rows: Sequence[FrontierRow], path: Path) -> None:
-    """Draw mean accuracy against speed, a colour for each class of feedback."""
+    """Draw mean accuracy against speed, a colour for each class of feedback; the leading methods have their names."""
+    named = leading(rows)
     with drawn(path, (7, 4.5)) as axes:
         for row in rows:
             mean, colour = mean_accuracy(row.values), COLORS[METHODS[row.name].back]
@@ -229,9 +239,9 @@ def plot(rows: Sequence[FrontierRow], path: Path) -> None:
                 )
                 continue
             axes.plot(row.speed.ratio.median, 100 * mean, "o", color=colour)
-            axes.annotate(
-                row.name, (row.speed.ratio.median, 100 * mean), xytext=(5, 3), textcoords="offset points", color=colour
-            )
+            if row.name in named:
+                at = row.speed.ratio.median, 100 * mean
+                axes.annotate(row.name, at, xytext=(5, 3), textcoords="offset points", color=colour)
         for back in dict.fromkeys(METHODS[row.name].back for row in rows if row.speed is not None):
             axes.plot([], [], "o", color=COLORS[back], label=back)
         axes.figure.legend(title="comes back", loc="outside lower center", ncols=3, frameon=False)
