@@ -67,11 +67,18 @@ def test_stale_copies(ahead: str, every: int, path: str) -> None:
             assert_learnt(run, before, ys, j, wanted_at_output)
 
 
-@pytest.mark.parametrize("second, share", [("own", 1.0), ("own", 0.25), ("error", 0.5)])
-def test_beside_the_own_gradient(second: str, share: float) -> None:
-    """Both through stale copies; a share of 1 has no size of its own gradient."""
+@pytest.mark.parametrize(
+    "second, share, second_every", [("own", 1, 1), ("own", 0.25, 3), ("error", 0.5, 1), ("error", 0.5, 2)]
+)
+def test_beside_the_own_gradient(second: str, share: float, second_every: int) -> None:
+    """Both through stale copies; a share of 1 has no size of its own gradient; between, the own gradient alone."""
     every, target = 2, "local" if second == "own" else "global"
-    keys = f"guess.second={second}", f"guess.share={share}", f"guess.every={every}"
+    keys = (
+        f"guess.second={second}",
+        f"guess.share={share}",
+        f"guess.every={every}",
+        f"guess.second_every={second_every}",
+    )
     run = pipeline(*keys, target=target)
     copied: tuple[Sequence[nn.Module], Sequence[Any]] = ((), ())
     for batch in range(3):
@@ -89,7 +96,8 @@ def test_beside_the_own_gradient(second: str, share: float) -> None:
             if share < 1:
                 head: Any = before.heads[j]
                 (own,) = grad(head.losses(ys[j], before.labels)[0].mean(), ys[j], retain_graph=True)
-                aim = own.square().sum().sqrt() * unit((1 - share) * unit(own) + share * unit(aim))
+                between = batch % second_every > 0
+                aim = own if between else own.square().sum().sqrt() * unit((1 - share) * unit(own) + share * unit(aim))
             assert_learnt(run, before, ys, j, aim)
 
 
@@ -116,6 +124,8 @@ def test_a_private_head_of_the_same_shape() -> None:
     (["guess.second=exact"], "guess.second=exact: allowed: error | own"),
     (["guess.second=own"], "guess.second=own: allowed: error with target=global, or own with target=local"),
     (["guess.share=2"], "guess.share=2: allowed: a number above 0 and at most 1"),
+    (["guess.second_every=0"], "guess.second_every=0: allowed: a whole number of at least 1"),
+    (["guess.second_every=2"], "guess.second_every=2: allowed: 1 with guess.share=1"),
     (["replicas=2"], "replicas=2: allowed: 1 with guess=twins, whose weights come from block to block"),
     (["head.learns=distilled"], "head.learns=distilled: allowed: labels with guess=twins guess.weights=copied"),
 ])  # fmt: skip

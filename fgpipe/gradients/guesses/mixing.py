@@ -21,11 +21,14 @@ class Mixing(Guess):
     The first is the gradient of the trained head's loss. The second is `second`: `error`, the transposed Jacobian of the
     head beside it, applied to the target's `softmax - onehot`; `own`, the gradient of that head's own loss, which needs no
     error from above; or `exact`, the target's gradient, which the oracle alone has. A share of 1 is the second as it is.
+    Batches without a second direction take the own gradient.
     """
 
     second: str = "error"
     share: float = 0.5
     """Weight of the second direction; the first has the rest."""
+    second_every: int = 1
+    """Batches from one with a second direction to the next."""
 
     spaces: ClassVar[tuple[str, ...]] = ("activity",)
     scopes: ClassVar[tuple[str, ...]] = ("sample",)
@@ -42,10 +45,17 @@ class Mixing(Guess):
             raise bad_value("guess.second", "exact", "error with tangents=forward, or exact with tangents=oracle")
         if not 0 < self.share <= 1:
             raise bad_value("guess.share", self.share, "a number above 0 and at most 1")
+        if self.second_every < 1:
+            raise bad_value("guess.second_every", self.second_every, "a whole number of at least 1")
+        if self.second_every > 1 and self.share == 1:
+            raise bad_value("guess.second_every", self.second_every, "1 with guess.share=1")
 
     def propose(self, view: View) -> Sequence[Tensor]:
         """The own gradient, unless its share is 0; and the second direction, or the logits at which it waits for the error."""
         first = view.gradient() if self.share < 1 else ()
+        _, _, draw = view.key
+        if draw % self.second_every:
+            return first
         if self.second == "error":
             return [*first, view.logits()]
         return [*first, *(view.beside() if self.second == "own" else view.target())]
@@ -53,6 +63,8 @@ class Mixing(Guess):
     def estimate(
         self, directions: Sequence[Tensor], readings: Tensor, scope: str, step: StepRule, places: Sequence[Tensor]
     ) -> Sequence[Tensor]:
+        if self.share < 1 and len(directions) == 1:
+            return directions
         *first, second = directions
         if self.second == "error":
             (error,) = readings
