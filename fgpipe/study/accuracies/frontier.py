@@ -91,7 +91,7 @@ METHODS = {
     "own private twins": FrontierMethod(NOTHING, (*OWN_TWINS, "guess.weights=private")),
     "own twins": FrontierMethod(WEIGHTS_ALONE, OWN_TWINS),
     "own twins rarely copied": FrontierMethod(WEIGHTS_ALONE, (*OWN_TWINS, "guess.every=32")),
-    "own twins by turns": FrontierMethod(WEIGHTS_ALONE, (*OWN_TWINS, "guess.second_every=2")),
+    "own twins by turns": FrontierMethod(WEIGHTS_ALONE, (*OWN_TWINS, "guess.second_every=2", "guess.share=0.9")),
     "scaled local": FrontierMethod(SCALARS, (*SMOOTH, "guess=local", "scope=block", "lanes=1")),
     "portfolio": FrontierMethod(SCALARS, (*SMOOTH, "guess=portfolio", "space=activity", "scope=batch")),
     "portfolio similarity": FrontierMethod(
