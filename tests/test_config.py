@@ -30,6 +30,7 @@ WRONG = {
     "guess.hidden": ["0"],
     "guess.second": ["both"],
     "guess.share": ["2"],
+    "guess.second_every": ["0", "1.5"],
     "guess.ahead": ["0", "most"],
     "guess.every": ["0"],
     "guess.path": ["short"],
