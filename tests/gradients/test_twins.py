@@ -3,7 +3,7 @@
 References are autograd on the net before the batch, with copies of weights that the test keeps itself.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -23,6 +23,20 @@ from tests.test_transparency import Pipeline, Snapshot, assert_agrees, assert_cl
 
 def pipeline(*keys: str, target: str = "global", blocks: int = 8) -> Pipeline:
     return Pipeline(configuration("twins", "mlp", "activity", "sample", target, blocks, *keys))
+
+
+def steps(
+    run: Pipeline, batches: int, every: int
+) -> Iterator[tuple[int, Snapshot, Sequence[nn.Module], Sequence[Any]]]:
+    """Train on batches; yield each with the net before it, and the blocks and heads of the last multiple of `every`."""
+    blocks: Sequence[nn.Module] = ()
+    heads: Sequence[Any] = ()
+    for batch in range(batches):
+        wanted, before = run.step(batch)
+        assert_agrees(run, wanted, before, skip_samples=False)
+        if batch % every == 0:
+            blocks, heads = [deep_copy(each) for each in before.blocks], [deep_copy(each) for each in before.heads]
+        yield batch, before, blocks, heads
 
 
 def error_of(before: Snapshot, y: Tensor) -> Tensor:
@@ -50,20 +64,15 @@ def test_all_blocks_and_fresh_weights_are_backpropagation() -> None:
 def test_stale_copies(ahead: str, every: int, path: str) -> None:
     """Of the weights that the blocks above had at the last multiple of `every`."""
     run = pipeline(f"guess.ahead={ahead}", f"guess.every={every}", f"guess.path={path}")
-    copied: tuple[Sequence[nn.Module], Sequence[Any]] = ((), ())
-    for batch in range(4):
-        wanted, before = run.step(batch)
-        assert_agrees(run, wanted, before, skip_samples=False)
-        if batch % every == 0:
-            copied = [deep_copy(each) for each in before.blocks], [deep_copy(each) for each in before.heads]
+    for _, before, blocks, heads in steps(run, 4, every):
         ys = outputs(before)
         error = error_of(before, ys[-1])
         for j in range(7):
             last = 7 if ahead == "null" else min(7, j + int(ahead))
             x = ys[j]
-            for block in copied[0][j + 1 : last + 1]:
+            for block in blocks[j + 1 : last + 1]:
                 x = torch.relu(block.shortcut(x)) if path == "skip" else block(x)  # type: ignore[operator]
-            (wanted_at_output,) = grad(copied[1][last](x), ys[j], error, retain_graph=True)
+            (wanted_at_output,) = grad(heads[last](x), ys[j], error, retain_graph=True)
             assert_learnt(run, before, ys, j, wanted_at_output)
 
 
@@ -79,16 +88,10 @@ def test_beside_the_own_gradient(second: str, share: float, second_every: int) -
         f"guess.every={every}",
         f"guess.second_every={second_every}",
     )
-    run = pipeline(*keys, target=target)
-    copied: tuple[Sequence[nn.Module], Sequence[Any]] = ((), ())
-    for batch in range(3):
-        wanted, before = run.step(batch)
-        assert_agrees(run, wanted, before, skip_samples=False)
-        if batch % every == 0:
-            copied = [deep_copy(each) for each in before.blocks], [deep_copy(each) for each in before.heads]
+    for batch, before, blocks, heads in steps(run := pipeline(*keys, target=target), 3, every):
         ys = outputs(before)
         for j in range(7):
-            logits = copied[1][j + 1](copied[0][j + 1](ys[j]))
+            logits = heads[j + 1](blocks[j + 1](ys[j]))
             error = error_of(before, ys[-1])
             if second == "own":
                 error = (logits.softmax(1) - F.one_hot(before.labels, logits.shape[1])).detach() / len(logits)
