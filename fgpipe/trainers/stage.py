@@ -245,7 +245,8 @@ class Stage:
             return gradients(twin_losses.mean(), places)
 
         if (optimizer := self._learner.beside_optimizer) is None:
-            view = self._view(places, self._draw(batch), gradient, logits, of_twin)
+            beside = of_twin if self._method.has_copies(self.index) else not_there
+            view = self._view(places, self._draw(batch), gradient, logits, beside)
             return self._method.guess.propose(view), of_head, lesson
         second, logits_beside, copies = frozen_losses(self.guess_head, y, batch.labels)
         found = gradients(second.mean(), [*places, *copies], retain_graph=True)
@@ -263,7 +264,7 @@ class Stage:
         draw: int,
         gradient: Callable[[], Sequence[Tensor]],
         logits: Callable[[], Tensor],
-        beside: Callable[[], Sequence[Tensor]],
+        beside: Callable[[], Sequence[Tensor]] = not_there,
     ) -> View:
         return View(places, (self._seed, self.index, draw), gradient, logits, beside, not_there, self.memory.tensors)
 
@@ -358,7 +359,7 @@ class Stage:
         method, directions, y = self._method, entry.directions, entry.output
         places: Sequence[Tensor] = self._optimizer.parameters if y is None else [y]
         if directions is None:
-            directions = method.guess.propose(self._view(places, entry.draw, not_there, not_there, not_there))
+            directions = method.guess.propose(self._view(places, entry.draw, not_there, not_there))
         step = self.step_rule
         if readings is None:
             readings, step = places[0].new_zeros(method.readings(self._lanes.counts[self.index])), self.step_rule.recall

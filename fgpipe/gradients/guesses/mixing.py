@@ -20,8 +20,10 @@ class Mixing(Guess):
 
     The first is the gradient of the trained head's loss. The second is `second`: `error`, the transposed Jacobian of the
     head beside it, applied to the target's `softmax - onehot`; `own`, the gradient of that head's own loss, which needs no
-    error from above; or `exact`, the target's gradient, which the oracle alone has. A share of 1 is the second as it is.
-    Batches without a second direction take the own gradient.
+    error from above; or `exact`, the target's gradient, which the oracle alone has.
+
+    With directions g and h, a share s and u(x) = x / |x| the estimate is |g| u((1 - s) u(g) + s u(h)); h itself with s = 1, g
+    itself on batches between those with a second direction.
     """
 
     second: str = "error"
