@@ -17,6 +17,7 @@ from fgpipe.study.card.measured import Collection, published_values
 from fgpipe.study.card.plots import color_of, plots, plt, smooth
 from fgpipe.study.card.report import main
 from fgpipe.study.paper.tables import published
+from tests.integration.launching import ROOT
 from tests.study.results import key, write_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -72,6 +73,21 @@ def test_widths_of_cells_are_no_accident_and_neither_is_what_changes_no_number(t
         "cifar10": "training images 6400, test images 5000, epochs 2, batch 64, schedule one_cycle, width factor 0.25, "
         "computed by two backward passes"
     }
+
+
+def test_a_key_that_only_one_run_has_is_listed(tmp_path: Path) -> None:
+    for name in ("mlp", "cnn"):
+        write_run(tmp_path, key("local", name, "weight"), 70)
+    older = write_run(tmp_path, key("local", "mlp", "activity"), 65, settings={"gone": 3})
+    collection = Collection.read(tmp_path)
+    (listed,) = collection.others
+    assert len(collection.kept) == 2 and listed.folder == older and "gone=3 (there unknown)" in listed.reason
+
+
+def test_the_results_of_the_repository_are_all_compared() -> None:
+    collection = Collection.read(ROOT / "docs/results/scaled")
+    assert len(collection.kept) + len(collection.others) == len(list((ROOT / "docs/results/scaled").glob("*/summary.json")))
+    assert {each.reason[:12] for each in collection.others} <= {"the same run"}
 
 
 def test_of_one_cell_and_seed_no_run_is_chosen_by_luck(tmp_path: Path) -> None:

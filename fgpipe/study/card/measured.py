@@ -202,7 +202,9 @@ def _agreeing(
         there = settings(first[0])
         for each in [each for runs in rest for each in runs]:
             here = settings(each)
-            differing = ", ".join(f"{key}={here[key]} (there {there[key]})" for key in here if here[key] != there[key])
+            keys = sorted(here.keys() | there.keys())
+            pairs = [(key, here.get(key, "unknown"), there.get(key, "unknown")) for key in keys]
+            differing = ", ".join(f"{key}={one} (there {other})" for key, one, other in pairs if one != other)
             others.append(Other(each.folder, each.accuracy, f"other settings than {first[0].folder.name}: {differing}"))
         if tied:
             reason = f"as many runs have other settings: {rest[0][0].folder.name}"
