@@ -182,7 +182,7 @@ def test_the_page_has_every_cell_and_needs_no_network(results: Path, capsys: pyt
     assert "<td><b>71.0</b></td><td>1.0</td>" in html
     for name in (
         "scatter",
-        "groups",
+        "groups-global",
         "loss-8-blocks",
         "depth-8-blocks",
         "cosine-8-blocks-weight",
@@ -318,9 +318,7 @@ def test_loss_by_depth_is_of_cnn_heads(tmp_path: Path) -> None:
     write_run(tmp_path, key("local", "cnn", "weight"), 50)
     write_run(tmp_path, key("end_to_end", None, None), 80)
     write_run(tmp_path, key("gaussian", None, "weight"), 40, settings={"head.name": "cnn"})
-    (axes,) = drawn(tmp_path)["depth-8-blocks"].axes
-    legend = axes.get_legend()
-    assert legend is not None
+    (legend,) = drawn(tmp_path)["depth-8-blocks"].legends
     assert [text.get_text() for text in legend.get_texts()] == ["local, global", "gaussian, global"]
 
 
@@ -353,13 +351,16 @@ def test_panels_are_of_whatever_is_measured(tmp_path: Path) -> None:
         write_run(tmp_path, key("gaussian", "mlp", space, blocks=16, target="local"), 30)
     write_run(tmp_path, key("local", "mlp", None, blocks=16, target="local"), 60)
     write_run(tmp_path, key("local", "mlp", "weight"), 70)  # alone in its table
-    panels = {panel.get_title(): panel for panel in drawn(tmp_path)["groups"].axes}
-    assert set(panels) == {"intermediate, cifar10, 8 blocks", "local, cifar10, 16 blocks"}
-    lines: list[Any] = panels["local, cifar10, 16 blocks"].get_lines()
+    figures = {name: figure.axes for name, figure in drawn(tmp_path).items() if name.startswith("groups")}
+    assert set(figures) == {"groups-intermediate", "groups-local"}
+    (panel,) = figures["groups-local"]
+    assert panel.get_title() == "cifar10, 16 blocks"
+    lines: list[Any] = panel.get_lines()
     filled = {
         (round(line.get_ydata()[0]), float(line.get_xdata()[0]))
         for line in lines
         if line.get_markerfacecolor() != "none"
     }
-    names = [each.get_text() for each in next(iter(panels.values())).get_yticklabels()]  # which all share
+    names = [each.get_text() for each in panel.get_yticklabels()]
+    assert names == ["local mlp", "gaussian mlp"], "no row that only another target has"
     assert {(names[at], accuracy) for at, accuracy in filled} == {("local mlp", 60), ("gaussian mlp", 30)}

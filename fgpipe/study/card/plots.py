@@ -85,7 +85,7 @@ class Plot:
         text = re.sub(r'( id="|url\(#|href="#)', rf"\g<1>{self.name}-", text).replace(INK, "currentColor")
         start, rest = text.split(">", 1)
         start = re.sub(r' (width|height)="[^"]*"', "", start)
-        return f'{start} role="img" aria-label="{self.title}">{rest}'
+        return f'{start} role="img" aria-label="{self.title}" style="max-width: {120 * self._size[0]:.0f}px">{rest}'
 
 
 def plots(measurements: Sequence[Measurement], values: Values, published: Values) -> Iterator[Plot]:
@@ -126,25 +126,26 @@ def _scatter(ranks: Ranks) -> Plot:
 
 
 def _multiples(values: Values, published: Values) -> Iterator[Plot]:
-    """Yield the cells of all groups of data set, blocks, width and target, a panel for each of which more than one is measured."""
-    groups: dict[tuple[str, str, int, str], list[Key]] = defaultdict(list)
+    """Yield the cells of each target: a panel for data set, blocks and width of which more than one cell is measured."""
+    targets: dict[str, dict[tuple[str, int, str], list[Key]]] = defaultdict(lambda: defaultdict(list))
     for key in sorted(values, key=_row_order):
         if key.guess != "end_to_end":
-            groups[key.target, key.dataset, key.blocks, key.width].append(key)
-    wanted = {group: keys for group, keys in sorted(groups.items()) if len(keys) > 1}
-    if wanted:
-        rows = list(dict.fromkeys((each.guess, each.aux) for keys in wanted.values() for each in keys))
-        rows.sort(key=lambda row: (list(GUESS_COLORS).index(row[0]), row[1] or ""))
-        across = min(4, len(wanted))
+            targets[key.target][key.dataset, key.blocks, key.width].append(key)
+    for target, groups in sorted(targets.items()):
+        wanted = {group: keys for group, keys in sorted(groups.items()) if len(keys) > 1}
+        if not wanted:
+            continue
+        rows = sorted({(each.guess, each.aux) for keys in wanted.values() for each in keys}, key=_row_place)
+        across = min(3, len(wanted))
         down = -(-len(wanted) // across)
-        size = max(3.7, 2.1 * across + 1.0), down * (0.6 + 0.19 * len(rows)) + 0.5
-        caption = "Test accuracy, filled as measured, hollow as published; a panel for each group of cells."
+        size = max(3.7, 2.1 * across + 1.0), down * (0.4 + 0.17 * len(rows)) + 0.8
+        caption = "Test accuracy, filled as measured, hollow as published."
         draw = partial(_draw_multiples, wanted, rows, across, values, published)
-        yield Plot("groups", "Every group of cells", caption, draw, size)
+        yield Plot(f"groups-{target}", f"Cells, {target} target", caption, draw, size)
 
 
 def _draw_multiples(
-    groups: Mapping[tuple[str, str, int, str], Sequence[Key]],
+    groups: Mapping[tuple[str, int, str], Sequence[Key]],
     rows: Sequence[tuple[str, str | None]],
     across: int,
     values: Values,
@@ -153,14 +154,14 @@ def _draw_multiples(
 ) -> None:
     down = -(-len(groups) // across)
     panels = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False).flat
-    for ((target, dataset, blocks, width), keys), panel in zip(groups.items(), panels, strict=False):
+    for ((dataset, blocks, width), keys), panel in zip(groups.items(), panels, strict=False):
         for key in keys:
             at = rows.index((key.guess, key.aux)) + {None: 0.0, "weight": -0.16, "activity": 0.16}[key.space]
             for source, face in ((published, "none"), (values, SPACE_COLORS[key.space])):
                 if key in source:
                     panel.plot(mean(source[key].values()), at, "o", ms=4, color=SPACE_COLORS[key.space], mfc=face)
         wide = f", width {width}" if width != "1" else ""
-        panel.set_title(f"{target}, {spelled(dataset)}, {blocks} blocks{wide}", fontsize=7.5)
+        panel.set_title(f"{spelled(dataset)}, {blocks} blocks{wide}", fontsize=7.5)
         panel.set_yticks(range(len(rows)), [row_label(*row) for row in rows], fontsize=7)
         panel.tick_params(axis="x", labelsize=7)
         panel.set(xlim=(0, 100), ylim=(len(rows) - 0.5, -0.5))
@@ -174,7 +175,12 @@ def _draw_multiples(
 
 
 def _row_order(key: Key) -> tuple[int, str]:
-    return list(GUESS_COLORS).index(key.guess), key.aux or ""
+    return _row_place((key.guess, key.aux))
+
+
+def _row_place(row: tuple[str, str | None]) -> tuple[int, str]:
+    guess, aux = row
+    return list(GUESS_COLORS).index(guess), aux or ""
 
 
 def _losses(measurements: Sequence[Measurement]) -> Iterator[Plot]:
@@ -248,7 +254,7 @@ def _draw_depth(runs: Sequence[Measurement], blocks: int, figure: Figure) -> Non
         )
     axes.set(xlabel="block", ylabel="training loss of its head")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(fontsize=7, frameon=False)
+    axes.figure.legend(loc="outside upper center", ncols=2, fontsize=7, frameon=False)
 
 
 def _cosines(measurements: Sequence[Measurement]) -> Iterator[Plot]:

@@ -113,7 +113,7 @@ def facts(collection: Collection) -> list[tuple[str, str]]:
     """List how the grid was measured, for the head of the card."""
     kept = collection.kept
     machines = Counter(str(each.summary.get("machine", "not recorded")) for each in kept)
-    commits = Counter(str(each.summary["commit"] or "not recorded") for each in kept)
+    commits = Counter((each.summary["commit"] or "")[:8] or "not recorded" for each in kept)
     widths = sorted({each.config["model"]["width"] for each in kept if each.key.width == "1"})
     seconds = sum(each.summary["train_seconds"] for each in kept)
     return [
