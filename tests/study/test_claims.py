@@ -30,6 +30,9 @@ def test_interval_and_words_by_hand() -> None:
     assert of(2, 2.5, 3, 2.5).word == "supported"
     assert of(-2, -2.5, -3, -2.5).word == "contradicted"
     assert of(50, 50).word == "too little data", "two pairs are no interval"
+    assert of(1, 2, 3, 6).needed == 5, "2.7764 * sqrt(14/3) / sqrt(5) = 2.68 is below 3"
+    assert of(1, 2, 3, 6).numbers.endswith("; 5 would decide at this mean and spread")
+    assert of(1, -1, 2, -2).needed is None and of(2, 2.5, 3, 2.5).needed is None and of(50, 50).needed is None
     assert of().numbers == "no pairs" and of(1, -2).numbers == "-0.5 points; 1 of 2 pairs in favour"
 
 

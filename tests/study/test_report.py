@@ -86,7 +86,9 @@ def test_a_key_that_only_one_run_has_is_listed(tmp_path: Path) -> None:
 
 def test_the_results_of_the_repository_are_all_compared() -> None:
     collection = Collection.read(ROOT / "docs/results/scaled")
-    assert len(collection.kept) + len(collection.others) == len(list((ROOT / "docs/results/scaled").glob("*/summary.json")))
+    assert len(collection.kept) + len(collection.others) == len(
+        list((ROOT / "docs/results/scaled").glob("*/summary.json"))
+    )
     assert {each.reason[:12] for each in collection.others} <= {"the same run"}
 
 

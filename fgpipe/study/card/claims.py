@@ -5,6 +5,7 @@ interval is over values that share no run.
 """
 
 import math
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ from fgpipe.study.paper.tables import Key
 CONFIDENCE = 0.95
 FEWEST = 3
 """Values that an interval needs."""
+MOST = 1_000_000
+"""Values beyond which nobody asks how many it would take."""
 RANDOM = ("gaussian", "rademacher")
 WIDTHS = ("w1", "1", "w2", "w3")
 """Widths from narrow to wide, by the factors of our profiles."""
@@ -64,14 +67,32 @@ class ClaimVerdict:
             return f"no {self.noun}"
         favourable = sum(difference > 0 for difference in self.differences)
         shown = estimate(self.differences)
-        return f"{shown} {self.unit}; {favourable} of {len(self.differences)} {self.noun} in favour"
+        found = f"{shown} {self.unit}; {favourable} of {len(self.differences)} {self.noun} in favour"
+        return found if self.needed is None else f"{found}; {self.needed:,} would decide at this mean and spread"
+
+    @property
+    def needed(self) -> int | None:
+        """Number of differences whose interval would leave zero out, at the mean and the spread of these.
+
+        None: these decide, are too few for an interval, or `MOST` would not do.
+        """
+        if self.half_width is None or self.word != "too little data":
+            return None
+        spread = stdev(self.differences)
+        counts = range(len(self.differences) + 1, MOST + 1)
+        at = bisect_left(counts, True, key=lambda count: abs(self.mean) > _half_width(spread, count, CONFIDENCE))
+        return None if at == len(counts) else counts[at]
 
 
 def half_width(values: Sequence[float], confidence: float = CONFIDENCE) -> float | None:
     """Half the interval around the mean (Student's t); None with fewer than `FEWEST` values."""
     if len(values) < FEWEST:
         return None
-    return float(stats.t.ppf((1 + confidence) / 2, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
+    return _half_width(stdev(values), len(values), confidence)
+
+
+def _half_width(spread: float, count: int, confidence: float) -> float:
+    return float(stats.t.ppf((1 + confidence) / 2, count - 1)) * spread / math.sqrt(count)
 
 
 def estimate(values: Sequence[float]) -> str:
