@@ -15,7 +15,7 @@ HEAD = """# Keys
 
 Made by `python docs/keys.py > docs/reference/keys.md` of the schema, its rules and the comments in `configs/`; a test holds it to them.
 
-Every key is set by its name on the command line, as in `window=4 optim.lr=0.1`. A group chooses a file, as in `data=cifar10`. Lists are written `[4,4]`, nothing is `null`. Any other key or value ends in one line, exit code 2. `python -m fgpipe.train --cfg` prints what a run would take.
+Every key is set by its name on the command line, as in `window=4 optim.lr=0.1`. A group chooses a file, as in `data=cifar10`. Lists are written `[4,4]`, no value `null`. Any other key or value ends in one line, exit code 2. `python -m fgpipe.train --cfg` prints what a run would take.
 """
 TOP = "The run"
 """Heading of the keys that stand under no heading in `configs/train.yaml`."""

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from fgpipe.models.heads import Head
     from fgpipe.models.net import Net
     from fgpipe.plan.cut import cut
+    from fgpipe.train import program as main
     from fgpipe.trainers.session import run
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "cut",
     "guess",
     "linearize",
+    "main",
     "run",
 ]
 
@@ -35,6 +37,7 @@ _PLACES = {
     "compose": ("fgpipe.config", "compose_config"),
     "Head": ("fgpipe.models.heads", "Head"),
     "cut": ("fgpipe.plan.cut", "cut"),
+    "main": ("fgpipe.train", "program"),
     "Net": ("fgpipe.models.net", "Net"),
     "run": ("fgpipe.trainers.session", "run"),
 } | {name: ("fgpipe.gradients", name) for name in ("Direction", "Tangent", "linearize")}

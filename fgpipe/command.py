@@ -43,9 +43,7 @@ def start(module: str) -> NoReturn:
     For the first lines of the module that is `__main__`: an interrupt in its imports, which take seconds, is one line
     too. What imports make stays, so that the collector does not look for garbage in it, which takes a sixth of the start.
     """
-    stdout = _take_over_streams()
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _leave)
+    stdout = _prepare()
     gc.disable()
     try:
         main: Main = import_module(module).main
@@ -53,6 +51,23 @@ def start(module: str) -> NoReturn:
         sys.exit(_ended(error))
     gc.freeze()
     gc.enable()
+    _finish(main, stdout)
+
+
+def conclude(main: Main) -> NoReturn:
+    """Run a command and exit, as `start` does, in a program whose imports are done."""
+    _finish(main, _prepare())
+
+
+def _prepare() -> "_Lasting | None":
+    """Take over streams and interrupts; returns stdout."""
+    stdout = _take_over_streams()
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _leave)
+    return stdout
+
+
+def _finish(main: Main, stdout: "_Lasting | None") -> NoReturn:
     code = main(sys.argv[1:])
     sys.stdout.flush()
     if stdout is not None and stdout.error is not None:

@@ -9,14 +9,18 @@ if __name__ == "__main__":
 
     start("fgpipe.train")
 
+from collections.abc import Sequence
+from typing import NoReturn
+
 from omegaconf import OmegaConf
 
 from fgpipe.cluster.allocator import keep_pages
 from fgpipe.cluster.process import Place
-from fgpipe.command import FAILED, command, leave, say
+from fgpipe.command import FAILED, command, conclude, leave, say
 from fgpipe.config import CONFIGS, compose_config, known_keys
 from fgpipe.elastic.run import run_member
-from fgpipe.errors import RunError, one_line
+from fgpipe.errors import RunError, bad_value, one_line
+from fgpipe.models.net import Net
 from fgpipe.saving.checkpoint import CheckpointError
 from fgpipe.trainers.saver import Preempted
 from fgpipe.trainers.session import run
@@ -28,6 +32,21 @@ PREEMPTED = 75
 @command
 def main(arguments: list[str]) -> int:
     """Run the command; returns the exit code."""
+    return _train(arguments, None)
+
+
+def program(defaults: Sequence[str] = (), net: Net | None = None) -> NoReturn:
+    """Train as `python -m fgpipe.train` does, as the last line of a program, and exit: with one line for bad input, `--help`,
+    and a code that a launcher understands (docs/guide/clusters.md).
+
+    Args:
+        defaults: keys before those of the command line.
+        net: blocks and heads of your own; None builds the configuration's ResNet-18.
+    """
+    conclude(command(lambda arguments: _train([*defaults, *arguments], net)))
+
+
+def _train(arguments: list[str], net: Net | None) -> int:
     if "--help" in arguments or "-h" in arguments:
         print(usage())
         return 0
@@ -38,10 +57,12 @@ def main(arguments: list[str]) -> int:
         return 0
     keep_pages()
     try:
-        if config.elastic.on:
+        if not config.elastic.on:
+            run(config, net)
+        elif net is None:
             run_member(config)
         else:
-            run(config)
+            raise bad_value("elastic.block", config.elastic.block, "null with a net of your own")
     except RunError as error:
         if isinstance(error, CheckpointError) and not error.elsewhere:
             say(f"rank {place.rank}: {one_line(error)}")  # the others are said already

@@ -48,5 +48,31 @@ def test_a_guess_of_ones_own(tmp_path: Path) -> None:
 
 def test_its_bad_input_is_one_line(tmp_path: Path) -> None:
     done = launch(1, str(EXAMPLE), "guess.blend=much", f"run_dir={tmp_path / 'run'}")
-    assert "guess.blend=much: Value 'much' of type 'str' could not be converted to Float" in done.stderr
+    assert done.stderr == "fgpipe: guess.blend=much: Value 'much' of type 'str' could not be converted to Float\n"
+    assert done.returncode == 2 and not (tmp_path / "run").exists()
+
+
+OWN_NET = """
+import fgpipe
+from torch import nn
+blocks = [nn.Sequential(nn.Flatten(), nn.Linear(256, 8)), nn.Linear(8, 8)]
+fgpipe.main(["epochs=1"], fgpipe.Net(blocks, [fgpipe.Head(nn.Linear(8, 10)) for _ in blocks]))
+"""
+ELASTIC = "target=local replay.size=8 checkpoint.every_steps=20 elastic.store=localhost:29400"
+
+
+@pytest.mark.parametrize(
+    "arguments, code, out, error",
+    [
+        ("--help", 0, "usage: [torchrun", ""),
+        ("--cfg", 0, "\nepochs: 1\n", ""),
+        ("epochs=0", 2, "", "fgpipe: epochs=0: allowed: a finite number of at least 1\n"),
+        (f"{ELASTIC} elastic.block=0", 2, "", "fgpipe: elastic.block=0: allowed: null with a net of your own\n"),
+    ],
+)
+def test_a_program_ends_as_the_command_does(arguments: str, code: int, out: str, error: str, tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(OWN_NET)
+    done = launch(1, str(program), *arguments.split(), f"run_dir={tmp_path / 'run'}")
+    assert (done.returncode, done.stderr) == (code, error) and out in done.stdout
     assert not (tmp_path / "run").exists()

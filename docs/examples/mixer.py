@@ -3,8 +3,6 @@
 `fgpipe.cut` balances the modules by FLOPs and puts a head on each.
 """
 
-import sys
-
 import torch
 from torch import Tensor, nn
 
@@ -48,4 +46,4 @@ def net() -> fgpipe.Net:
 
 
 if __name__ == "__main__":
-    fgpipe.run(fgpipe.compose([*KEYS, *sys.argv[1:]]), net())
+    fgpipe.main(KEYS, net())

@@ -1,10 +1,9 @@
 """A guess of one's own: torchrun --nproc_per_node=8 docs/examples/own_guess.py [key=value ...]
 
 The signs of the local gradient, each tensor at the gradient's mean size; `guess.blend=0.5` mixes in the gradient itself.
-It gets lanes, transport, oracle, checkpoints and every study as the guesses of the paper do.
+It gets lanes, transport, oracle and checkpoints as the guesses of the paper do.
 """
 
-import sys
 from dataclasses import dataclass
 
 import fgpipe
@@ -22,4 +21,4 @@ class Signs(fgpipe.Guess):
 
 
 if __name__ == "__main__":
-    fgpipe.run(fgpipe.compose(["guess=signs", *sys.argv[1:]]))
+    fgpipe.main(["guess=signs"])

@@ -3,8 +3,6 @@
 Each learns from its local target; with target=global guess=local tangents pass torchvision's bottlenecks, node by node.
 """
 
-import sys
-
 import torch
 from torchvision.models import resnet50
 
@@ -22,4 +20,4 @@ def net() -> fgpipe.Net:
 
 
 if __name__ == "__main__":
-    fgpipe.run(fgpipe.compose([*KEYS, *sys.argv[1:]]), net())
+    fgpipe.main(KEYS, net())

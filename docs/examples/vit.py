@@ -3,8 +3,6 @@
 Tokens travel from block to block, [B, T, C], with their tangents where a target lies above.
 """
 
-import sys
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -57,4 +55,4 @@ def net() -> fgpipe.Net:
 
 
 if __name__ == "__main__":
-    fgpipe.run(fgpipe.compose([*KEYS, *sys.argv[1:]]), net())
+    fgpipe.main(KEYS, net())
