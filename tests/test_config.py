@@ -116,6 +116,8 @@ def refuse(key: str, value: str) -> str:
     (["link.rtt=5ms", "guess=end_to_end"], "link.rtt=5ms: allowed: null with guess=end_to_end"),
     (["stash=two", "guess=end_to_end"], "stash=two: allowed: all unless guess=end_to_end schedule=async_1f1b"),
     (["optim.look_ahead=true", "optim.name=adamw"], "optim.look_ahead=true: allowed: false unless optim.name=sgd"),
+    (["optim.options.nesterov=true"], "optim.options={'nesterov': True}: allowed: {} with optim.name=sgd"),
+    (["optim.name=sparseadam"], "optim.name=sparseadam: allowed: "),
     (["guess=end_to_end", "schedule=async_1f1b", "stash=two", "microbatches=7"], "microbatches=7: allowed: a divisor of"),
     (["replay.reuse=2"], "replay.reuse=2: allowed: 4 unless replay.size is given"),
     (["replay.take=oldest"], "replay.take=oldest: allowed: newest unless replay.size is given"),

@@ -6,7 +6,7 @@ from typing import Any
 
 from fgpipe.config.elastic import check_elastic
 from fgpipe.config.rules import RULES, is_list
-from fgpipe.config.schema import SCOPES, Config, DataConfig, LinkConfig, ReplayConfig
+from fgpipe.config.schema import SCOPES, Config, DataConfig, LinkConfig, OptimConfig, ReplayConfig
 from fgpipe.errors import bad_value
 
 
@@ -26,6 +26,7 @@ def check(config: Config) -> None:
     if is_list(modules) and sum(modules) != blocks:
         raise bad_value("model.modules", list(modules), f"numbers that add up to model.blocks={blocks}")
     _check_data(config.data)
+    _check_optimizer(config.optim)
     _check_target(config)
     _check_feedback(config)
     _check_replicas(config)
@@ -56,13 +57,18 @@ def check(config: Config) -> None:
         raise bad_value("resume", "auto", "with run_dir=FOLDER, the folder to continue in; or a run's folder")
 
 
+def _check_optimizer(optim: OptimConfig) -> None:
+    if optim.name == "sgd" and optim.options:
+        raise bad_value("optim.options", dict(optim.options), "{} with optim.name=sgd")
+    if optim.look_ahead and (optim.name != "sgd" or not optim.momentum):
+        raise bad_value("optim.look_ahead", "true", "false unless optim.name=sgd, with a momentum")
+
+
 def _check_asynchronous(config: Config) -> None:
     if config.stash != "all" and not config.asynchronous:
         raise bad_value("stash", config.stash, "all unless guess=end_to_end schedule=async_1f1b")
     if config.streams and config.asynchronous:
         raise bad_value("streams", "true", "false with schedule=async_1f1b, whose gradients go from block to block")
-    if config.optim.look_ahead and (config.optim.name != "sgd" or not config.optim.momentum):
-        raise bad_value("optim.look_ahead", "true", "false unless optim.name=sgd, with a momentum")
 
 
 def _check_data(data: DataConfig) -> None:

@@ -64,10 +64,11 @@ def _is_optimizer(value: str) -> bool:
 
 
 def optimizers() -> dict[str, type]:
-    """Classes of `torch.optim` by their names in lower case; LBFGS wants the loss again and again, and is none of them."""
+    """Classes of `torch.optim` by their names in lower case; LBFGS wants the loss again and again, SparseAdam sparse
+    gradients: they are none of them."""
     optim = import_module("torch.optim")  # which checks of other keys need not wait for
     found = {name.lower(): kind for name, kind in vars(optim).items() if isinstance(kind, type)}
-    del found["optimizer"], found["lbfgs"]
+    del found["optimizer"], found["lbfgs"], found["sparseadam"]
     return found
 
 

@@ -33,6 +33,7 @@ TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-3}
 def check_net(
     blocks: Sequence[nn.Module],
     heads: Sequence[nn.Module | None],
+    beside: Sequence[nn.Module],
     method: Method,
     lanes: Lanes,
     shape: Sequence[int],
@@ -42,18 +43,19 @@ def check_net(
 
     Args:
         heads: of each block the one that the run uses, or None.
+        beside: the second head of each block but the last, if the run uses any.
         shape: of an image, `[C, H, W]`.
 
     Raises:
         UserError: names the block or head, the layer or tensor, and what is allowed.
     """
-    _check_apart(blocks, heads)
+    _check_apart(blocks, heads, beside)
     if not any(trainable(module) for module in (*blocks, *heads) if module is not None):
         raise UserError("the net: no trainable parameters: allowed: at least one with requires_grad=True")
     for dtype in TOLERANCES:
         try:
             x = torch.randn(SAMPLES, *shape, dtype=dtype, generator=_source())
-            return _check_runs(blocks, heads, method, lanes, x, classes)
+            return _check_runs(blocks, heads, beside, method, lanes, x, classes)
         except _Failed as error:
             failure = error
     raise UserError(str(failure)) from failure.__cause__
@@ -86,10 +88,11 @@ def _source() -> torch.Generator:
     return generator(0, "check")
 
 
-def _check_apart(blocks: Sequence[nn.Module], heads: Sequence[nn.Module | None]) -> None:
+def _check_apart(blocks: Sequence[nn.Module], heads: Sequence[nn.Module | None], beside: Sequence[nn.Module]) -> None:
     owners: dict[int, str] = {}
     parts = [(f"block {j}", block) for j, block in enumerate(blocks)]
     parts += [(f"the head of block {j}", head) for j, head in enumerate(heads) if head is not None]
+    parts += [(f"the head beside that of block {j}", head) for j, head in enumerate(beside)]
     for part, module in parts:
         for name, tensor in (*module.named_parameters(), *module.named_buffers()):
             if nn.parameter.is_lazy(tensor):
@@ -104,6 +107,7 @@ def _check_apart(blocks: Sequence[nn.Module], heads: Sequence[nn.Module | None])
 def _check_runs(
     blocks: Sequence[nn.Module],
     heads: Sequence[nn.Module | None],
+    beside: Sequence[nn.Module],
     method: Method,
     lanes: Lanes,
     x: Tensor,
@@ -119,15 +123,19 @@ def _check_runs(
                 raise UserError(
                     f"gives {found} for an input of {list(x.shape)}: allowed: a tensor with a row per sample"
                 )
+            if y.dtype != x.dtype:
+                raise UserError(f"gives {y.dtype} for an input of {x.dtype}: allowed: the same")
             guessed = trainable(block) if lanes.of(j) and method.space == "weight" else {}
             if guessed or (j and lanes.on_link(j - 1)):
                 _check_block_tangents(block, x, guessed)
         x = y.detach()
         if head is not None:
             with _naming(f"the head of block {j}"):
-                _check_head(
-                    head, x, labels, classes, pushed=bool(lanes.read_at(j)), redrawn=method.guesses_by_untrained_head
-                )
+                redrawn = method.guesses_by_untrained_head and j != method.last
+                _check_head(head, x, labels, classes, pushed=bool(lanes.read_at(j)), redrawn=redrawn)
+        if j < len(beside):
+            with _naming(f"the head beside that of block {j}"):
+                _check_head(beside[j], x, labels, classes, pushed=False, redrawn=False)
 
 
 def _check_head(head: Any, x: Tensor, labels: Tensor, classes: int, *, pushed: bool, redrawn: bool) -> None:
@@ -140,8 +148,8 @@ def _check_head(head: Any, x: Tensor, labels: Tensor, classes: int, *, pushed: b
     if logits.dim() != 2 or logits.shape[1] < classes:
         raise UserError(f"logits of {list(logits.shape)}: allowed: {SAMPLES} rows of at least {classes}, the classes")
     if redrawn:
-        _copy(head.to("meta"), x.dtype)
-    elif pushed:
+        _copy(deep_copy(head).to("meta"), x.dtype)
+    if pushed:
         dx, x = _random(x), x.requires_grad_()
         losses, _, push = linearize_losses(head, x, labels)
         dlosses = push(Tangent((0,), dx)).squeeze(0)
@@ -202,7 +210,7 @@ def _repeated(module: nn.Module, run: Any) -> Any:
     module.load_state_dict(state)
     again = run()
     for one, other in zip(_tensors(first), _tensors(again), strict=True):
-        if (one - other).norm() > TOLERANCES[one.dtype] * one.norm():
+        if (one - other).norm() > TOLERANCES.get(one.dtype, 0) * one.norm():
             raise UserError("gives another output when it is run again: allowed: the same for the same input and state")
     return first
 

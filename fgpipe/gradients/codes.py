@@ -13,12 +13,10 @@ from torch import Tensor
 
 from fgpipe.config.rng import generator
 
-CODES = ("hadamard", "rademacher")
-
 
 def most_lanes(code: str, probes: int) -> int:
     """The most lanes that P probes can use: more would repeat what these tell."""
-    return probes if code == "rademacher" else 1 << max(0, probes - 1).bit_length()
+    return max(1, probes) if code == "rademacher" else 1 << max(0, probes - 1).bit_length()
 
 
 def signs(code: str, probes: int, lanes: int, samples: int, *, seed: int, target: int, batch: int) -> Tensor:

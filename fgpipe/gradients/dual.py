@@ -132,7 +132,8 @@ def linearize(module: nn.Module, x: Tensor) -> tuple[Tensor, Push]:
 
 def rule_of(module: nn.Module) -> Rule:
     """The module's own rule, `by_graph` without one, or `by_torch_func` where neither would see all that a call does."""
-    plain = not parametrize.is_parametrized(module) and not module._forward_hooks and not module._forward_pre_hooks
+    changed = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
+    plain = not parametrize.is_parametrized(module) and not changed
     return _rules.get(type(module).forward, _rules[nn.Module.forward]) if plain else by_torch_func
 
 

@@ -171,6 +171,8 @@ def estimate(
         by_sample = [method.space == "activity" and not method.is_plain(j) for j in range(method.last)]
         result.cosines = [
             alignment(true[j], guesses.get(j) or directions.get(j) or gradients[j], by_sample[j])
+            if places[j]
+            else x.new_zeros(())
             for j in range(method.last)
         ]
     return result

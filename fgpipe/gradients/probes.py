@@ -106,7 +106,7 @@ class ExactLanes(Lanes):
 
 @dataclass(frozen=True)
 class NoLanes(Lanes):
-    """None: what comes back, all probes of a target have alike."""
+    """No lanes: one reading comes back, the same for all probes of a target."""
 
     def of(self, block: int) -> tuple[int, ...]:
         return ()

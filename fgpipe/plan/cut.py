@@ -49,13 +49,16 @@ def cut(model: nn.Module, modules: int, image: Sequence[int] = (3, 32, 32), head
         head: makes the other modules' heads.
 
     Raises:
-        ValueError: the children's chain is not the model, it does not end in a linear layer, or it is too short.
+        ValueError: the children's chain is not the model, it does not end in a linear layer that gives a row of logits, or it is too short.
     """
     units, classifier = _split(_chain(model, image))
     blocks = [nn.Sequential(*unit) if len(unit) > 1 else unit[0] for unit in units]
     if not 1 <= modules <= len(blocks):
         raise ValueError(f"modules={modules}: allowed: 1 to {len(blocks)}, the layers of {type(model).__name__}")
-    (classes,) = _shapes([*blocks, classifier], image)[-1]
+    *_, output = _shapes([*blocks, classifier], image)
+    if len(output) != 1:
+        raise ValueError(f"{type(model).__name__} gives {list(output)} for an image: allowed: a row of logits")
+    (classes,) = output
     flops = ForwardPass.of(Net(blocks, [nn.Identity()] * len(blocks)), (2, *image)).flops
     parts = grouped(blocks, balanced(flops, modules))
     heads = [head(shape, classes) for shape in _shapes(parts[:-1], image)]
@@ -116,6 +119,6 @@ def _shapes(parts: Sequence[nn.Module], image: Sequence[int]) -> list[torch.Size
     found = []
     with torch.no_grad():
         for part in parts:
-            x = on_cpu(deep_copy(part))(x)
+            x = on_cpu(part)(x)
             found.append(x.shape[1:])
     return found

@@ -93,7 +93,8 @@ class Plan:
         lanes = plan_lanes(method, tensors, config.lanes, config.code, config.seed)
         if theirs:
             used = [head if uses_head(config, method, j) else None for j, head in enumerate(net.heads)]
-            check_net(net.blocks, used, method, lanes, image, facts.classes)
+            beside = net.beside if method.guess.second_head is not None else ()
+            check_net(net.blocks, used, beside, method, lanes, image, facts.classes)
         forward = ForwardPass.of(net, (2, *image))
         failure = None
         if (config.pipelined or config.parts > 1) and config.microbatches == config.share:

@@ -20,7 +20,7 @@ _packing: WeakKeyDictionary[nn.Module, list[RemovableHandle]] = WeakKeyDictionar
 def as_one(net: Net, image: Sequence[int]) -> Net:
     """The net with hooks that pack a tuple of tensors, and unpack it for the block above and the block's own head.
 
-    A block above, and `losses(x, labels)` of a head, get the tuple as `x`. Names of parameters stay as they are.
+    A block above, and `losses(x, labels)` of a head, get the tuple as `x`. Names of blocks' parameters stay as they are.
 
     Args: image: shape, `[C, H, W]`.
 

@@ -236,7 +236,7 @@ class Stage:
         def logits() -> Tensor:
             nonlocal lesson
             through = self.guess_head if self._method.has_copies(self.index) else self.head
-            found, copies = frozen_logits(through, y, learns=self._distils_own)
+            found, copies = frozen_logits(through, y, batch.labels, learns=self._distils_own)
             lesson = Lesson(found, copies, batch.labels) if self._distils_own else None
             return found
 

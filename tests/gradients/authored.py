@@ -97,7 +97,28 @@ class Nested(nn.Module):
         return self.norm(self.pair(self.scaled(x), x)) - self.scaled(x)
 
 
+class Several(nn.Module):
+    """Layers of its own and of PyTorch's that give several values, and a call by keyword alone."""
+
+    class Three(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(8, 12)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+            return self.layer(x).chunk(3, -1)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.three = self.Three()
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.three(x)
+        return F.gelu(input=q) * k + v
+
+
 TRACED: dict[str, Callable[[], nn.Module]] = {
+    "several values": Several,
     "encoder": Encoder,
     "encoder, causal": lambda: Encoder(is_causal=True),
     "encoder, scaled": lambda: Encoder(scale=0.7),
@@ -106,6 +127,19 @@ TRACED: dict[str, Callable[[], nn.Module]] = {
     "nested": Nested,
     "torchvision's bottleneck": lambda: Bottleneck(3, 4, downsample=nn.Conv2d(3, 16, 1)),
 }
+
+
+class Indexed(nn.Module):
+    """Pools that give indices too, and a cell that gives two states."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = nn.MaxPool2d(2, return_indices=True)
+        self.adaptive = nn.AdaptiveMaxPool2d(2, return_indices=True)
+        self.cell = nn.LSTMCell(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.cell(self.adaptive(self.pool(x)[0])[0].flatten(1))[0]
 
 
 class Branching(nn.Module):

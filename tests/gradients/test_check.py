@@ -100,6 +100,11 @@ class Squared(Head):
         return losses.mean(), logits
 
 
+class Half(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.half()
+
+
 def shared_layer() -> Net:
     layer = conv()
     return net(layer, nn.Sequential(nn.Tanh(), layer))
@@ -162,6 +167,10 @@ REFUSED: dict[str, tuple[Callable[[], Net], str]] = {
     ),
     "shapes that do not fit": (lambda: net(nn.Conv2d(7, CHANNELS, 3)), "block 1: RuntimeError: .*7 channels"),
     "no tensor": (lambda: net(nn.Sequential(conv(), nn.LSTM(16, 16))), "block 1: "),
+    "another type": (
+        lambda: net(Half()),
+        "block 1: gives torch.float16 for an input of torch.float64: allowed: the same",
+    ),
     "all frozen": (
         lambda: Net([frozen(part) for part in net().blocks], [frozen(part) for part in net().heads]),
         "the net: no trainable parameters: allowed: at least one",
@@ -197,6 +206,27 @@ def test_the_net_is_left_as_it_is() -> None:
     plan(own)
     assert all(torch.equal(value, before[name]) for name, value in nn.ModuleList(own.blocks).state_dict().items())
     assert torch.equal(torch.get_rng_state(), generator)
+
+
+def test_second_heads_are_checked() -> None:
+    """By a guess that has them; another one does not look at them."""
+    own = net(conv())
+    keys = "guess=mixture", "space=activity"
+    assert plan(Net(own.blocks, own.heads, [head(), head()]), *keys).net.beside
+    for beside, line in (
+        ([head(), nn.Flatten()], r"the head beside that of block 1: Flatten has no losses\(x, labels\)"),
+        ([own.heads[0], head()], "the head beside that of block 0: .* is the head of block 0's too"),
+    ):
+        assert plan(Net(own.blocks, own.heads, beside), "guess=local").net.beside
+        with pytest.raises(UserError, match=f"^{line}"):
+            plan(Net(own.blocks, own.heads, beside), *keys)
+
+
+def test_the_classifier_is_not_drawn_anew() -> None:
+    """`ntk` draws the other heads; the classifier is what tangents pass."""
+    assert plan(net(heads={1: head(Bare())}), "guess=ntk").method.guess.name == "ntk"
+    with pytest.raises(UserError, match="^the head of block 1: the derivative is .* in reverse mode and 0 in forward"):
+        plan(net(heads={1: head(Rounded())}), "guess=ntk")
 
 
 def test_an_untrained_head_must_be_drawn_anew() -> None:

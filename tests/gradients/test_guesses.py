@@ -54,6 +54,11 @@ def test_a_registered_guess_is_a_choice_with_keys() -> None:
     assert compose_config(["guess=running_mean"]).guess["decay"] == 0.5
 
 
+def test_values_are_of_their_types() -> None:
+    """A word that is a number is that number."""
+    assert make({"name": "running_mean", "decay": "0.25"}) == RunningMean(decay=0.25)
+
+
 @pytest.mark.parametrize("overrides, line", [
     (["guess=psychic"], r"guess=psychic: allowed: .*gaussian \| .*running_mean"),
     (["guess=running_mean", "guess.decay=slow"], "guess.decay=slow: Value 'slow' of type 'str' could not be converted to Float"),

@@ -4,6 +4,7 @@ The references are autograd's gradients on a copy of the net; a failure of the r
 the logits, of both to what becomes of rows between the target and the block.
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -17,11 +18,14 @@ from fgpipe.config import compose_config
 from fgpipe.errors import FeedbackError, UserError
 from fgpipe.gradients import estimator
 from fgpipe.gradients.estimator import StepRule
+from fgpipe.gradients.frozen import frozen_logits
 from fgpipe.gradients.guesses import Guess, GuessHead, View, guess
 from fgpipe.gradients.readings import Reading, linearize_head
 from fgpipe.models.heads import Head
 from fgpipe.wire.feedback.mailbox import Due
 from fgpipe.wire.feedback.messages import Feedback
+from tests.nets import CHANNELS
+from tests.nets import head as small_head
 from tests.test_transparency import BATCH, STEPS, Pipeline, assert_agrees, assert_close, configuration
 
 CLASSES = 5
@@ -100,6 +104,28 @@ def test_an_error_beside_the_gradient(target: str) -> None:
     pipeline = Pipeline(configuration("error_and_gradient", "mlp", "weight", "block", target, 8))
     for batch in range(STEPS):
         assert_agrees(pipeline, *pipeline.step(batch), skip_samples=False)
+
+
+class LossesAlone(nn.Module):
+    """A head without a forward pass of its own."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+
+    def losses(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        return self.head.losses(x, labels)  # type: ignore[operator]
+
+
+def test_a_head_may_have_losses_alone() -> None:
+    """An error passes it as it passes the head that it has, whose running statistics are updated by its own loss alone."""
+    own = small_head(nn.BatchNorm2d(CHANNELS))
+    x, labels = torch.randn(6, CHANNELS, 8, 8), torch.arange(6) % 5
+    found, copies = frozen_logits(LossesAlone(copy.deepcopy(own)), x, labels, learns=True)
+    before = copy.deepcopy(own.state_dict())
+    assert torch.equal(found, copy.deepcopy(own)(x)) and len(copies) == len(list(own.parameters()))
+    frozen_logits(own, x, labels, learns=False)
+    assert all(torch.equal(value, before[name]) for name, value in own.state_dict().items())
 
 
 def test_the_error_is_softmax_minus_onehot() -> None:

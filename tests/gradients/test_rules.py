@@ -126,6 +126,7 @@ LAYERS = {
     "no rule": lambda: Gated(3),
     "no rule inside": lambda: nn.Sequential(nn.Conv2d(3, 4, 1), Gated(4), nn.BatchNorm2d(4)),
     "hooked": lambda: _hooked(),
+    "a forward pass of the instance's own": lambda: _changed(),
     "a layer twice": lambda: twice(nn.ReLU()),
     "a layer with weights twice": lambda: twice(nn.Conv2d(3, 3, 3, padding=1)),
     "a view in a residual": lambda: Residual(nn.Sequential(nn.BatchNorm2d(3), Broadcast()), nn.Identity()),
@@ -133,6 +134,12 @@ LAYERS = {
     **{f"untraced: {name}": build for name, build in UNTRACED.items()},
     "batch norm of a view": lambda: nn.Sequential(Broadcast(), nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)),
 }
+
+
+def _changed() -> nn.Module:
+    layer = nn.ReLU()
+    layer.forward = torch.sigmoid  # type: ignore[method-assign]
+    return layer
 
 
 def _hooked() -> nn.Module:

@@ -101,6 +101,7 @@ def test_the_second_head_learns_from_its_own_loss(guess: str, scope: str) -> Non
 
 @pytest.mark.parametrize("arguments, line", [
     (["guess=mixture", "space=activity", "guess.second=other"], "guess.second=other: allowed: error | own | exact"),
+    (["guess=mixture", "space=activity", "guess.second_every=2", "replicas=2"], "guess.second_every=2: allowed: 1 with replicas=2"),
     (["guess=mixture", "space=activity", "guess.second=own"], "guess.second=own: allowed: error with target=global, or own with target=local"),
     (["guess=mixture", "space=activity", "guess.second=exact"], "guess.second=exact: allowed: error with tangents=forward, or exact with tangents=oracle"),
     (["guess=mixture", "space=activity", "guess.share=0"], "guess.share=0: allowed: a number above 0 and at most 1"),

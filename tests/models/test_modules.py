@@ -101,6 +101,7 @@ def test_on_the_meta_device() -> None:
     (lambda: vit_b_16(image_size=32, num_classes=7), "VisionTransformer is no chain of its children: "),
     (lambda: densenet121(num_classes=7), "DenseNet is no chain of its children: they compute something else"),
     (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten()), "the last layer is no nn.Linear"),
+    (lambda: nn.Sequential(nn.Flatten(2), nn.Linear(1024, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 7)), r"gives \[3, 7\] for an image: allowed: a row"),
     (lambda: nn.Sequential(nn.Flatten(), nn.Linear(3072, 8), nn.ReLU(), nn.Linear(8, 7)), "modules=2: allowed: 1 to 1"),
 ])  # fmt: skip
 def test_what_cannot_be_cut(model, line: str) -> None:

@@ -80,7 +80,7 @@ def test_plot(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("argument, expected", [
     ("counts=[3]", "fgpipe: counts=[3]: allowed: a list of 1, 2, 4, 8, 16"), ("rounds=-1", "fgpipe: rounds=-1: allowed: a whole"), ("methods=[none]", "fgpipe: methods=['none']: allowed: a list of local"),
-    ("seeds=0", "fgpipe: seeds=0: allowed: a whole"),
+    ("seeds=0", "fgpipe: seeds=0: allowed: a whole"), ("processes=2", "fgpipe: processes=2: allowed: at most 1"),
 ])  # fmt: skip
 def test_bad_input(argument: str, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["modules", str(tmp_path / "folder"), argument]) == 2

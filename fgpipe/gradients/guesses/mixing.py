@@ -49,6 +49,8 @@ class Mixing(Guess):
             raise bad_value("guess.share", self.share, "a number above 0 and at most 1")
         if self.second_every < 1:
             raise bad_value("guess.second_every", self.second_every, "a whole number of at least 1")
+        if self.second_every > 1 and config.replicas > 1:
+            raise bad_value("guess.second_every", self.second_every, f"1 with replicas={config.replicas}")
         if self.second_every > 1 and self.share == 1:
             raise bad_value("guess.second_every", self.second_every, "1 with guess.share=1")
 

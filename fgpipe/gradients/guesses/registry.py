@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields
 from importlib import import_module, metadata
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -60,11 +60,12 @@ def make(chosen: Mapping[str, Any] | str) -> Guess:
     name = keys.pop("name")
     kind = find(name)
     own = {each.name for each in fields(kind)}
-    for key, value in keys.items():
+    for key, value in list(keys.items()):
         if key not in own:
             raise bad_value(f"guess.{key}", value, f"as a key of guess={name}, {' | '.join(sorted(own)) or 'none'}")
         try:
-            OmegaConf.merge(OmegaConf.structured(kind), {key: value})
+            typed = OmegaConf.to_container(OmegaConf.merge(OmegaConf.structured(kind), {key: value}))
+            keys[key] = cast(dict[str, Any], typed)[key]
         except OmegaConfBaseException as error:
             raise UserError(f"guess.{key}={value}: {one_line(error).partition(' full_key:')[0]}") from error
     return kind(**keys)

@@ -41,6 +41,8 @@ OTHERS = {
 # fmt: on
 CONSTANT = {"_assert", "dim", "eq", "floordiv", "ge", "getattr", "gt", "le", "lt", "ne", "numel", "size"}
 """Without a derivative."""
+SEVERAL = {"chunk", "split", "unbind"}
+"""With several values."""
 ATTRIBUTES = {"T", "device", "dtype", "mT", "ndim", "shape"}
 KNOWN = LINEAR | PRODUCTS | OTHERS | CONSTANT
 NAMES = {
@@ -78,14 +80,14 @@ def call_node(node: fx.Node, values: Values, live: Iterable[fx.Node]) -> tuple[A
 
     given = [values[each] for each in inputs]
     y = call(*given)
-    if not inputs or (name in CONSTANT and node.args[-1] not in VIEWS):
+    if not inputs or (name in CONSTANT and not (name == "getattr" and node.args[1] in VIEWS)):
         return y, None
     adds = name == "pad" or any(isinstance(each, Tensor) and each.is_floating_point() for each in fixed.values())
     if name in CONSTANT or (name in LINEAR and not adds):  # as `cat` with a constant does, which has no lanes
         return y, _linear(inputs, call, given)
     if name in PRODUCTS and len(reads) == sum(isinstance(each, fx.Node) for each in node.args):  # no value twice
         return y, _product(inputs, call, given)
-    if name in OWN and (own := OWN[name](args, node.kwargs, y)):
+    if name in OWN and node.args and (own := OWN[name](args, node.kwargs, y)):
         return y, lambda found: own([found.get(each) if isinstance(each, fx.Node) else None for each in node.args])
     return y, _by_jvp(inputs, call, given, name)
 

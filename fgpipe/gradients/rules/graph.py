@@ -17,19 +17,30 @@ from torch import Tensor, fx, nn
 from fgpipe.config.rng import restore, states
 from fgpipe.gradients.dual import Direction, Directions, Push, Tangent, by_torch_func, has_rule, rule, rule_of
 from fgpipe.gradients.reverse import gradients
-from fgpipe.gradients.rules.functions import ATTRIBUTES, KNOWN, OPTIONS, VIEWS, NodePush, Stack, call_node, name_of
+from fgpipe.gradients.rules.functions import (
+    ATTRIBUTES,
+    KNOWN,
+    OPTIONS,
+    SEVERAL,
+    VIEWS,
+    NodePush,
+    Stack,
+    call_node,
+    name_of,
+)
 from fgpipe.models.net import deep_copy
 
 
 class _Tracer(fx.Tracer):
-    """Modules of one input stay whole that have a rule, or a graph of their own, or belong to PyTorch."""
+    """Modules of one input and one output stay whole that have a rule, or a graph of their own, or belong to PyTorch."""
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         if len(args) == 1 and isinstance(args[0], fx.Proxy) and not kwargs:
-            theirs = type(m).forward.__module__.startswith("torch.nn.") and not isinstance(m, nn.RNNBase)
-            if has_rule(m) or theirs or traced(m) is not None:
+            theirs = has_rule(m) or type(m).forward.__module__.startswith("torch.nn.")
+            several = isinstance(m, nn.RNNBase | nn.RNNCellBase) or getattr(m, "return_indices", False)
+            if (theirs and not several) or traced(m) is not None:
                 return self.create_proxy("call_module", self.path_of_module(m), args, {})
         return forward(*args, **kwargs)
 
@@ -98,8 +109,8 @@ def _trace(module: nn.Module) -> fx.Graph | None:
         return None
     result = graph.output_node().args[0]
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
-    known = len(inputs) == 1 and isinstance(result, fx.Node) and all(_is_known(node, module) for node in graph.nodes)
-    return graph if known else None
+    one = len(inputs) == 1 and isinstance(result, fx.Node) and name_of(result) not in SEVERAL
+    return graph if one and all(_is_known(node, module) for node in graph.nodes) else None
 
 
 def _contents(module: nn.Module) -> list[object]:

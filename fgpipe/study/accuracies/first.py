@@ -58,14 +58,14 @@ def main(arguments: list[str]) -> int:
         UserError: the arguments cannot be run, or the folder cannot be written.
         CalledProcessError: a run has failed.
     """
-    folder, _, overrides = read(arguments, StudyOptions())
+    folder, options, overrides = read(arguments, StudyOptions())
     wanted = runs(folder, overrides)
     for run in wanted:
         compose_config(run)
     claim(folder, overrides)
     launch(wanted, PROCESSES, folder / "runs.json")
     found = {name: FolderContent.read(folder / name) for name in WAYS}
-    page = folder / comparison.NAME
+    page = Path(options.out or folder) / comparison.NAME
     write_page(page, comparison.render(list(found.values())))
     print(f"{table(found)}\n\n{NOTE}")
     print(f"see {page}")

@@ -267,19 +267,19 @@ def measured(contest: Contest, timed: Sequence[Contestant]) -> dict[str, Speed]:
     work = {each.name: [sum(summary["processor_seconds"]) for summary in contest.summaries(each)] for each in others}
     found = {}
     for each in others:
-        last = contest.summaries(each)[0]
-        (link,) = (flows for flows in last["bytes"].values() if "activations" in flows)
+        first = contest.summaries(each)[0]
+        (link,) = (flows for flows in first["bytes"].values() if "activations" in flows)
         tangent = link["activations"]["bytes"] / link["activations"]["messages"]
-        images = sum(next(iter(epoch["train"].values()))["samples"] for epoch in last["epochs"])
+        images = sum(next(iter(epoch["train"].values()))["samples"] for epoch in first["epochs"])
         found[each.name] = Speed(
             ratio=ratios(contest.speeds(each), contest.speeds(reference)),
             work=ratios(work[each.name], work["local"]) if "local" in work else None,
-            lanes=link["tangents"]["bytes"] / tangent * last["config"]["batch_size"] / images
+            lanes=link["tangents"]["bytes"] / tangent * first["config"]["batch_size"] / images
             if "tangents" in link
             else 0,
-            bytes_back=sum(last["bytes_back_per_batch"]),
-            weights_back=sum(last.get("weights_back_per_batch", [])),
-            staleness=last["staleness"]["0"]["mean"],
+            bytes_back=sum(first["bytes_back_per_batch"]),
+            weights_back=sum(first.get("weights_back_per_batch", [])),
+            staleness=first["staleness"]["0"]["mean"],
         )
     return found
 
@@ -292,6 +292,7 @@ def main(arguments: list[str]) -> int:
         CalledProcessError: a run has failed.
     """
     folder, options, overrides = read(arguments, FrontierOptions())
+    options.out = options.out or str(folder)
     setting = [*SETTING, *overrides]
     trainings = Trainings(folder / "accuracy", options, setting)
 

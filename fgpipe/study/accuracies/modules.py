@@ -120,7 +120,7 @@ def plot(found: Mapping[ModulesWay, Sequence[float | None]], path: Path) -> None
             means = {n: 100 * mean for n, values in points.items() if (mean := mean_accuracy(values)) is not None}
             if not means:
                 continue
-            spans = [[100 * (at or 0.0) for at in points[n]] for n in means]
+            spans = [[100 * at for at in points[n] if at is not None] for n in means]
             below, above = (
                 [abs(edge(span) - mean) for span, mean in zip(spans, means.values(), strict=True)]
                 for edge in (min, max)

@@ -108,8 +108,6 @@ class Trainings:
         self._folder, self._options, self._settings = folder.resolve(), options, settings(arguments)
         self.config = compose_config(self._settings)
         """Configuration of a run without overrides of its own."""
-        if options.processes > self.config.blocks:
-            raise bad_value("processes", options.processes, f"1 to model.blocks={self.config.blocks}")
         self._stated = [*options.stated(), *arguments]
 
     def run_missing(self, wanted: Mapping[str, Sequence[str]]) -> None:
@@ -127,6 +125,9 @@ class Trainings:
                 path = self.paths(name)[seed]
                 runs[path] = [*self._settings, *overrides, f"seed={seed}", f"run_dir={quoted(str(path))}"]
         configs = {path: compose_config(run) for path, run in runs.items()}
+        most = min(1 if config.tangents == "oracle" else config.blocks for config in configs.values())
+        if self._options.processes > most:
+            raise bad_value("processes", self._options.processes, f"at most {most} with these methods")
         claim(self._folder, self._stated)
         done = {path for path, config in configs.items() if finished(path, config) or diverged(path)}
         missing = {path: run for path, run in runs.items() if path not in done}

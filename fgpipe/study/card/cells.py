@@ -22,7 +22,6 @@ class CardRow:
     """Mean over the seeds; None: not measured."""
     deviation: float | None
     """Over the seeds; None of fewer than two."""
-    seeds: tuple[int, ...]
     rates: str
     """Learning rates of the runs."""
     links: tuple[tuple[int, str], ...]
@@ -57,7 +56,7 @@ def rows(collection: Collection, out: Path) -> Iterator[CardRow]:
         mean, deviation = spread(each.accuracy for each in own) if own else (None, None)
         rates = " ".join(sorted({f"{each.config['optim']['lr']:g}" for each in own}))
         links = tuple((each.seed, _page(each.folder, out)) for each in own)
-        yield CardRow(cell, mean, deviation, tuple(each.seed for each in own), rates, links)
+        yield CardRow(cell, mean, deviation, rates, links)
 
 
 def _page(folder: Path, out: Path) -> str:

@@ -10,7 +10,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from fgpipe.config import compose_config
-from fgpipe.errors import UserError
+from fgpipe.errors import UserError, one_line
 from fgpipe.observe.record import COSINES
 from fgpipe.saving.resume import FREE, flat
 from fgpipe.study.common.runs import read_summary
@@ -119,7 +119,11 @@ def _defaults() -> dict[str, Any]:
 def _cosines(path: Path) -> Iterable[tuple[int, dict[int, float]]]:
     if not path.exists():
         return
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {one_line(error)}") from error
+    for number, line in enumerate(lines, 1):
         try:
             fields = json.loads(line)
             yield fields["step"], {int(block): float(value) for block, value in fields["cosine"].items()}

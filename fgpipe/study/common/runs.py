@@ -177,5 +177,6 @@ def write_page(file: Path, text: str) -> None:
 def origin(summaries: Iterable[Mapping[str, Any]]) -> str:
     """Machines on which, and commits by which, runs were made; for a person to read."""
     summaries = list(summaries)
-    machines, commits = (sorted({str(summary[key]) for summary in summaries}) for key in ("machine", "commit"))
+    known = ({str(summary.get(key) or "not recorded") for summary in summaries} for key in ("machine", "commit"))
+    machines, commits = map(sorted, known)
     return f"On {'; '.join(machines)}; commit {', '.join(commits)}."
