@@ -414,6 +414,8 @@ def test_held_out_images_are_training_images_that_are_not_trained_on(samples: in
 
 
 def test_more_images_held_out_than_are_left() -> None:
+    message = refusal(configured("digits", train_samples=1800, held_out=38))
+    assert message == "data.train_samples=1800: allowed: less than 1437, the samples that exist, or null"
     message = refusal(configured("digits", train_samples=1400, held_out=38))
     assert message == "data.held_out=38: allowed: at most 37, the training images that are left, or null"
 

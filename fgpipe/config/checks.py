@@ -20,7 +20,11 @@ def check(config: Config) -> None:
         value: Any = config
         for name in key.split("."):
             value = getattr(value, name)
-        if not accepts(value):
+        try:
+            fits = accepts(value)
+        except (TypeError, OverflowError):  # a list in a list, or a number beyond all floats
+            fits = False
+        if not fits:
             raise bad_value(key, value, allowed)
     modules, blocks = config.model.modules, config.model.blocks
     if is_list(modules) and sum(modules) != blocks:

@@ -94,7 +94,7 @@ def _merge(config: DictConfig, override: str, parsed: Override) -> None:
         )  # it says which
     except (ConfigAttributeError, ConfigKeyError) as error:
         raise no_such_key(override, known_keys()) from error
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, OverflowError) as error:
         raise UserError(f"{override}: " + (f"allowed: {RULES[key][1]}" if key in RULES else problem(error))) from error
 
 

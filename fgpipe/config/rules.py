@@ -162,7 +162,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "device": _one_of("auto", "cpu", "cuda"),
     "threads": (lambda value: value == "auto" or _is_count(value), "auto, or a whole number of at least 1"),
     "partition": (_is_partition, "counted, or a list of blocks per process such as [4,4]"),
-    "deadline": _above(0),
+    "deadline": ((lambda value: 0 < value <= 1e6), "a number above 0 and at most 1e6"),
     "trace": _one_of(False, True),
     "streams": _one_of(False, True),
     "autocast": _one_of(False, True),

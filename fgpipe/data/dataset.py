@@ -60,6 +60,8 @@ def held_out(dataset: Dataset, count: int, wanted: int | None) -> Dataset:
         UserError: there are not so many.
     """
     available = len(dataset.train_labels)
+    if wanted is not None and wanted >= available:
+        raise bad_value("data.train_samples", wanted, f"less than {available}, the samples that exist, or null")
     if count > (most := available - (wanted or 1)):
         raise bad_value("data.held_out", count, f"at most {most}, the training images that are left, or null")
     order = torch.randperm(available, generator=generator(FIXED_SEED, "train subset"))

@@ -110,7 +110,7 @@ def _read_split(
         images[position] = decoded.pixels
         return decoded.composited, decoded.turned
 
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(4, len(os.sched_getaffinity(0)))) as pool:
         counts = np.sum(list(pool.map(read, range(len(chosen)))), axis=0)
     return torch.from_numpy(images), torch.tensor([files[index][1] for index in chosen]), counts
 

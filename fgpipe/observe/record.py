@@ -89,7 +89,7 @@ class RunFolder:
             "config": dataclasses.asdict(self._config),
             "seed": self._config.seed,
             "commit": commit(),
-            "machine": machine(),
+            "machine": machine(str(figures.get("device", "cpu"))),
             "epochs": self.epochs,
             **figures,
         }
@@ -127,9 +127,9 @@ def _step(line: str) -> float:
         return math.inf
 
 
-def machine() -> str:
-    """Processor or GPU, number of cores, and the version of PyTorch, for a person to read."""
-    if torch.cuda.is_available():
+def machine(device: str = "cpu") -> str:
+    """Processor, or GPU if that is the device, number of cores that may be used, and PyTorch's version, for a person to read."""
+    if device.startswith("cuda"):
         name = torch.cuda.get_device_name()
     else:
         try:
@@ -138,7 +138,7 @@ def machine() -> str:
             lines = []
         names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
         name = names[0] if names else platform.machine()
-    return f"{name}, {os.cpu_count()} cores, {platform.system()}, torch {torch.__version__}"
+    return f"{name}, {len(os.sched_getaffinity(0))} cores, {platform.system()}, torch {torch.__version__}"
 
 
 def scores_of(line: Mapping[str, Any]) -> dict[str, dict[int, Score]]:

@@ -19,7 +19,7 @@ from fgpipe.observe.page.scale import Scale, duration, size, spread
 from fgpipe.observe.timeline import Event
 from fgpipe.observe.trace import write as write_trace
 from fgpipe.saving.claim import claimed
-from tests.observe.pages import ACCURACIES, CONFIG, LOSSES, SECONDS, Page, lines, write_run
+from tests.observe.pages import ACCURACIES, CONFIG, LOSSES, SECONDS, SUMMARY, Page, lines, write_run
 
 HOSTILE = "</title></style><script src=//evil.example/x.js>alert('1')</script><img src=x onerror=alert(1)>"
 
@@ -77,6 +77,17 @@ def test_figures(tmp_path: Path) -> None:
     assert widths[0] == pytest.approx(3 * widths[1], abs=0.2)
     assert page.titles("Bytes back, per training batch") == ["to 0, feedback: 100 B", "to 1, feedback: 0 B"]
     assert ["1", "0.5", "0.25", "87.5 %", "93.8 %"] in page.rows()
+
+
+def test_weights_come_back_too(tmp_path: Path) -> None:
+    """Those of twins, beside numbers; where nothing else comes back, alone."""
+    page = show(write_run(tmp_path / "run", summary=SUMMARY | {"weights_back_per_batch": [4000.0, 0.0]}))
+    assert "4.1 kB back per training batch" in page.text
+    assert page.titles("Bytes back, per training batch")[:2] == ["to 0, feedback: 100 B", "to 0, weights: 4 kB"]
+    alone = {"bytes_back_per_batch": [0.0, 0.0], "weights_back_per_batch": [4000.0, 0.0]}
+    assert "to 0, weights: 4 kB" in show(write_run(tmp_path / "own", summary=SUMMARY | alone)).titles(
+        "Bytes back, per training batch"
+    )
 
 
 def test_configuration(tmp_path: Path) -> None:

@@ -82,8 +82,28 @@ def test_study(folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureF
     assert len(rows) == 2 * 4 * 7 and (tmp_path / "alignment.md").read_text().count("spatial | error") == 7
 
 
+def test_what_cannot_be_measured(folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """More batches than an epoch has, a configuration that is cut short, and heads that nobody has trained."""
+    cut = tmp_path / "cut"
+    cut.mkdir()
+    (cut / "config.yaml").write_text("model: {blocks: ")
+    untrained = tmp_path / "untrained"
+    run(compose_config([*KEYS, "observe.heads=false", f"run_dir={untrained}"]))
+    for folder, keys, expected in (
+        (folders["mlp"], ["batches=9999"], "batches=9999: allowed: 2 to "),
+        (cut, [], f"RUN={cut}: allowed: a folder whose config.yaml can be read"),
+        (untrained, ["batches=2"], f"RUN={untrained}: allowed: one that trained a head at every block"),
+    ):
+        assert main(["alignment", str(folder), *keys]) == 2
+        message = capsys.readouterr().err
+        assert message.startswith(f"fgpipe: {expected}") and message.count("\n") == 1
+
+
 @pytest.mark.parametrize("arguments, expected", [
     (["batches=1"], "fgpipe: batches=1: allowed: a whole"), (["guesses=[psychic]"], "fgpipe: guess=psychic: allowed: "),
+    (["guesses=[]"], "fgpipe: guesses=[]: allowed: a list of names"), (["guesses=['']"], "fgpipe: guesses=['']: allowed: a list of names"),
+    (["guesses=[mixture]"], "fgpipe: guess=mixture: allowed: one without a second head"),
+    (["runs/a/net", "runs/b/net"], "fgpipe: RUN=runs/a/net runs/b/net: allowed: folders of different names"),
     (["guesses=[twins weights=private]"], "fgpipe: guess.weights=private: allowed: copied here"),
     (["nowhere"], "fgpipe: RUN=nowhere: allowed: the folder of a run"), (["nowhere", "model.width=1"], "fgpipe: nowhere model.width=1: allowed: RUN"),
 ])  # fmt: skip

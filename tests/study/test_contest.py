@@ -199,7 +199,7 @@ def test_arguments() -> None:
         (["{folder}", "repeats=many"], "repeats=many: "),
         (["{folder}", "epochs=1"], "epochs=1: allowed: a whole number of at least 2"),
         (["{folder}", "processes=9"], "processes=9: allowed: 2 to model.blocks=8"),
-        (["{folder}", "split=[8]"], "split=[8]: allowed: one number of blocks for each process (2)"),
+        (["{folder}", "split=[8]"], "split=[8]: allowed: one number of blocks, at least 1, for each process (2)"),
         (["{folder}", "split=[4,5]"], "split=[4, 5]: allowed: numbers that add up to model.blocks=8"),
         (["{folder}", "widht=2"], "widht=2: no such key"),
         (["{folder}", "batch_size=6"], "batch_size=6: allowed: a multiple of the peers' 4 microbatches"),

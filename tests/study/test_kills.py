@@ -22,6 +22,7 @@ def test_what_is_counted() -> None:
 @pytest.mark.parametrize(
     "argument, expected", [
         ("processes=1", "processes=1: allowed: a number of at least 2"),
+        ("processes=2", "processes=2: allowed: 8, one for each block"),
         ("kills=0", "kills=0: allowed: a number of at least 1"),
         ("every=0.5", "every=0.5: allowed: a number of at least 1"),
         ("calm=nan", "calm=nan: allowed: a number of at least 1"),

@@ -67,13 +67,13 @@ def overview(runs: Sequence[FolderContent], names: Sequence[str]) -> str:
 
 
 def _row(run: FolderContent, name: str, color: str) -> str:
-    speed, back = run.summary.get("images_per_second"), run.summary.get("bytes_back_per_batch")
+    speed = run.summary.get("images_per_second")
     stale = [each["mean"] for each in run.summary.get("staleness", {}).values()]
     cells = (
         figures.accuracy(run),
         NONE if speed is None else number(round(speed)),
         duration(run.epochs[-1].seconds) if run.epochs else NONE,
-        NONE if back is None else size(sum(back)),
+        size(figures.bytes_back(run)) if "bytes_back_per_batch" in run.summary else NONE,
         number(sum(stale) / len(stale)) if stale else NONE,
         state_word(run)[0],
         f"{run.epochs[-1].number if run.epochs else 0} of {run.config.get('epochs', '?')}",
@@ -115,7 +115,7 @@ def _of_net(run: FolderContent, time: str, what: str) -> Points:
 def _bytes(runs: Sequence[FolderContent], names: Sequence[str]) -> Iterator[str]:
     finished = [(k, run) for k, run in enumerate(runs) if run.summary]
     up = {k: figures.bytes_up(run) for k, run in finished}
-    back = {k: sum(run.summary.get("bytes_back_per_batch", [])) for k, run in finished}
+    back = {k: figures.bytes_back(run) for k, run in finished}
     for title, found in (("Bytes up, in the whole run", up), ("Bytes back, per training batch", back)):
         if found:
             rows = [Bar(names[k], [("all links", count, color(k))]) for k, count in found.items()]

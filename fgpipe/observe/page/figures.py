@@ -102,6 +102,19 @@ def bytes_up(run: FolderContent) -> int:
     return sum(sum(kinds.values()) for (source, destination), kinds in traffic(run).items() if destination > source)
 
 
+def back(run: FolderContent) -> dict[str, list[float]]:
+    """Bytes that come back per training batch: kind -> to each block."""
+    kind = "gradients" if any("gradients" in kinds for kinds in traffic(run).values()) else "feedback"
+    found = {kind: run.summary.get("bytes_back_per_batch", [])}
+    weights = run.summary.get("weights_back_per_batch")
+    return found if weights is None else found | {"weights": weights}
+
+
+def bytes_back(run: FolderContent) -> float:
+    """Bytes that come back per training batch, to all blocks."""
+    return sum(map(sum, back(run).values()))
+
+
 def links(run: FolderContent) -> Iterator[str]:
     """Bytes per link: up, back, and between replicas."""
     sent = sorted(traffic(run).items())
@@ -110,9 +123,9 @@ def links(run: FolderContent) -> Iterator[str]:
     up = {f"{a} → {b}": kinds for (a, b), kinds in sent if b > a}
     within = "" if len(up) == run.blocks - 1 else " Links within a process carry none."
     yield _by_kind("Bytes up, per link", up, "In the whole run, tests included", within)
-    back = run.summary.get("bytes_back_per_batch", [])
-    kind = "gradients" if any("gradients" in kinds for _, kinds in sent) else "feedback"
-    down = {f"to {block}": {kind: count} for block, count in enumerate(back)} if any(back) else {}
+    kinds = back(run)
+    down = {f"to {block}": dict(zip(kinds, counts, strict=True)) for block, counts in enumerate(zip(*kinds.values()))}
+    down = down if any(map(any, kinds.values())) else {}
     yield _by_kind("Bytes back, per training batch", down, "To each block from all above")
     if own := {f"block {a}": kinds for (a, b), kinds in sent if a == b}:
         yield _by_kind("Bytes between replicas, per block", own, "In the whole run")

@@ -82,9 +82,10 @@ def numbers(run: FolderContent) -> Iterator[tuple[str, str]]:
         yield "test accuracy", figures.accuracy(run)
         yield "training time", duration(run.epochs[-1].seconds)
     if run.summary:
-        yield "images per second", number(round(run.summary["images_per_second"]))
+        if (speed := run.summary.get("images_per_second")) is not None:
+            yield "images per second", number(round(speed))
         yield "processes", str(run.summary.get("world_size", "?"))
-        yield "back per training batch", size(sum(run.summary.get("bytes_back_per_batch", [])))
+        yield "back per training batch", size(figures.bytes_back(run))
         if peaks := run.summary.get("peak_memory_bytes"):
             yield "peak memory, largest process", size(max(peaks))
 

@@ -28,7 +28,7 @@ def timeline(run: Path) -> str:
         return figure(title, f"<p class=muted>trace.json has {size(bytes_)}: for Perfetto (ui.perfetto.dev).</p>")
     try:
         events = trace.events(path)
-    except (ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):
         return figure(title, "<p class=muted>trace.json cannot be read.</p>")
     batches = sorted({event.batch for event in events})
     middle = max(0, (len(batches) - BATCHES) // 2)

@@ -175,7 +175,7 @@ def main(arguments: list[str]) -> int:
         every = [each for of_count in timed.values() for each in of_count]
         contest = Contest(folder / "speed", ContestOptions(split=[4, 4], repeats=options.rounds), common, every)
         contest.run()
-        cores = f"{os.cpu_count()} processor cores, which more processes share."
+        cores = f"{len(os.sched_getaffinity(0))} processor cores, which more processes share."
         made = origin(summary for each in every for summary in contest.summaries(each))
         text += (
             f"\nSpeed, in a process with one thread for each module; {cores} {made}\n\n{speed_tables(contest, timed)}"

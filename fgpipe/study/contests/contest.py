@@ -50,8 +50,10 @@ class ContestOptions(StudyOptions):
         for key, least in (("processes", 2), ("batches", 2), ("epochs", self.least_epochs()), ("repeats", 1)):
             if (value := getattr(self, key)) < least:
                 raise bad_value(key, value, f"a whole number of at least {least}")
-        if self.split is not None and len(self.split) != self.processes:
-            raise bad_value("split", self.split, f"one number of blocks for each process ({self.processes})")
+        if self.split is not None and (len(self.split) != self.processes or min(self.split) < 1):
+            raise bad_value(
+                "split", self.split, f"one number of blocks, at least 1, for each process ({self.processes})"
+            )
 
     def least_epochs(self) -> int:
         """Epochs that a study needs."""

@@ -110,7 +110,9 @@ class Kills:
         self.contestants = contestants(options)
         for name, keys in self.contestants.items():
             place = ["elastic.block=0", "elastic.store=127.0.0.1:1"] if name == OWN else []
-            compose_config([*self._common, *keys, *place, f"run_dir={quoted(str(folder))}"])
+            config = compose_config([*self._common, *keys, *place, f"run_dir={quoted(str(folder))}"])
+            if options.processes != config.blocks:
+                raise bad_value("processes", options.processes, f"{config.blocks}, one for each block")
         claim(folder, [*options.stated(), *overrides])
 
     def run(self) -> None:
@@ -156,7 +158,9 @@ class Kills:
         files = [self._file(name, round) for name in self.contestants for round in range(self._options.repeats)]
         made = [json.loads(file.read_text()) for file in files]
         options = self._options
-        setting = f"Sums of two digits, width 0.25, {options.processes} processes; rounds: {options.repeats}, with "
+        config = compose_config(self._common)
+        setting = f"{config.data.name}, width {config.model.width:g}, {options.processes} processes; "
+        setting += f"rounds: {options.repeats}, with "
         setting += f"{options.kills} kills, one every {options.every:g} s, after {options.calm:g} s in peace."
         text = page("Kills of single processes", command_line("kills", arguments), setting, made, table)
         write_page(Path(options.out or self._folder) / "kills.md", text)

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fgpipe.config import LinkConfig, compose_config
+from fgpipe.config import Config, LinkConfig, compose_config
 from fgpipe.errors import bad_value
 from fgpipe.study.common.arguments import read
 from fgpipe.study.contests.contest import (
@@ -75,9 +75,14 @@ class Case:
     link: LinkConfig
 
 
-def cases(processes: int, batch_size: int, slow: LinkConfig | None) -> list[Case]:
-    """Args: slow: ours and asynchronous 1F1B also over such links, which the other peers refuse."""
-    count = microbatches(batch_size, max(4, processes))
+def cases(processes: int, config: Config, slow: LinkConfig | None) -> list[Case]:
+    """Contestants in so many processes.
+
+    Args:
+        config: of every run, for its batch size and microbatches.
+        slow: ours and asynchronous 1F1B also over such links, which the other peers refuse.
+    """
+    count = microbatches(config.batch_size, max(config.microbatches, processes))
     found = [Case(Contestant(name, keys), name, LinkConfig()) for name, keys in METHODS.items()]
     for name, kind in SCHEDULES.items():
         peer = ("guess=end_to_end", "lanes=exact", f"microbatches={count}", f"schedule={kind}")
@@ -151,9 +156,9 @@ def main(arguments: list[str]) -> int:
     folder, options, overrides = read(arguments, SimulationOptions())
     common = [*OWN, *overrides]
     many = replace(options, processes=options.most, split=None)
-    size = compose_config([*COMMON, *common]).batch_size
+    config = compose_config([*COMMON, *common])
     slow = LinkConfig(options.rate, options.rtt)
-    both = [(options, cases(options.processes, size, slow)), (many, cases(many.processes, size, None))]
+    both = [(options, cases(options.processes, config, slow)), (many, cases(many.processes, config, None))]
     contests = [
         Contest(folder / str(each.processes), each, common, [case.contestant for case in of]) for each, of in both
     ]

@@ -54,9 +54,9 @@ class Survival:
 
 
 def kept_by_members(run: Path, blocks: int) -> list[int]:
-    """Updates in the weights of each block that is a job of its own."""
+    """Updates on new batches in the weights of each block that is a job of its own: no repeat of a batch counts."""
     tallies = [Places(run).tally(block) for block in range(blocks)]
-    return [tally.get("updates", 0) - tally.get("lost", 0) for tally in tallies]
+    return [tally.get("updates", 0) - tally.get("lost", 0) - tally.get("extra", 0) for tally in tallies]
 
 
 def kept_by_job(run: Path, blocks: int) -> list[int]:
@@ -123,7 +123,7 @@ def survive(
         return kept(), time.monotonic()
 
     def sleep(until: float) -> None:
-        wait(lambda: time.monotonic() >= until, PATIENCE)
+        wait(lambda: time.monotonic() >= until, until - time.monotonic() + PATIENCE)
 
     try:
         wait(lambda: min(kept()) >= 20, PATIENCE)

@@ -25,12 +25,14 @@ from pathlib import Path
 
 import torch
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
+from yaml import YAMLError
 
 from fgpipe.config import Config
 from fgpipe.config.arguments import own_keys
 from fgpipe.data import Batches, load
-from fgpipe.errors import UserError, bad_value
+from fgpipe.errors import UserError, bad_value, one_line
 from fgpipe.gradients.estimator import StepRule
 from fgpipe.gradients.guesses import Guess, make, redraw
 from fgpipe.gradients.method import Method
@@ -40,7 +42,7 @@ from fgpipe.models.init import materialize
 from fgpipe.models.net import Net, deep_copy, resnet
 from fgpipe.models.twins import with_twins
 from fgpipe.plan.precision import DTYPES
-from fgpipe.saving.checkpoint import Checkpoints, read_net
+from fgpipe.saving.checkpoint import Checkpoints, read_net, read_tensors
 from fgpipe.saving.outputs import check_folder
 from fgpipe.study.common.figure import HEAD_COLORS, INK, drawn, name_lines
 from fgpipe.study.common.runs import write_page
@@ -64,9 +66,13 @@ class AlignmentOptions:
             raise bad_value("batches", self.batches, "a whole number of at least 2")
         if self.space not in ("weight", "activity"):
             raise bad_value("space", self.space, "weight | activity")
+        if not self.guesses or not all(map(str.split, self.guesses)):
+            raise bad_value("guesses", self.guesses, "a list of names, with keys after spaces")
         for each in map(made, self.guesses):
             if each.twin is not None and each.copied_every is None:
                 raise bad_value("guess.weights", "private", "copied here, as nothing is trained")
+            if each.second_head is not None:
+                raise bad_value("guess", each.name, "one without a second head, which no RUN has")
         if self.out is not None:
             check_folder("out", Path(self.out))
 
@@ -89,7 +95,7 @@ class TrainedNet:
     def of(cls, run: Path, root: str | None, classes: int, channels: int) -> "TrainedNet":
         """
         Raises:
-            UserError: there is none.
+            UserError: there is none, or a block's head in it is not trained.
         """
         config = config_of(run, root)
         net = resnet(config.model, config.head, in_channels=channels, classes=classes)
@@ -100,7 +106,11 @@ class TrainedNet:
             raise bad_value(
                 "RUN", run, "the folder of a run with a complete checkpoint in it (checkpoint.every_steps=N)"
             )
-        read_net(Checkpoints(run).folder(manifest.step), net)
+        folder = Checkpoints(run).folder(manifest.step)
+        for j in range(len(net.heads)):
+            if not any(name.startswith("head.module.") for name in read_tensors(folder, j)):
+                raise bad_value("RUN", run, "one that trained a head at every block (observe.heads=true)")
+        read_net(folder, net)
         return cls(config, net)
 
     def directions(self, method: Method, x: Tensor, labels: Tensor, batch: int) -> list[Tensor]:
@@ -143,7 +153,10 @@ def config_of(run: Path, root: str | None) -> Config:
     path = run / "config.yaml"
     if not path.is_file():
         raise bad_value("RUN", run, "the folder of a run")
-    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(path)))
+    try:
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(path)))
+    except (OmegaConfBaseException, YAMLError, OSError, UnicodeDecodeError) as error:
+        raise bad_value("RUN", run, f"a folder whose config.yaml can be read ({one_line(error)})") from error
     assert isinstance(config, Config)
     config.data.root = config.data.root if root is None else root
     return config
@@ -235,10 +248,14 @@ def main(arguments: list[str]) -> int:
         raise UserError(
             f"{' '.join(arguments)}: allowed: RUN [RUN ...] [key=value ...], the study's keys and data.root"
         )
+    if len({each.name for each in folders}) < len(folders):
+        raise bad_value("RUN", " ".join(map(str, folders)), "folders of different names")
     root = rest[-1].partition("=")[2] if rest else None
     config = config_of(folders[0], root)
     dataset = load(config.data)
     batches = Batches(dataset, config.data, config.batch_size, config.seed, DTYPES[config.dtype])
+    if options.batches > batches.train_batches:
+        raise bad_value("batches", options.batches, f"2 to {batches.train_batches}, those of an epoch")
     channels = dataset.train_images.shape[1]
     runs = {each.name: TrainedNet.of(each, root, dataset.classes, channels) for each in folders}
     first = next(iter(runs.values()))

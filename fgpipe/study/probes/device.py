@@ -70,7 +70,7 @@ def main(arguments: list[str]) -> int:
 
 def table(rows: Mapping[str, str]) -> str:
     """Markdown, of each method's cells."""
-    head = "| method | images/s, median | range | waits of the host per step | busy | peak memory, MiB |"
+    head = "| method | images/s, median | range | waits of the host per step | busy | peak memory above what is held, MiB |"
     return "\n".join([head, "|" + "---|" * 6, *(f"| {name} | {cells} |" for name, cells in rows.items())]) + "\n"
 
 
@@ -102,10 +102,12 @@ def _cells(step: Callable[[], object], seconds: list[float], size: int, device: 
         return f"{speed} | | |"
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
-    began = time.monotonic()
+    held = torch.cuda.memory_allocated(device)
     with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+        began = time.monotonic()
         _finished(step, device)()
-    busy = sum(event.self_device_time_total for event in profiled.key_averages()) * 1e-6 / (time.monotonic() - began)
+        took = time.monotonic() - began
+    busy = sum(event.self_device_time_total for event in profiled.key_averages()) * 1e-6 / took
     torch.cuda.set_sync_debug_mode("warn")
     try:
         with warnings.catch_warnings(record=True) as waits:
@@ -113,5 +115,5 @@ def _cells(step: Callable[[], object], seconds: list[float], size: int, device: 
             step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    peak = torch.cuda.max_memory_allocated(device) / 2**20
+    peak = (torch.cuda.max_memory_allocated(device) - held) / 2**20
     return f"{speed} | {len(waits)} | {busy:.0%} | {peak:.0f}"

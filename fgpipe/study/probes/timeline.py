@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
     source, picture, *count = arguments
     try:
         events = read(Path(source))
-    except (OSError, json.JSONDecodeError, KeyError, UnicodeDecodeError) as error:
+    except (OSError, json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise bad_value("TRACE", source, "the trace.json of a run with trace=true") from error
     if count and not (count[0].isdecimal() and int(count[0]) > 0):
         raise bad_value("BATCHES", count[0], "a whole number of at least 1")

@@ -127,7 +127,7 @@ class Calibration:
             list(arguments),
             machine(),
             commit(),
-            os.cpu_count() or 1,
+            len(os.sched_getaffinity(0)),
             {name: alone[name] for name in METHODS},
             [(size, pieces(alone[name], alone[LATE + name])) for name, size in runs.pieces.items()],
             alone[LATE],
@@ -236,7 +236,7 @@ class _Runs:
         Each is measured twice, there and back, so that a machine that gets slower meanwhile is no excuse for anybody.
         """
         there, back = list(self._ways), list(reversed(self._ways))
-        copies = range(min(MOST_COPIES, os.cpu_count() or 1))
+        copies = range(min(MOST_COPIES, len(os.sched_getaffinity(0))))
         before = self._at_once(["alone"], there)
         loaded = [
             self._at_once([f"loaded{way}-{n}" for n in copies], ways) for way, ways in (("", there), ("-back", back))

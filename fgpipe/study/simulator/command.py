@@ -30,8 +30,9 @@ from fgpipe.errors import bad_value
 from fgpipe.plan.topology import runs_of
 from fgpipe.saving.outputs import check_file
 from fgpipe.study.simulator.calibration import DEFAULTS, Calibration
-from fgpipe.study.simulator.forecast import forecast
+from fgpipe.study.simulator.forecast import Net, forecast
 from fgpipe.study.simulator.nets import Setting
+from fgpipe.study.simulator.programs import ForwardGradients
 from fgpipe.wire.slow import SlowLinks
 
 MOST = 256
@@ -62,6 +63,10 @@ class SimulateOptions:
             raise bad_value("stages", stages, f"1 to {MOST}")
         if not 1 <= processes <= stages:
             raise bad_value("processes", processes, f"1 to stages={stages}")
+        if stages != config.blocks and config.blocks < 3:
+            raise bad_value(
+                "stages", stages, f"{config.blocks} with a net of fewer than 3 blocks, of which none is like others"
+            )
         if stages != config.blocks and config.lanes == "exact":
             raise bad_value("lanes", "exact", f"a number with stages={stages}, as lanes add up along the net")
         if self.cores is not None and self.cores < 1:
@@ -109,10 +114,16 @@ def table(setting: Setting, links: SlowLinks, cores: float) -> str:
         where = str(blocks[0]) if len(blocks) == 1 else f"{blocks[0]} to {blocks[-1]}"
         boundaries = [of[-1] for of in runs_of(sizes)[:-1]]
         up = max((net.up(j) for j in boundaries), default=0)
-        back = max((net.back(j) for j in boundaries), default=0)
+        back = max((_crossing(net, j) for j in boundaries), default=0)
         cells = [f"{batch / found.seconds:.1f}", where, f"{found.busy[found.bottleneck]:.0%}", str(found.in_flight)]
         lines.append(f"| {name} | {' | '.join([*cells, str(found.held - 1), f'{up:,}', f'{back:,}'])} |")
     return "\n".join(lines) + "\n"
+
+
+def _crossing(net: Net, boundary: int) -> int:
+    """Bytes back across a boundary: a gradient is that of the block below it, readings go to each block below."""
+    below = range(boundary + 1) if isinstance(net, ForwardGradients) else [boundary]
+    return sum(map(net.back, below))
 
 
 def about(setting: Setting, config: Config, cores: float) -> str:
