@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import wraps
 from importlib import import_module
 from types import FrameType
@@ -193,21 +193,27 @@ class _Lasting(io.BufferedWriter):
 def _take_over_streams() -> _Lasting | None:
     """Make stdout and stderr lasting ones; returns stdout's.
 
-    A descriptor that is closed is opened to nowhere, so that no file or socket gets its number.
+    A descriptor that is closed is opened to nowhere, so that no file or socket gets its number. A stream that a program has
+    put in their place is its own.
     """
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+    if sys.stderr is sys.__stderr__:
+        sys.stderr, _ = _lasting(sys.stderr, 2)
+    if sys.stdout is not sys.__stdout__:
+        return None
     sys.stdout, stdout = _lasting(sys.stdout, 1)
-    sys.stderr, _ = _lasting(sys.stderr, 2)
     return stdout
 
 
 def _lasting(stream: Any, descriptor: int) -> tuple[Any, _Lasting | None]:
     if stream is None:
         return open(os.devnull, "w"), None
+    with suppress(OSError):
+        stream.flush()
     lasting = _Lasting(descriptor)
     names = ("encoding", "errors", "line_buffering", "write_through")
     return io.TextIOWrapper(lasting, **{name: getattr(stream, name) for name in names}), lasting

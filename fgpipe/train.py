@@ -9,6 +9,7 @@ if __name__ == "__main__":
 
     start("fgpipe.train")
 
+import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -22,6 +23,7 @@ from fgpipe.elastic.run import run_member
 from fgpipe.errors import RunError, bad_value, one_line
 from fgpipe.models.net import Net
 from fgpipe.saving.checkpoint import CheckpointError
+from fgpipe.saving.verdict import takes_keys
 from fgpipe.trainers.saver import Preempted
 from fgpipe.trainers.session import run
 
@@ -40,9 +42,10 @@ def program(defaults: Sequence[str] = (), net: Net | None = None) -> NoReturn:
     and a code that a launcher understands (docs/guide/clusters.md).
 
     Args:
-        defaults: keys before those of the command line.
+        defaults: keys before those of the command line. Values go on top of groups there too, whichever comes first.
         net: blocks and heads of your own; None builds the configuration's ResNet-18.
     """
+    takes_keys(sys.argv[0])
     conclude(command(lambda arguments: _train([*defaults, *arguments], net)))
 
 
@@ -58,13 +61,13 @@ def _train(arguments: list[str], net: Net | None) -> int:
     keep_pages()
     try:
         if not config.elastic.on:
-            run(config, net)
+            run(config, net, restore=False)
         elif net is None:
             run_member(config)
         else:
             raise bad_value("elastic.block", config.elastic.block, "null with a net of your own")
     except RunError as error:
-        if isinstance(error, CheckpointError) and not error.elsewhere:
+        if isinstance(error, CheckpointError) and not error.elsewhere and not config.elastic.on:
             say(f"rank {place.rank}: {one_line(error)}")  # the others are said already
         leave(FAILED)
     except Preempted as preempted:

@@ -58,6 +58,33 @@ from torch import nn
 blocks = [nn.Sequential(nn.Flatten(), nn.Linear(256, 8)), nn.Linear(8, 8)]
 fgpipe.main(["epochs=1"], fgpipe.Net(blocks, [fgpipe.Head(nn.Linear(8, 10)) for _ in blocks]))
 """
+
+
+def test_what_a_program_prints_is_kept(tmp_path: Path) -> None:
+    """In order, in a pipe, and in a stream that it has put in stdout's place; a finished run is no error."""
+    teed = """
+import sys
+class Tee:
+    def __init__(self, *streams): self.streams = streams
+    def write(self, text): return [each.write(text) for each in self.streams][0]
+    def flush(self): [each.flush() for each in self.streams]
+sys.stdout = Tee(sys.stdout, open("log", "w"))
+"""
+    keys = ["resume=auto", f"run_dir={tmp_path / 'run'}", "data.test_samples=50", "observe.tensorboard=false"]
+    for first, said in (("", "test accuracy"), (teed, "is finished: test accuracy")):
+        program = tmp_path / "program.py"
+        program.write_text(
+            OWN_NET.replace("fgpipe.main", f'{first}\nprint("before")\nfgpipe.main').replace("64", "128")
+        )
+        done = subprocess.run(
+            [sys.executable, str(program), *keys], env={**environment(), "PYTHONUNBUFFERED": ""}, cwd=tmp_path,
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith("before\n") and said in done.stdout
+    assert said in (tmp_path / "log").read_text()
+
+
 ELASTIC = "target=local replay.size=8 checkpoint.every_steps=20 elastic.store=localhost:29400"
 
 

@@ -97,7 +97,10 @@ class FeedbackOut:
             self._closing.callback(self._dialled[block].close)
         data = encode(feedback)
         if (socket := self._dialled[block].ready(0)) is not None:
-            socket.send(data)
+            try:
+                socket.send(data, zmq.DONTWAIT)
+            except zmq.Again:  # its process has gone since
+                return
             self._ledger.count(feedback.sender, block, "feedback", len(data))
 
     def close(self) -> None:

@@ -51,11 +51,15 @@ class Uplink:
         prefix = torch.tensor([*self._mine, self._tally["sent"]])
         header = torch.cat([prefix, header_of(batch, self._samples)])
         socket = self._dialled.ready(max(PATIENCE, STEPS * step) if self._takes else 0.0)
+        try:
+            if socket is not None:
+                socket.send_multipart([_bytes_of(header), _bytes_of(payload)], zmq.DONTWAIT, copy=False)
+        except zmq.Again:  # its process has gone since
+            socket = None
         self._takes = socket is not None
         if socket is None:
             self._tally.add("dropped")
             return
-        socket.send_multipart([_bytes_of(header), _bytes_of(payload)], copy=False)
         self._tally.add("sent")
         ends = self._mine[0], self._mine[0] + 1
         self._ledger.count(*ends, "activations", x.nbytes)

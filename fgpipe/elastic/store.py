@@ -33,8 +33,10 @@ def serve(address: str) -> None:
         store = dist.TCPStore(host, int(port), is_master=True, wait_for_workers=False)
     except RuntimeError as error:
         raise bad_value("HOST:PORT", address, f"a free port of this host: {first_line(error)}") from error
-    signal.sigwait(signals)
+    heard = signal.sigwait(signals)
     del store
+    if heard == signal.SIGINT:
+        raise KeyboardInterrupt
 
 
 class StoreClient:

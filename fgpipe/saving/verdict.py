@@ -14,6 +14,7 @@ from fgpipe.saving.outputs import unwritten
 
 NAME = "verdict.json"
 TRAIN = ["-m", "fgpipe.train"]
+_programs_of_keys: set[str] = set()
 """The program whose arguments are settings of a run."""
 NO_FILE = ("", "-", "-c")
 """Names of programs from standard input and from the command line."""
@@ -98,6 +99,14 @@ def retire(run: Path) -> None:
         (run / NAME).rename(run / f"verdict-{number}.json")
 
 
+def takes_keys(name: str) -> None:
+    """Note that a program's arguments are keys of a run, as those of `fgpipe.train` are.
+
+    Args: name: that the process has, as in `sys.argv`.
+    """
+    _programs_of_keys.add(name)
+
+
 def resume_command(run: Path, arguments: Sequence[str], environment: Mapping[str, str], *, afresh: bool) -> str | None:
     """The command of this process again, with `resume=auto` where its arguments are settings of a run; see `Verdict`.
 
@@ -110,7 +119,7 @@ def resume_command(run: Path, arguments: Sequence[str], environment: Mapping[str
     name, *kept = arguments
     if (program := _program(name)) is None:
         return None
-    if program == TRAIN:
+    if program == TRAIN or name in _programs_of_keys:
         kept = [argument for argument in kept if afresh or not argument.startswith("resume=")]
         if afresh:
             kept = [argument for argument in kept if not argument.startswith("run_dir=")]
@@ -129,7 +138,7 @@ def note(run: Path, resumed: str | None, *, afresh: bool) -> str | None:
     settings = "another run_dir, or none" if afresh else f"run_dir={run} resume=auto"
     if (program := _program(sys.argv[0])) is None:
         return f"no command starts a program from standard input, -c or a prompt again; it goes on with {settings}"
-    if program == TRAIN or resumed == "auto":
+    if program == TRAIN or sys.argv[0] in _programs_of_keys or resumed == "auto":
         return None
     return f"the program goes on with {settings}, which must be set in it first"
 

@@ -221,7 +221,8 @@ class PipelinedStep:
         seed, draw = config.seed, [may_draw(each.block) for each in self._learners]
 
         def numbered(j: int) -> AbstractContextManager[None]:
-            names = self._learners[j].index, *self._part.at
+            batch, part = self._part.at
+            names = self._learners[j].index, batch * topology.replicas + topology.replica, part
             return drawing(seed, "layers", *names) if draw[j] else nullcontext()
 
         self._part.drawing = numbered

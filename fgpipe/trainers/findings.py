@@ -1,7 +1,7 @@
 """Numbers of a step that the host must know: all of a block's batch in one transfer, which nobody waits for on a GPU.
 
 NaN and infinity stop the run at the block where they first show, when its numbers arrive: before the block's own update
-on the CPU, at most one batch later on a GPU, and before anything is saved.
+on the CPU (PyTorch's pipelines: after it), at most one batch later on a GPU, and before anything is saved.
 """
 
 import math

@@ -50,7 +50,7 @@ from fgpipe.trainers.saver import Preempted, Saver
 from fgpipe.trainers.worker import Worker
 
 
-def run(config: Config, net: Net | None = None) -> dict[str, Any]:
+def run(config: Config, net: Net | None = None, *, restore: bool = True) -> dict[str, Any]:
     """Train and test a net as `config` says, in this process or as one of torchrun's.
 
     Afterwards the number of threads, and who shows warnings, are as before. How the C library keeps memory is the
@@ -58,8 +58,8 @@ def run(config: Config, net: Net | None = None) -> dict[str, Any]:
 
     Args:
         config: from `compose_config`.
-        net: blocks and heads of your own; None builds the configuration's ResNet-18. If `resume=auto` finds the run
-            finished, they get the weights of its last checkpoint.
+        net: blocks and heads of your own; None builds the configuration's ResNet-18.
+        restore: if `resume=auto` finds the run finished, the net gets the weights of its last checkpoint.
 
     Returns:
         The figures of `summary.json` on the reporting process, an empty dict on the others.
@@ -81,7 +81,7 @@ def run(config: Config, net: Net | None = None) -> dict[str, Any]:
     check_world(config, place.world_size)
     pipelines = placement.read(config.placement, place.world_size, config.replicas)
     if (done := resume.check_run_dir(config)) is not None:
-        if net is not None:
+        if net is not None and restore:
             _restore(net, config, place.device(config.device))
         return _already(done, config) if place.rank == pipelines[0][-1] else {}
     with _undone(place.threads(config.threads)), ExitStack() as claim:
