@@ -87,6 +87,7 @@ METHODS = {
     "local": FrontierMethod(NOTHING, ("target=local",)),
     "local spatial": FrontierMethod(NOTHING, ("target=local", "head=spatial")),
     "two heads": FrontierMethod(NOTHING, (*OWN, STRIDED)),
+    "two small heads": FrontierMethod(NOTHING, (*OWN, "guess.beside=mlp")),
     "two heads spatial": FrontierMethod(NOTHING, OWN),
     "own private twins": FrontierMethod(NOTHING, (*OWN_TWINS, "guess.weights=private")),
     "own twins": FrontierMethod(WEIGHTS_ALONE, OWN_TWINS),
