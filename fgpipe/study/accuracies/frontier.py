@@ -241,15 +241,21 @@ def plot(rows: Sequence[FrontierRow], path: Path) -> None:
                     row.name, (0.01, 100 * mean), xycoords=("axes fraction", "data"), va="bottom", color=colour
                 )
                 continue
-            axes.plot(row.speed.ratio.median, 100 * mean, "o", color=colour)
+            axes.plot(row.speed.ratio.median, 100 * mean, "o", color=colour, mfc=_face(METHODS[row.name].back))
             if row.name in named:
                 at = row.speed.ratio.median, 100 * mean
                 axes.annotate(row.name, at, xytext=(5, 3), textcoords="offset points", color=colour)
         for back in dict.fromkeys(METHODS[row.name].back for row in rows if row.speed is not None):
-            axes.plot([], [], "o", color=COLORS[back], label=back)
+            axes.plot([], [], "o", color=COLORS[back], mfc=_face(back), label=back)
+        axes.axvline(1, color="0.8", linewidth=1, zorder=0)
         axes.figure.legend(title="comes back", loc="outside lower center", ncols=3, frameon=False)
         axes.margins(x=0.2)
         axes.set(xlabel="images/s over 1F1B, two processes", ylabel="test accuracy, %")
+
+
+def _face(back: str) -> str:
+    """Hollow where two kinds come back."""
+    return "none" if back == WEIGHTS else COLORS[back]
 
 
 def contestants(options: FrontierOptions) -> list[Contestant]:
