@@ -114,6 +114,19 @@ def test_command(
     assert line == f"cd {tmp_path} && {expected}"
 
 
+def test_a_program_of_keys_goes_on_like_the_command(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that calls `fgpipe.main`."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    main = SimpleNamespace(__spec__=None, __file__="/home/me/keyed.py")
+    started(monkeypatch, main, ["keyed.py", "epochs=3", f"run_dir={run}"])
+    verdict.takes_keys("keyed.py")
+    assert write(run, resumed=None)
+    found = json.loads((run / "verdict.json").read_text())
+    assert found["resume"] == f"cd {tmp_path} && python keyed.py epochs=3 run_dir={run} resume=auto"
+    assert found["note"] is None
+
+
 def started(patch: pytest.MonkeyPatch, main: SimpleNamespace, argv: list[str]) -> None:
     """Have this process look like one that another program was started in."""
     patch.setitem(sys.modules, "__main__", main)

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from fgpipe.elastic.places import Places
+from fgpipe.elastic.tally import Tally
 from fgpipe.study.__main__ import main
 from fgpipe.study.contests.kills import OWN, table
-from fgpipe.study.contests.survival import Survival
+from fgpipe.study.contests.survival import Survival, kept_by_members
 from tests.integration.launching import living, processes_with, wait_until
 
 
@@ -17,6 +19,16 @@ def test_what_is_counted() -> None:
     assert found.rate == 10 and found.share == 0.75 and found.worst == 0.5 and found.lost == pytest.approx(5)
     line = table({"a way": [found, Survival(10.0, [100, 100], 40.0, [400, 400], [0, 1])]}).splitlines()[-1]
     assert line == "| a way | 10.0 | 10.0 to 10.0 | 0.88 | 0.75 to 1.00 | 0.75 | 2.5 | 0.0 to 5.0 |"
+
+
+def test_repeats_of_batches_are_no_work_that_lasts(tmp_path: Path) -> None:
+    """Of ten updates two are in no state, and three were made on batches that had been used before."""
+    places = Places(tmp_path)
+    for block, counts in enumerate(({"updates": 10, "lost": 2, "extra": 3}, {"updates": 4})):
+        folder = places.generation(block, 0)
+        folder.mkdir(parents=True)
+        Tally(folder / "tally", counts)
+    assert kept_by_members(tmp_path, 2) == [5, 4]
 
 
 @pytest.mark.parametrize(
