@@ -221,6 +221,12 @@ def not_ours(run: Path) -> None:
     (run / "config.yaml").unlink()
 
 
+def untested(run: Path) -> None:
+    """As elastic blocks leave it, which have made all their steps."""
+    checkpoints = Checkpoints(run)
+    checkpoints.publish(replace(checkpoints.manifest(4 * BATCHES), epochs=[], test_accuracy=None))
+
+
 BAD = {
     "no such run": (nothing, ["resume=nowhere"], "resume=nowhere: allowed: auto, or a run's folder"),
     "auto without a folder": (nothing, ["resume=auto", "run_dir=null"], "resume=auto: allowed: with run_dir=FOLDER"),
@@ -239,6 +245,7 @@ BAD = {
     "in use": (nothing, ["run_dir=RUN"], "a folder that does not exist yet or is empty; resume=auto goes on"),
     "nothing of ours": (not_ours, ["resume=auto", "run_dir=RUN"], "an unfinished run's folder"),
     "all damaged": (damage_all, ["resume=RUN"], "no complete checkpoint is left"),
+    "nothing left": (untested, ["resume=RUN"], "nothing is left to train; its elastic blocks, started again, test"),
     "every 0 steps": (
         nothing,
         ["checkpoint.every_steps=0"],

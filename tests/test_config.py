@@ -167,6 +167,14 @@ def test_values_of_one_composition_are_not_in_the_next() -> None:
     assert (second.data.mean, second.data.std, second.optim.lr, second.epochs) == ([0.305], [0.3188], 0.5, 2)
 
 
+@pytest.mark.parametrize("quote", ["", "'", '"'])
+def test_home(quote: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shell leaves the `~` of a key with a dot; who is not there has no home."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = compose_config([f"data.root={quote}~/data{quote}", "run_dir='~nobody-here/run'"])
+    assert (config.data.root, config.run_dir) == (f"{tmp_path}/data", "~nobody-here/run")
+
+
 @pytest.mark.parametrize("blocks, allowed, refused", [(8, "[4,4]", "[2,2]"), (4, "[2,2]", "[4,4]")])
 def test_a_partition_is_of_the_nets_blocks(blocks: int, allowed: str, refused: str) -> None:
     """Of a net of one's own too, whose blocks no configuration knows."""

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 
 import torch.distributed as dist
@@ -62,8 +62,9 @@ class Start:
         done = threading.Event()
 
         def beat() -> None:
-            while not done.wait(BEAT):
-                self._store.add("alive", 1)
+            with suppress(dist.DistNetworkError):  # the main thread meets it too
+                while not done.wait(BEAT):
+                    self._store.add("alive", 1)
 
         thread = threading.Thread(target=beat, daemon=True, name="signs of life")
         thread.start()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from importlib import import_module
+from os.path import expanduser  # not Path's, which raises where there is no such user
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
@@ -35,6 +36,7 @@ def compose_config(overrides: Sequence[str]) -> Config:
     Raises:
         UserError: an unknown key or group choice, a value of the wrong type, or one that `check` refuses.
     """
+    overrides = [_at_home(override) for override in overrides]
     parsed = {override: _parsed(override) for override in overrides}
     choices = [override for override, each in parsed.items() if each.key_or_group in GROUPS]
     try:
@@ -50,6 +52,11 @@ def compose_config(overrides: Sequence[str]) -> Config:
     assert isinstance(config, Config)
     check(config)
     return config
+
+
+def _at_home(override: str) -> str:
+    """Expand a `~` at the start of a value, which shells leave after a key with a dot and Hydra cannot read."""
+    return re.sub(r"^([\w.]+=['\"]?)(~[\w.-]*)", lambda found: found[1] + expanduser(found[2]), override)
 
 
 def _offer_plug_ins(choices: Sequence[str]) -> None:

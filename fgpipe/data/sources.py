@@ -56,9 +56,9 @@ def load(config: DataConfig) -> Dataset:
         raise bad_value("data.stored_size", config.stored_size, f"{source.side} with data={config.name}")
     try:
         if config.held_out is None:
-            dataset = source.read(Path(config.root).expanduser(), config)
+            dataset = source.read(Path(config.root), config)
         else:
-            whole = source.read(Path(config.root).expanduser(), replace(config, train_samples=None))
+            whole = source.read(Path(config.root), replace(config, train_samples=None))
             dataset = held_out(whole, config.held_out, config.train_samples)
     except OSError as error:
         raise UserError(f"data.root={config.root}: {reason(error)}") from error

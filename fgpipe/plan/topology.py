@@ -37,6 +37,10 @@ class Topology:
     def replica_of(self, rank: int) -> int:
         return next(replica for replica, ranks in enumerate(self.pipelines) if rank in ranks)
 
+    def share(self, batch: int) -> int:
+        """Number of this replica's part of a batch, among those of all replicas and batches."""
+        return batch * self.replicas + self.replica
+
     @property
     def pipeline(self) -> tuple[int, ...]:
         """The rank at each position of this process's replica."""

@@ -97,6 +97,10 @@ def choose(config: Config, train_batches: int) -> Manifest | None:
             config.epochs,
             f"at least {manifest.epoch + (manifest.batch > 0)}, which {manifest.step} steps of {run} reach",
         )
+    if manifest.step == config.epochs * train_batches and not manifest.epochs:
+        raise UserError(
+            f"{shown}: nothing is left to train; its elastic blocks, started again, test and write the results"
+        )
     if manifest.step != manifest.epoch * train_batches + manifest.batch:
         raise UserError(f"{shown}: its epochs have another number of batches than the {train_batches} of these data")
     return manifest

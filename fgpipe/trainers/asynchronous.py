@@ -56,7 +56,7 @@ class AsynchronousStage:
         self._learner, self._device, self._parts = learner, device, plan.parts
         self._last, self._precision = self.index == plan.method.last, Precision.of(plan.config)
         self._seed, self._draws = plan.config.seed, may_draw(self.block)
-        self._replica, self._replicas = plan.topology.replica, plan.topology.replicas
+        self._share = plan.topology.share
         self._optimizers = {"block": learner.optimizer}
         """Of what the last loss trains: the block and, of the last one, the classifier."""
         modules, window = nn.ModuleList([self.block]), plan.windows[self.index]
@@ -128,7 +128,7 @@ class AsynchronousStage:
 
     def _drawing(self, batch: Batch) -> AbstractContextManager[None]:
         """Around a run of the block: its layers draw numbers of the batch's own, or none."""
-        number = batch.id * self._replicas + self._replica
+        number = self._share(batch.id)
         return drawing(self._seed, "layers", self.index, number) if self._draws else nullcontext()
 
     def _observe(self, batch: Batch, y: Tensor, findings: Findings) -> Iterator[Message]:

@@ -222,7 +222,7 @@ class PipelinedStep:
 
         def numbered(j: int) -> AbstractContextManager[None]:
             batch, part = self._part.at
-            names = self._learners[j].index, batch * topology.replicas + topology.replica, part
+            names = self._learners[j].index, topology.share(batch), part
             return drawing(seed, "layers", *names) if draw[j] else nullcontext()
 
         self._part.drawing = numbered

@@ -78,7 +78,7 @@ class Stage:
         self.index, self.block, self.head, self.guess_head = index, learner.block, learner.head, learner.guess_head
         self._learner, self._optimizer, self._head_optimizer = learner, learner.optimizer, learner.head_optimizer
         self._method, self._lanes, self._seed, self._run, self._device = method, lanes, plan.config.seed, run, device
-        self._replica, self._replicas = plan.topology.replica, plan.topology.replicas
+        self._share = plan.topology.share
         self._reading = method.guess.reading
         self._plain, self._projects, self._last = method.is_plain(index), method.projects(index), index == method.last
         self._distils_own = method.distils(index) and learner.beside_optimizer is None
@@ -194,7 +194,7 @@ class Stage:
 
     def _drawing(self, batch: Batch) -> AbstractContextManager[None]:
         """Around a run of the block: its layers draw numbers of the batch's own, or none."""
-        number = batch.draw * self._replicas + self._replica
+        number = self._share(batch.draw)
         return drawing(self._seed, "layers", self.index, number) if self._draws else nullcontext()
 
     def _own_loss(self, y: Tensor, batch: Batch, findings: Findings) -> Part[tuple[Tensor | None, Read | None]]:
@@ -371,7 +371,7 @@ class Stage:
     def _draw(self, batch: Batch) -> int:
         """The number under which noise and codes are drawn: of this share among all of the run's in activity space, so
         that no two samples have the same; of the batch in weight space, so that all replicas try one direction."""
-        return batch.draw * self._replicas + self._replica if self._method.space == "activity" else batch.draw
+        return self._share(batch.draw) if self._method.space == "activity" else batch.draw
 
     @torch.no_grad()
     def _evaluate(self, batch: Batch) -> Iterator[Message]:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from fgpipe import store
 from fgpipe.config import compose_config
 from fgpipe.config.elastic import block_of
 from fgpipe.elastic.run import run_member
@@ -45,6 +46,24 @@ def test_refused(overrides: list[str], line: str) -> None:
 def test_allowed() -> None:
     compose_config([*NEEDED, "target=local"])
     compose_config([*NEEDED, "target=global", "guess=gaussian", "elastic.fallback=wait"])
+
+
+@pytest.mark.parametrize(
+    "arguments, line",
+    [
+        (["8", "targt=local"], "targt=local: no such key; did you mean target.name or tangents?"),
+        (["8", *NEEDED, "target=global", "space=activity"], "space=activity: allowed: weight with target=global"),
+        (["4", *NEEDED, "target=local"], "BLOCKS=4: allowed: 8, as the net has (model.blocks)"),
+        (["8", *NEEDED, "target=local", "window=[1,2]"], "window=[1, 2]: allowed: one number for each block (8)"),
+        (["eight", *NEEDED, "target=local"], "BLOCKS=eight: allowed: 8"),
+    ],
+)
+def test_said_once_before_any_block_is_started(
+    arguments: list[str], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert store.main(["--check", *arguments]) == 2
+    assert capsys.readouterr().err.startswith(f"fgpipe: {line}")
+    assert store.main(["--check", "8", *NEEDED, "target=local"]) == 0
 
 
 def test_block_of_the_environment() -> None:

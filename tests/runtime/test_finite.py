@@ -74,6 +74,14 @@ def test_the_oracle_stops_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "] error: loss of batch " in capsys.readouterr().err
 
 
+def test_a_program_may_go_on(tmp_path: Path) -> None:
+    """The failed run of a pipeline leaves no process group, which another could not have."""
+    pipeline = ["guess=end_to_end", "microbatches=2", "optim.lr=1e30"]
+    for number in range(2):
+        with pytest.raises(NotFiniteError):
+            run(compose_config([*RUN, *pipeline, f"run_dir={tmp_path / str(number)}"]))
+
+
 def test_the_block_below_is_to_blame() -> None:
     """A block that was given a NaN does not say that it made one."""
     x = torch.randn(4, 3)

@@ -41,7 +41,7 @@ def run(options: GridOptions, plan: GridPlan) -> int:
     if len(plan.unserved) == len(plan.cells):
         raise UserError(f"no cell to run: {_not_served(options, plan)}")
     out = out_folder(options)
-    check_folder("out", Path(options.out).expanduser())
+    check_folder("out", Path(options.out))
     for run in plan.runs:  # whatever is wrong shows here, before anything is started
         config = run.compose()
         if options.launcher == "torchrun" and config.tangents == "oracle":

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,7 @@ def parse_options(arguments: Sequence[str]) -> GridOptions:
     own = [argument for argument in arguments if split(argument)[0] != "data.root"]
     options = merged(load(GridOptions, CONFIGS / "grid.yaml"), own)
     _check(options)
+    options.out = expanduser(options.out)
     root = by_key(arguments).get("data.root")
     if root is not None:
         options.roots[_only_dataset(options, root)] = root
@@ -160,4 +162,4 @@ class GridPlan:
 
 def out_folder(options: GridOptions) -> Path:
     """Folder of the grid, absolute, as runs may be started elsewhere."""
-    return Path(options.out).expanduser().resolve()
+    return Path(options.out).resolve()
