@@ -48,7 +48,10 @@ def start(module: str) -> NoReturn:
     try:
         main: Main = import_module(module).main
     except ModuleNotFoundError as error:
-        sys.exit(_ended(error))
+        if error.name is None or error.name.startswith("fgpipe") or error.name in EXTRAS:
+            sys.exit(_ended(error))
+        say(f"{sys.executable} has no {error.name}: activate the environment that fgpipe is installed in (README.md)")
+        sys.exit(BAD_INPUT)
     gc.freeze()
     gc.enable()
     _finish(main, stdout)

@@ -263,6 +263,16 @@ def test_help_for_nobody(name: str) -> None:
     assert done.stderr == "code 0\n"
 
 
+def test_another_python(tmp_path: Path) -> None:
+    """One without the packages, as where nobody has activated the environment."""
+    done = subprocess.run(
+        [sys.executable, "-S", "-m", "fgpipe.train"],
+        env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2 and not done.stdout and done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"fgpipe: {sys.executable} has no ") and "activate the environment" in done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_training_for_a_reader_of_one_line(processes: int, tmp_path: Path) -> None:

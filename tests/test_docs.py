@@ -36,10 +36,12 @@ def test_prose_is_within_its_limits() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_keys_are_those_of_the_schema() -> None:
-    done = output("keys.py")
+@pytest.mark.parametrize("script, page", [("keys.py", "reference/keys.md"), ("cells.py", "results/cells.md")])
+def test_pages_are_what_makes_them(script: str, page: str) -> None:
+    """Of the schema, and of the runs."""
+    done = output(script)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == (DOCS / "reference" / "keys.md").read_text(), "python docs/keys.py > docs/reference/keys.md"
+    assert done.stdout == (DOCS / page).read_text(), f"python docs/{script} > docs/{page}"
 
 
 @pytest.mark.parametrize("command", trainings())

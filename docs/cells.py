@@ -1,0 +1,100 @@
+"""The page of the measured accuracies, made of the runs' summaries: python docs/cells.py > docs/results/cells.md"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from statistics import mean
+
+from fgpipe.study.card.measured import Collection, Values
+from fgpipe.study.paper.tables import Cell, published, unpublished
+
+RESULTS = Path(__file__).parent / "results"
+HEAD = """# The measured cells
+
+Made by `python docs/cells.py > docs/results/cells.md` of the runs in `docs/results`; a test holds it to them. Protocols and claims: [the accuracy grid](grid.md).
+
+Test accuracies in percent, beside the paper's. Where a cell has two, the first is of weight space and the second of activity space. One seed, or the mean of three (*).
+"""
+PROTOCOLS = ("scaled", "scaled_long")
+PAGES = (
+    ((2, 3), "cifar10"),
+    ((4,), "cifar10"),
+    ((5,), "cifar10"),
+    ((6,), "cifar10"),
+    ((7,), "fashion_mnist"),
+    ((7,), "imagenette"),
+    ((8,), "cifar10"),
+    ((9,), "fashion_mnist"),
+    ((9,), "imagenette"),
+    ((10,), "cifar10"),
+    ((11, 12), "cifar10"),
+)
+"""Tables of the paper that are one here, and the data set."""
+DATASETS = {"cifar10": "CIFAR-10", "fashion_mnist": "Fashion-MNIST", "imagenette": "Imagenette"}
+GUESSES = {"end_to_end": "end to end", "ntk": "NTK", "fixed_ntk": "fixed NTK", "gaussian": "Gaussian",
+           "rademacher": "Rademacher", "local_subspace": "local subspace"}  # fmt: skip
+HEADS = {"mlp": "MLP", "cnn": "CNN"}
+SPACES = (None, "weight", "activity")
+
+
+def tables(values: Values) -> Iterable[str]:
+    """Yield a table for each of `PAGES`, target and width that has a measured cell."""
+    every = [*published(), *unpublished()]
+    for numbers, dataset in PAGES:
+        cells = [cell for cell in every if cell.table in numbers and cell.dataset == dataset]
+        for target, width in dict.fromkeys((cell.target, cell.width) for cell in cells):
+            own = [cell for cell in cells if (cell.target, cell.width) == (target, width)]
+            if any(cell.key in values for cell in own):
+                yield _table(values, own, _heading(numbers, own[0]))
+
+
+def _heading(numbers: Sequence[int], cell: Cell) -> str:
+    tables = f"Table{'s' * (len(numbers) > 1)} {' and '.join(map(str, numbers))}"
+    width = "" if cell.width == "1" else f", width {cell.width}"
+    return f"{tables}, {DATASETS[cell.dataset]}, {cell.target} target{width}"
+
+
+def _table(values: Values, cells: Sequence[Cell], heading: str) -> str:
+    blocks = sorted({cell.blocks for cell in cells})
+    lines = [
+        f"| {heading} |" + "".join(f" {count} blocks | published |" for count in blocks),
+        "|---|" + "---|---|" * len(blocks),
+    ]
+    for name in dict.fromkeys(map(_name, cells)):
+        of_name = [cell for cell in cells if _name(cell) == name]
+        if any(cell.key in values for cell in of_name):
+            columns = [[cell for cell in of_name if cell.blocks == count] for count in blocks]
+            lines.append(
+                f"| {name} |" + "".join(f" {_measured(values, each)} | {_published(each)} |" for each in columns)
+            )
+    return "\n".join(lines)
+
+
+def _name(cell: Cell) -> str:
+    return " ".join(filter(None, (GUESSES.get(cell.guess, cell.guess), HEADS.get(cell.aux or "", cell.aux))))
+
+
+def _measured(values: Values, cells: Iterable[Cell]) -> str:
+    return _shown(
+        (cell, f"{mean(seeds.values()):.1f}{'*' * (len(seeds) > 2)}" if (seeds := values.get(cell.key)) else "-")
+        for cell in cells
+    )
+
+
+def _published(cells: Iterable[Cell]) -> str:
+    return _shown((cell, "-" if cell.accuracy is None else f"{cell.accuracy:.1f}") for cell in cells)
+
+
+def _shown(numbers: Iterable[tuple[Cell, str]]) -> str:
+    """Those of weight and activity space, or the one where there is no space; one stroke where there are none."""
+    by_space = {cell.space: number for cell, number in numbers}
+    shown = [by_space[space] for space in SPACES if space in by_space]
+    return " / ".join(shown) if set(shown) - {"-"} else "-"
+
+
+if __name__ == "__main__":
+    print(HEAD)
+    for protocol in filter(lambda name: (RESULTS / name).is_dir(), PROTOCOLS):
+        collection = Collection.read(RESULTS / protocol)
+        count = sum(cell.key in collection.values for cell in published())
+        print(f"## `profile={protocol}`\n\n{count} published cells, {len(collection.kept)} runs.\n")
+        print("\n\n".join(tables(collection.values)))
