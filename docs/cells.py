@@ -4,15 +4,17 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import mean
 
-from fgpipe.study.card.measured import Collection, Values
-from fgpipe.study.paper.tables import Cell, published, unpublished
+from fgpipe.study.card.measured import Collection, Values, published_values
+from fgpipe.study.card.ranks import Ranks
+from fgpipe.study.card.report import judge
+from fgpipe.study.paper.tables import Cell, Key, published, unpublished
 
 RESULTS = Path(__file__).parent / "results"
 HEAD = """# The measured cells
 
 Made by `python docs/cells.py > docs/results/cells.md` of the runs in `docs/results`; a test holds it to them. Protocols and claims: [the accuracy grid](grid.md).
 
-Test accuracies in percent, beside the paper's. Where a cell has two, the first is of weight space and the second of activity space. One seed, or the mean of three (*).
+Test accuracies in percent, beside the paper's. Where a cell has two, the first is of weight space and the second of activity space. One seed, or the mean of three (*). Intervals are of 95 %, over cells, or over groups of cells where pairs share a run.
 """
 PROTOCOLS = ("scaled", "scaled_long")
 PAGES = (
@@ -34,6 +36,23 @@ GUESSES = {"end_to_end": "end to end", "ntk": "NTK", "fixed_ntk": "fixed NTK", "
            "rademacher": "Rademacher", "local_subspace": "local subspace"}  # fmt: skip
 HEADS = {"mlp": "MLP", "cnn": "CNN"}
 SPACES = (None, "weight", "activity")
+
+
+def claims(collection: Collection) -> Iterable[str]:
+    """Yield the lines of a table: each claim that has a measured pair, and what the paper's own tables say of it."""
+    yield from ("| claim | verdict | | the paper's tables |", "|---|---|---|---|")
+    for verdict, theirs in judge(collection.values, published_values(), collection.kept):
+        if not verdict.numbers.startswith("no "):
+            word = f"**{verdict.word}**" if verdict.word == "contradicted" else verdict.word
+            published = dict(theirs).get("published, all")
+            yield f"| {verdict.claim} | {word} | {verdict.numbers} | {published.numbers if published else ''} |"
+
+
+def ranks(values: Values) -> Iterable[str]:
+    """Yield the lines of a table: the rank correlation of tables 2 and 3, and that without each of their rows."""
+    found = Ranks.of(values, published_values())
+    yield from (f"| Spearman, {len(found.keys)} cells of tables 2 and 3 | {found.shown} |", "|---|---|")
+    yield from (f"| without {_name(key)} | {numbers[0]:.3f} |" for key, numbers in found.without_row() if numbers[0])
 
 
 def tables(values: Values) -> Iterable[str]:
@@ -69,7 +88,7 @@ def _table(values: Values, cells: Sequence[Cell], heading: str) -> str:
     return "\n".join(lines)
 
 
-def _name(cell: Cell) -> str:
+def _name(cell: Cell | Key) -> str:
     return " ".join(filter(None, (GUESSES.get(cell.guess, cell.guess), HEADS.get(cell.aux or "", cell.aux))))
 
 
@@ -97,4 +116,5 @@ if __name__ == "__main__":
         collection = Collection.read(RESULTS / protocol)
         count = sum(cell.key in collection.values for cell in published())
         print(f"## `profile={protocol}`\n\n{count} published cells, {len(collection.kept)} runs.\n")
-        print("\n\n".join(tables(collection.values)))
+        parts = ["\n".join(claims(collection)), "\n".join(ranks(collection.values)), *tables(collection.values)]
+        print("\n\n".join(parts))
