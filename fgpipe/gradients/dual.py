@@ -10,6 +10,7 @@ which is linear in its input treats lanes as more samples.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from torch.nn.utils import parametrize
 
 from fgpipe.gradients.second_run import ForwardMode, Masks, again, attributes_kept, generators
 from fgpipe.models.net import may_draw
+
+warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)  # within torch, on its first jvp
 
 
 @dataclass(eq=False)

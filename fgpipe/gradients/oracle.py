@@ -144,7 +144,7 @@ def estimate(
             second = partial(gradients_of, losses_beside.mean(), places[j], retain_graph=True)
         own, aim = (partial(found.__getitem__, j) for found in (guesses, gradients))
         view = View(places[j], (seed, j, batch), own, logits, second, aim, memory(j))
-        directions[j] = method.guess.propose(view)
+        directions[j] = method.guess.proposed(view)
     exact = partial(_readings, method, result)
     scalars = {j: exact(j, gradients[j], each, places[j]) for j, each in directions.items()}
     result.scalars.extend(scalars.get(j) for j in range(method.blocks))

@@ -39,6 +39,10 @@ class Net:
             raise ValueError(
                 f"a net needs a block or more and a head for each; got {len(self.blocks)} and {len(self.heads)}"
             )
+        for kind, modules in (("block", self.blocks), ("head", self.heads), ("head beside", self.beside)):
+            for j, module in enumerate(modules):
+                if not isinstance(module, nn.Module):
+                    raise TypeError(f"{kind} {j} of a net is an nn.Module; got {type(module).__name__}")
         if self.beside and len(self.beside) != len(self.blocks) - 1:
             raise ValueError(
                 f"a net of {len(self.blocks)} blocks has {len(self.blocks) - 1} heads beside, or none; got {len(self.beside)}"

@@ -247,11 +247,11 @@ class Stage:
         if (optimizer := self._learner.beside_optimizer) is None:
             beside = of_twin if self._method.has_copies(self.index) else not_there
             view = self._view(places, self._draw(batch), gradient, logits, beside)
-            return self._method.guess.propose(view), of_head, lesson
+            return self._method.guess.proposed(view), of_head, lesson
         second, logits_beside, copies = frozen_losses(self.guess_head, y, batch.labels)
         found = gradients(second.mean(), [*places, *copies], retain_graph=True)
         view = self._view(places, self._draw(batch), gradient, lambda: logits_beside, lambda: found[: len(places)])
-        directions = self._method.guess.propose(view)
+        directions = self._method.guess.proposed(view)
         if self._method.distils(self.index):
             return directions, of_head, Lesson(logits_beside, copies, batch.labels)
         optimizer.step(found[len(places) :], batch.id)
@@ -359,7 +359,7 @@ class Stage:
         method, directions, y = self._method, entry.directions, entry.output
         places: Sequence[Tensor] = self._optimizer.parameters if y is None else [y]
         if directions is None:
-            directions = method.guess.propose(self._view(places, entry.draw, not_there, not_there))
+            directions = method.guess.proposed(self._view(places, entry.draw, not_there, not_there))
         step = self.step_rule
         if readings is None:
             readings, step = places[0].new_zeros(method.readings(self._lanes.counts[self.index])), self.step_rule.recall

@@ -1,42 +1,19 @@
 """Guesses are plug-ins: what the registry gives and refuses, and one of a new kind, with keys and a memory of its own."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+import re
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
-import torch
 from omegaconf import OmegaConf
-from torch import Tensor
 
 from fgpipe.config import CONFIGS, compose_config
 from fgpipe.errors import UserError
-from fgpipe.gradients.guesses import Guess, GuessHead, View, find, guess, make, names
+from fgpipe.gradients.guesses import Guess, find, guess, make, names
+from fgpipe.gradients.guesses.local import Local
+from tests.gradients.remembering import RunningMean
 from tests.test_transparency import STEPS, Pipeline, assert_agrees, configuration
-
-
-@guess("running_mean")
-@dataclass(frozen=True)
-class RunningMean(Guess):
-    """The mean of past estimates and the local gradient: `decay` of the former."""
-
-    decay: float = 0.5
-
-    spaces: ClassVar[tuple[str, ...]] = ("weight",)
-    head: ClassVar[GuessHead | None] = GuessHead.TRAINED
-
-    def remember(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {f"mean{number}": torch.zeros_like(each) for number, each in enumerate(parameters.values())}
-
-    def propose(self, view: View) -> Sequence[Tensor]:
-        pairs = zip(view.memory.values(), view.gradient(), strict=True)
-        return [self.decay * mean + (1 - self.decay) * gradient for mean, gradient in pairs]
-
-    def learn(self, memory: Mapping[str, Tensor], estimates: Mapping[str, Tensor]) -> None:
-        for mean, estimate in zip(memory.values(), estimates.values(), strict=True):
-            mean.lerp_(estimate, 1 - self.decay)
 
 
 def test_every_file_of_the_group_is_a_guess() -> None:
@@ -104,3 +81,25 @@ def test_a_memory_is_the_same_in_the_oracle(scope: str, target: str, monkeypatch
         assert_agrees(pipeline, *pipeline.step(batch), skip_samples=False)
         for stage in pipeline.stages[:-1]:
             assert all(mean.count_nonzero() for mean in stage.memory.tensors.values())
+
+
+WRONG = {
+    "a tensor too few": (lambda found: found[1:], "a list of 9 tensors, not 8"),
+    "another shape": (
+        lambda found: [each[:1] for each in found],
+        "direction 0 with shape [5, 3, 3, 3], not [1, 3, 3, 3]",
+    ),
+    "a number": (lambda found: [*found[:-1], 1.0], "direction 8 with shape [5], not float"),
+    "a tensor alone": (lambda found: found[0], "a list of 9 tensors, not Tensor"),
+    "nothing": (lambda found: None, "a list of 9 tensors, not NoneType"),
+}
+
+
+@pytest.mark.parametrize("spoil, got", WRONG.values(), ids=WRONG.keys())
+def test_wrong_directions_are_said_in_a_line(spoil, got: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    propose = Local.propose
+    monkeypatch.setattr(Local, "propose", lambda self, view: spoil(propose(self, view)))
+    pipeline = Pipeline(configuration("local", "mlp", "weight", "tensor", "global", 8))
+    line = "guess=local: allowed: propose to return tensors shaped as view.places, of block 0 "
+    with pytest.raises(UserError, match=f"^{re.escape(line + got)}$"):
+        pipeline.step(0)

@@ -9,7 +9,7 @@ from fgpipe import cut
 from fgpipe.config import compose_config
 from fgpipe.errors import UserError
 from fgpipe.models.heads import Head
-from fgpipe.models.net import resnet, sequential
+from fgpipe.models.net import Net, resnet, sequential
 from fgpipe.plan.costs import ForwardPass
 from fgpipe.plan.cut import default_head
 from fgpipe.plan.modules import dear_heads, resolved
@@ -120,3 +120,8 @@ def test_default_heads(shape: tuple[int, ...]) -> None:
     assert logits.shape == (3, 5) and losses.shape == (3,)
     with pytest.raises(ValueError, match="no default head"):
         default_head(torch.Size((2, 3, 4, 5)), 5)
+
+
+def test_blocks_and_heads_are_modules() -> None:
+    with pytest.raises(TypeError, match="^head 1 of a net is an nn.Module; got NoneType$"):
+        Net([nn.Identity(), nn.Identity()], [nn.Identity(), None])  # type: ignore[list-item]  # what is refused

@@ -16,6 +16,7 @@ import fgpipe.show
 from fgpipe.config import compose_config
 from fgpipe.observe.page import run as page_of_run
 from fgpipe.observe.page.scale import Scale, duration, size, spread
+from fgpipe.observe.page.settings import method
 from fgpipe.observe.timeline import Event
 from fgpipe.observe.trace import write as write_trace
 from fgpipe.saving.claim import claimed
@@ -362,3 +363,9 @@ def test_numbers_as_text() -> None:
     assert [duration(s) for s in (0.25, 59.4, 61, 3725)] == ["0.25 s", "59.4 s", "1:01 min", "1 h 2 min"]
     assert list(spread([5, 6, 30], 12, 0, 40)) == [5, 17, 30]
     assert list(spread([30, 31, 32], 12, 0, 40)) == [16, 28, 40]
+
+
+def test_modules_are_counted_too() -> None:
+    assert method({"model": {"blocks": 8, "modules": [4, 4]}, "data": {"name": "digits"}}).endswith(
+        "2 modules of 8 blocks on digits"
+    )

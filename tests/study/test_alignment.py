@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+import tests.gradients.remembering  # noqa: F401 - registers running_mean
 from fgpipe.config import compose_config
 from fgpipe.models.heads import linear_head
 from fgpipe.study.__main__ import main
@@ -103,6 +104,7 @@ def test_what_cannot_be_measured(folders: dict[str, Path], tmp_path: Path, capsy
     (["batches=1"], "fgpipe: batches=1: allowed: a whole"), (["guesses=[psychic]"], "fgpipe: guess=psychic: allowed: "),
     (["guesses=[]"], "fgpipe: guesses=[]: allowed: a list of names"), (["guesses=['']"], "fgpipe: guesses=['']: allowed: a list of names"),
     (["guesses=[mixture]"], "fgpipe: guess=mixture: allowed: one without a second head"),
+    (["guesses=[running_mean]"], "fgpipe: guess=running_mean: allowed: one without a memory"),
     (["runs/a/net", "runs/b/net"], "fgpipe: RUN=runs/a/net runs/b/net: allowed: folders of different names"),
     (["guesses=[twins weights=private]"], "fgpipe: guess.weights=private: allowed: copied here"),
     (["nowhere"], "fgpipe: RUN=nowhere: allowed: the folder of a run"), (["nowhere", "model.width=1"], "fgpipe: nowhere model.width=1: allowed: RUN"),

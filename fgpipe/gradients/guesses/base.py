@@ -10,12 +10,16 @@ from torch import Tensor, nn
 
 from fgpipe.config import Config, HeadConfig
 from fgpipe.config.rng import generator
+from fgpipe.errors import bad_value
 from fgpipe.gradients import estimator
 from fgpipe.gradients.dual import Factor, Tangent, insert
 from fgpipe.gradients.estimator import StepRule
 from fgpipe.gradients.readings import Reading
 from fgpipe.models.init import initialize
 from fgpipe.models.twins import TwinShape
+
+DOT = "/"
+"""Dot in the name of a memory, as names of parameters have, within the name of a buffer."""
 
 
 class GuessHead(Enum):
@@ -114,8 +118,32 @@ class Guess:
         return type(self).remember is not Guess.remember
 
     def propose(self, view: View) -> Sequence[Tensor]:
-        """The directions of a batch, shaped as `view.places`; or, where no lane is read, whatever `estimate` needs."""
+        """The directions of a batch, shaped as `view.places`; or whatever a guess's own `estimate` needs."""
         raise NotImplementedError
+
+    def proposed(self, view: View) -> Sequence[Tensor]:
+        """The directions of `propose`.
+
+        Raises:
+            UserError: lanes carry them, `estimate` is that of all guesses, and they are not shaped as `view.places`.
+        """
+        found = self.propose(view)
+        if self.reading.has_lane and type(self).estimate is Guess.estimate:
+            self._check_shapes(found, view)
+        return found
+
+    def _check_shapes(self, found: object, view: View) -> None:
+        wanted, wrong = [_shape(place) for place in view.places], None
+        if not isinstance(found, list | tuple) or len(found) != len(wanted):
+            got = len(found) if isinstance(found, list | tuple) else type(found).__name__
+            wrong = f"a list of {len(wanted)} tensors, not {got}"
+        else:
+            differing = (at for at, each in enumerate(found) if _shape(each) != wanted[at])
+            if (at := next(differing, None)) is not None:
+                wrong = f"direction {at} with shape {wanted[at]}, not {_shape(found[at])}"
+        if wrong is not None:
+            what = f"propose to return tensors shaped as view.places, of block {view.key[1]} {wrong}"
+            raise bad_value("guess", self.name, what)
 
     def insert(
         self, tangent: Tangent | None, direction: Tensor, carriers: Sequence[Mapping[int, Factor]], y: Tensor
@@ -146,6 +174,11 @@ class Guess:
         """Take the estimate of the block's parameters into its memory, in place, as the update is made."""
 
 
+def _shape(value: object) -> object:
+    """A tensor's shape, or the type of anything else."""
+    return list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+
+
 def not_there() -> NoReturn:
     """Stand for a part of a `View` that a block does not have."""
     raise AssertionError("the view of this block has no such part")
@@ -157,12 +190,12 @@ class GuessMemory(nn.Module):
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         super().__init__()
         for name, tensor in tensors.items():
-            self.register_buffer(name, tensor)
+            self.register_buffer(name.replace(".", DOT), tensor)
 
     @property
     def tensors(self) -> dict[str, Tensor]:
         """Buffers by name, to be written in place."""
-        return dict(self.named_buffers())
+        return {name.replace(DOT, "."): tensor for name, tensor in self.named_buffers()}
 
     @property
     def or_none(self) -> "GuessMemory | None":

@@ -50,7 +50,9 @@ def method(config: Mapping[str, Any]) -> str:
     """The run in a few words."""
     values = dict(flat(config))
     guess = values.get("guess.name") or values.get("guess") or "?"
-    data = f"{values.get('model.blocks', '?')} blocks on {values.get('data.name', '?')}"
+    modules, blocks = values.get("model.modules"), f"{values.get('model.blocks', '?')} blocks"
+    net = f"{len(modules)} modules of {blocks}" if isinstance(modules, list) else blocks
+    data = f"{net} on {values.get('data.name', '?')}"
     if guess == "end_to_end":
         return f"backpropagation ({values.get('schedule')}), {data}"
     where = f"{values.get('space', '?')} space, scope {values.get('scope') or 'by default'}"

@@ -73,6 +73,8 @@ class AlignmentOptions:
                 raise bad_value("guess.weights", "private", "copied here, as nothing is trained")
             if each.second_head is not None:
                 raise bad_value("guess", each.name, "one without a second head, which no RUN has")
+            if each.remembers:
+                raise bad_value("guess", each.name, "one without a memory, as nothing is trained here")
         if self.out is not None:
             check_folder("out", Path(self.out))
 
