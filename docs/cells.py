@@ -12,7 +12,12 @@ from fgpipe.study.paper.tables import Cell, Key, published, unpublished
 RESULTS = Path(__file__).parent / "results"
 HEAD = """# The measured cells
 
-Made by `python docs/cells.py > docs/results/cells.md` of the runs in `docs/results`; a test holds it to them. Protocols and claims: [the accuracy grid](grid.md).
+Made of the runs in `docs/results`; a test holds the page to them. Protocols and commands: [the accuracy grid](grid.md).
+
+```bash
+python docs/cells.py > docs/results/cells.md
+python -m fgpipe.report docs/results/scaled    # the same cells, with figures
+```
 
 Test accuracies in percent, beside the paper's. Where a cell has two, the first is of weight space and the second of activity space. One seed, or the mean of three (*). Intervals are of 95 %, over cells, or over groups of cells where pairs share a run.
 """
