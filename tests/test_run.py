@@ -58,6 +58,7 @@ def test_finished_run_gives_a_net_its_weights(tmp_path: Path) -> None:
     """All of them, heads and statistics too, bit for bit as the run left them in the net that it trained."""
     trained, other = net(), net()
     figures = run(into(tmp_path / "run", *SAVING), trained)
+    assert figures["parameters"] == [9 * 4 + 4 + 2 * 4, 9 * 4 * 8 + 8]
     assert run(into(tmp_path / "run", *SAVING), other)["test_accuracy"] == figures["test_accuracy"]
     wanted, found = weights(trained), weights(other)
     assert wanted.keys() == found.keys() and len(wanted) == 13

@@ -46,7 +46,7 @@ from fgpipe.saving.checkpoint import CheckpointError, Checkpoints, Manifest, rea
 from fgpipe.saving.outputs import unwritten
 from fgpipe.trainers.build import build_trainer
 from fgpipe.trainers.data_owner import met_here_alone, share_data
-from fgpipe.trainers.saver import Preempted, Saver
+from fgpipe.trainers.saver import Preempted, Saver, State
 from fgpipe.trainers.worker import Worker
 
 
@@ -174,7 +174,7 @@ class _Run:
                 index, seconds = 0, 0.0
             trainer.close()
             self._write_trace()
-            figures = self._figures(self._seconds)
+            figures = self._figures(self._seconds, trainer.trained())
             self._report(figures)
             self._cluster.leaving = True
             with suppress(LinkError):  # who dies from here on takes no result along
@@ -302,7 +302,7 @@ class _Run:
         """The epochs that are done, as the reporting process knows them."""
         return self._folder.epochs if self._folder is not None else []
 
-    def _figures(self, train_seconds: float) -> dict[str, Any]:
+    def _figures(self, train_seconds: float, trained: State) -> dict[str, Any]:
         plan, place, total = self._plan, self._cluster.place, self._cluster.sum
         own = self._metrics.staleness()
         traffic, staleness = total(self._ledger.as_tensor()), total(own if self._replicas.index == 0 else own.zero_())
@@ -310,6 +310,9 @@ class _Run:
         used = torch.zeros(4, place.world_size, dtype=torch.int64)
         used[:, place.rank] = torch.tensor([self._memory.before, self._memory.peak, *self._processor.tolist()])
         before, peak, processor, main_thread = total(used).tolist()
+        sizes = torch.zeros(plan.method.blocks, dtype=torch.int64)
+        for block, parts in trained.items() if self._replicas.index == 0 else ():
+            sizes[block] = sum(each.numel() for each in parts["block"].module.parameters()) if "block" in parts else 0
         batches, copied = plan.config.epochs * plan.facts.train_batches, plan.method.guess.copied_every is not None
         images = batches * plan.config.batch_size
         return {
@@ -322,6 +325,7 @@ class _Run:
             else list(plan.topology.pipeline),
             "threads_per_process": torch.get_num_threads(),
             "windows": list(plan.windows),
+            "parameters": total(sizes).tolist(),
             "test_accuracy": self._table["test"][plan.method.last].accuracy,
             "train_seconds": train_seconds,
             "images_per_second": images / train_seconds,

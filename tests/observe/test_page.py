@@ -250,6 +250,13 @@ def test_several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert len({style.partition(":")[2] for _, style in marks}) == 2, "and the same ones in all"
 
 
+def test_nets_of_ones_own_differ_by_their_parameters(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / str(n), summary={**SUMMARY, "parameters": [n, 7]}) for n in (40, 48)]
+    page = show(*runs, f"out={tmp_path / 'both.html'}")
+    assert ["parameters", "[40, 7]", "[48, 7]"] in page.rows()
+    assert "55 parameters of blocks" in show(runs[1]).text
+
+
 def test_a_folder_of_runs(tmp_path: Path) -> None:
     """Stands for the runs in it, by name; one of one run for that run."""
     for name in ("b", "a"):

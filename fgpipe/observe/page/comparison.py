@@ -130,6 +130,9 @@ def _series(points: Iterable[Points], names: Sequence[str]) -> list[Series]:
 
 
 def differences(runs: Sequence[FolderContent], names: Sequence[str]) -> str:
-    rows = [[key, *values] for key, values in settings.table([run.config for run in runs])]
+    sizes = [{"parameters": run.summary.get("parameters")} for run in runs]  # nets of one's own have no keys
+    known = all(each["parameters"] for each in sizes)
+    found = [*(settings.table(sizes) if known else ()), *settings.table([run.config for run in runs])]
+    rows = [[key, *values] for key, values in found]
     shown = html.table(["key", *names], rows) if rows else "<p class=muted>The same configuration.</p>"
     return f"<h2>Where their configurations differ</h2>\n{shown}"
