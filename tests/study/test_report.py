@@ -84,6 +84,16 @@ def test_a_key_that_only_one_run_has_is_listed(tmp_path: Path) -> None:
     assert len(collection.kept) == 2 and listed.folder == older and "gone=3 (there unknown)" in listed.reason
 
 
+def test_keys_of_the_cells_own_guess_are_of_the_cell(tmp_path: Path) -> None:
+    """With their defaults, as no other cell can have them."""
+    write_run(tmp_path, key("local", "mlp", "weight"), 40)
+    kept = [write_run(tmp_path, key("local_subspace", aux, "activity"), 40) for aux in ("mlp", "cnn")]
+    other = write_run(tmp_path, key("local_subspace", "linear", "activity"), 40, settings={"guess.directions": 3})
+    collection = Collection.read(tmp_path)
+    assert {each.folder for each in collection.kept} >= set(kept) and len(collection.kept) == 3
+    assert [(each.folder, "guess.directions=3" in each.reason) for each in collection.others] == [(other, True)]
+
+
 def test_the_results_of_the_repository_are_all_compared() -> None:
     collection = Collection.read(ROOT / "docs/results/scaled")
     assert len(collection.kept) + len(collection.others) == len(

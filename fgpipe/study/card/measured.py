@@ -11,6 +11,7 @@ from typing import Any
 
 from fgpipe.config import compose_config
 from fgpipe.errors import UserError, one_line
+from fgpipe.gradients.guesses import make
 from fgpipe.observe.record import COSINES
 from fgpipe.saving.resume import FREE, flat
 from fgpipe.study.common.runs import read_summary
@@ -72,11 +73,13 @@ class Measurement:
     def settings(self) -> dict[str, Any]:
         """Settings that the accuracy depends on beside cell and seed: dotted key to value.
 
-        A key that `configs/train.yaml` has got since the run has its default. The net's width is over that of the cell.
+        A key that `configs/train.yaml` has got since the run has its default; one of the cell's guess that has its own is
+        left out, as other cells cannot have it. The net's width is over that of the cell.
         """
         found = _defaults() | dict(flat(self.config))
         found["model.width"] /= Profile.load("full").widths[self.key.width]
-        out = OF_CELL | FREE | {"seed"}
+        of_guess = {f"guess.{key}": value for key, value in asdict(make(self.key.guess)).items()}
+        out = OF_CELL | FREE | {"seed"} | {key for key, value in of_guess.items() if found.get(key) == value}
         return {key: found[key] for key in sorted(found) if key not in out and not key.startswith(WATCHING)}
 
     @property
