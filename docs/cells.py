@@ -45,7 +45,7 @@ SPACES = (None, "weight", "activity")
 
 def claims(collection: Collection) -> Iterable[str]:
     """Yield the lines of a table: each claim that has a measured pair, and what the paper's own tables say of it."""
-    yield from ("| claim | verdict | | the paper's tables |", "|---|---|---|---|")
+    yield from ("| claim | verdict | here | the paper's tables |", "|---|---|---|---|")
     for verdict, theirs in judge(collection.values, published_values(), collection.kept):
         if not verdict.numbers.startswith("no "):
             word = f"**{verdict.word}**" if verdict.word == "contradicted" else verdict.word
@@ -68,7 +68,7 @@ def tables(values: Values) -> Iterable[str]:
         for target, width in dict.fromkeys((cell.target, cell.width) for cell in cells):
             own = [cell for cell in cells if (cell.target, cell.width) == (target, width)]
             if any(cell.key in values for cell in own):
-                yield _table(values, own, _heading(numbers, own[0]))
+                yield _table(values, own, _heading(sorted({cell.table for cell in own}), own[0]))
 
 
 def _heading(numbers: Sequence[int], cell: Cell) -> str:

@@ -101,9 +101,7 @@ def _perform(
     device = place.device(config.device)
     with _said(place):
         cluster = Cluster(place, config.deadline)
-        if (
-            cluster.store is None
-        ):  # a program may go on after a run that failed; with others, leaving would wait for them
+        if cluster.store is None:  # a program may go on after a run that failed; others would be waited for
             claim.callback(cluster.close)
         batches, step, folder, facts = share_data(config, cluster, [ranks[0] for ranks in pipelines], claim)
     source = resume.source(config)
