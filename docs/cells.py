@@ -5,9 +5,10 @@ from pathlib import Path
 from statistics import mean
 
 from fgpipe.study.card.measured import Collection, Values, published_values
+from fgpipe.study.card.plots import label
 from fgpipe.study.card.ranks import Ranks
 from fgpipe.study.card.report import judge
-from fgpipe.study.paper.tables import Cell, Key, published, unpublished
+from fgpipe.study.paper.tables import Cell, published, spelled, unpublished
 
 RESULTS = Path(__file__).parent / "results"
 HEAD = """# The measured cells
@@ -36,10 +37,6 @@ PAGES = (
     ((11, 12), "cifar10"),
 )
 """Tables of the paper that are one here, and the data set."""
-DATASETS = {"cifar10": "CIFAR-10", "fashion_mnist": "Fashion-MNIST", "imagenette": "Imagenette"}
-GUESSES = {"end_to_end": "end to end", "ntk": "NTK", "fixed_ntk": "fixed NTK", "gaussian": "Gaussian",
-           "rademacher": "Rademacher", "local_subspace": "local subspace"}  # fmt: skip
-HEADS = {"mlp": "MLP", "cnn": "CNN"}
 SPACES = (None, "weight", "activity")
 
 
@@ -57,7 +54,7 @@ def ranks(values: Values) -> Iterable[str]:
     """Yield the lines of a table: the rank correlation of tables 2 and 3, and that without each of their rows."""
     found = Ranks.of(values, published_values())
     yield from (f"| Spearman, {len(found.keys)} cells of tables 2 and 3 | {found.shown} |", "|---|---|")
-    yield from (f"| without {_name(key)} | {numbers[0]:.3f} |" for key, numbers in found.without_row() if numbers[0])
+    yield from (f"| without {label(key)} | {numbers[0]:.3f} |" for key, numbers in found.without_row() if numbers[0])
 
 
 def tables(values: Values) -> Iterable[str]:
@@ -74,7 +71,7 @@ def tables(values: Values) -> Iterable[str]:
 def _heading(numbers: Sequence[int], cell: Cell) -> str:
     tables = f"Table{'s' * (len(numbers) > 1)} {' and '.join(map(str, numbers))}"
     width = "" if cell.width == "1" else f", width {cell.width}"
-    return f"{tables}, {DATASETS[cell.dataset]}, {cell.target} target{width}"
+    return f"{tables}, {spelled(cell.dataset)}, {cell.target} target{width}"
 
 
 def _table(values: Values, cells: Sequence[Cell], heading: str) -> str:
@@ -83,18 +80,14 @@ def _table(values: Values, cells: Sequence[Cell], heading: str) -> str:
         f"| {heading} |" + "".join(f" {count} blocks | published |" for count in blocks),
         "|---|" + "---|---|" * len(blocks),
     ]
-    for name in dict.fromkeys(map(_name, cells)):
-        of_name = [cell for cell in cells if _name(cell) == name]
+    for name in dict.fromkeys(label(cell.key) for cell in cells):
+        of_name = [cell for cell in cells if label(cell.key) == name]
         if any(cell.key in values for cell in of_name):
             columns = [[cell for cell in of_name if cell.blocks == count] for count in blocks]
             lines.append(
                 f"| {name} |" + "".join(f" {_measured(values, each)} | {_published(each)} |" for each in columns)
             )
     return "\n".join(lines)
-
-
-def _name(cell: Cell | Key) -> str:
-    return " ".join(filter(None, (GUESSES.get(cell.guess, cell.guess), HEADS.get(cell.aux or "", cell.aux))))
 
 
 def _measured(values: Values, cells: Iterable[Cell]) -> str:

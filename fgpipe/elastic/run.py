@@ -69,7 +69,7 @@ def run_member(config: Config) -> None:
     torch.set_num_threads(place.threads(config.threads))
     try:
         with ExitStack() as closing:
-            closing.callback(signal.signal, signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+            closing.callback(signal.signal, signal.SIGTERM, signal.getsignal(signal.SIGTERM) or signal.SIG_DFL)
             ending = _Life(config, block, places, secret, closing).run()
     except (UserError, OutputError, Preempted):
         raise

@@ -133,17 +133,14 @@ class Guess:
         return found
 
     def _check_shapes(self, found: object, view: View) -> None:
-        wanted, wrong = [_shape(place) for place in view.places], None
-        if not isinstance(found, list | tuple) or len(found) != len(wanted):
-            got = len(found) if isinstance(found, list | tuple) else type(found).__name__
-            wrong = f"a list of {len(wanted)} tensors, not {got}"
-        else:
-            differing = (at for at, each in enumerate(found) if _shape(each) != wanted[at])
-            if (at := next(differing, None)) is not None:
-                wrong = f"direction {at} with shape {wanted[at]}, not {_shape(found[at])}"
-        if wrong is not None:
-            what = f"propose to return tensors shaped as view.places, of block {view.key[1]} {wrong}"
+        wanted, given = [_shape(place) for place in view.places], found if isinstance(found, list | tuple) else ()
+        what = f"propose to return tensors shaped as view.places, of block {view.key[1]} "
+        if len(given) != len(wanted):
+            what += f"a list of {len(wanted)} tensors, not {len(given) or type(found).__name__}"
             raise bad_value("guess", self.name, what)
+        for at, (each, shape) in enumerate(zip(map(_shape, given), wanted, strict=True)):
+            if each != shape:
+                raise bad_value("guess", self.name, what + f"direction {at} with shape {shape}, not {each}")
 
     def insert(
         self, tangent: Tangent | None, direction: Tensor, carriers: Sequence[Mapping[int, Factor]], y: Tensor
