@@ -19,14 +19,17 @@ from fgpipe.cluster.allocator import keep_pages
 from fgpipe.cluster.process import Place
 from fgpipe.command import FAILED, command, conclude, leave, say
 from fgpipe.config import CONFIGS, compose_config, known_keys
+from fgpipe.config.arguments import split
 from fgpipe.elastic.run import run_member
-from fgpipe.errors import RunError, bad_value, one_line
+from fgpipe.errors import RunError, UserError, bad_value, one_line
 from fgpipe.models.net import Net
 from fgpipe.saving.checkpoint import CheckpointError
 from fgpipe.saving.verdict import takes_keys
 from fgpipe.trainers.saver import Preempted
 from fgpipe.trainers.session import run
 
+OF_BUILT_IN = ("model", "model.blocks", "model.width", "model.stem", "head", "head.name", "head.hidden")
+"""Keys that change the built-in net alone."""
 PREEMPTED = 75
 """Exit code: `EX_TEMPFAIL` of sysexits.h, try again later."""
 
@@ -58,6 +61,10 @@ def _train(arguments: list[str], net: Net | None) -> int:
     if "--cfg" in arguments:
         print(OmegaConf.to_yaml(OmegaConf.structured(config)), end="")
         return 0
+    if net is not None:
+        for argument in arguments:
+            if split(argument)[0] in OF_BUILT_IN:
+                raise UserError(f"{argument}: allowed: nothing, with a net of your own")
     keep_pages()
     try:
         if not config.elastic.on:

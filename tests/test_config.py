@@ -145,6 +145,8 @@ def refuse(key: str, value: str) -> str:
     (["epochs=${foo}"], "epochs=${foo}: Interpolation key 'foo' not found"),
     (["hydra.run.dir=x"], "hydra.run.dir=x: no such key"),
     (["model.widht=1"], "model.widht=1: no such key; did you mean model.width"),
+    (["lr=1"], "lr=1: no such key; did you mean optim.lr?"),
+    (["optim.learning_rate=1"], "optim.learning_rate=1: no such key; allowed: optim.clip | "),
 ])  # fmt: skip
 def test_combinations(overrides: list[str], expected: str) -> None:
     with pytest.raises(UserError, match="^" + re.escape(expected)):

@@ -8,7 +8,7 @@ from torchvision.models import resnet50
 
 import fgpipe
 
-KEYS = ["target=local", "epochs=2", "optim.lr=0.01", "head=linear"]
+KEYS = ["target=local", "epochs=2", "optim.lr=0.01"]
 
 
 def net() -> fgpipe.Net:

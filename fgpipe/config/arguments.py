@@ -14,7 +14,7 @@ from fgpipe.errors import UserError, one_line
 
 Options = TypeVar("Options")
 """Dataclass whose fields are keys."""
-MANY = 10
+MANY = 16
 """Keys that one line does not list."""
 ALLOWED: dict[Any, str] = {
     bool: "true | false",
@@ -46,10 +46,19 @@ def by_key(arguments: Iterable[str]) -> dict[str, str]:
 
 
 def no_such_key(argument: str, known: Collection[str]) -> UserError:
-    """Error for a key that is none of the known ones, with the nearest of them, or all if they are few."""
+    """Error for a key that is none of the known ones, with those that end with it, the nearest, or all if they are few; of
+    the key's group alone, if there is such a group."""
+    key = split(argument)[0]
+    group = "".join(key.rpartition(".")[:2])
+    if own := [each for each in known if group and each.startswith(group)]:
+        known = own
+    else:
+        group = ""
     hint = "--help lists all" if len(known) > MANY else f"allowed: {' | '.join(known)}"
-    if near := difflib.get_close_matches(split(argument)[0], known, n=3):
-        hint = f"did you mean {' or '.join(near)}?"
+    names = [each.removeprefix(group) for each in known]
+    ends = [name for name in names if name.endswith(f".{key}")]
+    if near := ends or difflib.get_close_matches(key.removeprefix(group), names, n=3):
+        hint = f"did you mean {' or '.join(group + name for name in near)}?"
     return UserError(f"{argument}: no such key; {hint}")
 
 
