@@ -109,10 +109,10 @@ def _shown(numbers: Iterable[tuple[Cell, str]]) -> str:
 
 
 if __name__ == "__main__":
-    print(HEAD)
-    for protocol in filter(lambda name: (RESULTS / name).is_dir(), PROTOCOLS):
+    parts = [HEAD.rstrip()]
+    for protocol in PROTOCOLS:
         collection = Collection.read(RESULTS / protocol)
         count = sum(cell.key in collection.values for cell in published())
-        print(f"## `profile={protocol}`\n\n{count} published cells, {len(collection.kept)} runs.\n")
-        parts = ["\n".join(claims(collection)), "\n".join(ranks(collection.values)), *tables(collection.values)]
-        print("\n\n".join(parts))
+        parts += [f"## `profile={protocol}`", f"{count} published cells, {len(collection.kept)} runs."]
+        parts += ["\n".join(claims(collection)), "\n".join(ranks(collection.values)), *tables(collection.values)]
+    print("\n\n".join(parts))
