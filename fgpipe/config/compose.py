@@ -68,7 +68,7 @@ def _offer_plug_ins(choices: Sequence[str]) -> None:
             ConfigStore.instance().store(group=group, name=name, node={"name": name, **asdict(kind())})
 
 
-@lru_cache
+@lru_cache(maxsize=1024)
 def _of_choices(overrides: tuple[str, ...]) -> DictConfig:
     """Compose by Hydra, which takes a tenth of a second; of groups there are few choices, and many values on top."""
     ConfigStore.instance().store(name="schema", node=Config)
