@@ -228,13 +228,23 @@ def test_done_is_done_with_the_settings_of_now(tmp_path: Path, capsys: pytest.Ca
     assert "summary.json: cannot be read" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("protocol, least", [("scaled", 300), ("scaled_long", 34)])
-def test_the_committed_runs_are_done(protocol: str, least: int) -> None:
+WATCHED = "guess=[local,ntk,gaussian,rademacher] overrides=[observe.cosine=50]"
+LONG = "table=[3,2] profile=scaled_long"
+COMMITTED = {
+    ("scaled", 336): [f"table=all profile=scaled {more}" for more in ("", WATCHED)],
+    ("scaled_long", 78): [f"{LONG} {more}" for more in ("", WATCHED)],
+    ("scaled_steps", 12): [f"{LONG} guess=local overrides=[epochs=8]"],
+    ("scaled_heads", 16): [f"{LONG} overrides=[head.hidden={size}]" for size in (64, 128, 2048, 4096)],
+}
+"""Folder of runs and how many it has at least, and the selections that they are of."""
+
+
+@pytest.mark.parametrize("folder, least", COMMITTED)
+def test_the_committed_runs_are_done(folder: str, least: int) -> None:
     """Committed runs are done by the commands of docs/results/grid.md; they lack keys that `configs/train.yaml` got later."""
-    out = ROOT / "docs" / "results" / protocol
-    cells = ("table=all", "unpublished=true", f"profile={protocol}", "seeds=[0,1,2]")
-    runs = plan(*cells).runs
-    runs += plan(*cells, "guess=[local,ntk,gaussian,rademacher]", "overrides=[observe.cosine=50]").runs
+    out = ROOT / "docs" / "results" / folder
+    selections = (selection.split() for selection in COMMITTED[folder, least])
+    runs = [run for each in selections for run in plan("unpublished=true", "seeds=[0,1,2]", *each).runs]
     committed = {path.parent.name for path in out.glob("*/summary.json")}
     wanted = [run for run in runs if run.name in committed]
     assert {run.name for run in wanted} == committed and len(committed) >= least
