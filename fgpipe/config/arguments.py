@@ -46,17 +46,15 @@ def by_key(arguments: Iterable[str]) -> dict[str, str]:
 
 
 def no_such_key(argument: str, known: Collection[str]) -> UserError:
-    """Error for a key that is none of the known ones, with those that end with it, the nearest, or all if they are few; of
-    the key's group alone, if there is such a group."""
+    """Error for a key that is none of the known ones, with those that end with it, else the nearest, else all if they are
+    few. Where the key's group exists, only the group's keys are looked at."""
     key = split(argument)[0]
     group = "".join(key.rpartition(".")[:2])
-    if own := [each for each in known if group and each.startswith(group)]:
-        known = own
-    else:
-        group = ""
-    hint = "--help lists all" if len(known) > MANY else f"allowed: {' | '.join(known)}"
-    names = [each.removeprefix(group) for each in known]
+    own = [each for each in known if group and each.startswith(group)]
+    group = group if own else ""
+    names = [each.removeprefix(group) for each in own or known]
     ends = [name for name in names if name.endswith(f".{key}")]
+    hint = "--help lists all" if len(names) > MANY else f"allowed: {' | '.join(group + name for name in names)}"
     if near := ends or difflib.get_close_matches(key.removeprefix(group), names, n=3):
         hint = f"did you mean {' or '.join(group + name for name in near)}?"
     return UserError(f"{argument}: no such key; {hint}")
