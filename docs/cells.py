@@ -16,6 +16,7 @@ HEAD = """# The measured cells
 Made of the runs in `docs/results`; a test holds the page to them. Protocols and commands: [the accuracy grid](grid.md).
 
 ```bash
+pip install -e '.[report]'
 python docs/cells.py > docs/results/cells.md
 python -m fgpipe.report docs/results/scaled    # the same cells, with figures
 ```

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -266,7 +266,9 @@ class Stage:
         logits: Callable[[], Tensor],
         beside: Callable[[], Sequence[Tensor]] = not_there,
     ) -> View:
-        return View(places, (self._seed, self.index, draw), gradient, logits, beside, not_there, self.memory.tensors)
+        return View(
+            places, (self._seed, self.index, draw), cache(gradient), logits, beside, not_there, self.memory.tensors
+        )
 
     def _push(
         self, push: Push, batch: Batch, y: Tensor, directions: Sequence[Tensor] | None, findings: Findings

@@ -170,22 +170,27 @@ def test_alignment_rises_by_cell_and_space(tmp_path: Path) -> None:
     assert activity.differences == pytest.approx([-0.3]) and activity.word == "too little data"
     positive = verdicts["Alignment stays positive, weight space"]
     assert isinstance(positive, Positivity)
-    assert positive.cells[key("local", "cnn", "weight")][0] == pytest.approx([0.05] * 3), "a number for each run"
-    assert positive.word == "supported" and positive.numbers.startswith("0 of 21 block means at or below 0, in 3 cells")
+    assert positive.cells[key("local", "cnn", "weight")][0] == pytest.approx([0.05] * 6), "a number for each step"
+    assert positive.word == "supported"
+    assert positive.numbers.startswith(
+        "21 of 21 block means above 0 by their intervals, in 3 cells; the lowest is +0.05 ("
+    )
     assert verdicts["Alignment stays positive, activity space"].word == "too little data", "one cell"
 
 
-def test_positivity_names_its_counterexamples() -> None:
-    """A mean below zero leaves it open; one that lies below zero in all runs contradicts it, but for too few runs."""
-    cells = {key("local", aux, "weight"): [[0.1, 0.3], [0.2, 0.2]] for aux in ("cnn", "mlp", "linear")}
-    assert Positivity("", cells).word == "supported" and Positivity("", cells).details == []
-    cells[key("local", "cnn", "weight")] = [[0.1, 0.3], [0.4, -0.4, 0.1, -0.2]]
+def test_positivity_is_a_matter_of_every_interval() -> None:
+    """Supported needs each interval above zero; one mean that may be zero leaves it open, one clearly below contradicts it."""
+    cells = {key("local", aux, "weight"): [[0.1, 0.2, 0.3], [0.2, 0.2, 0.2]] for aux in ("cnn", "mlp", "linear")}
     unsure = Positivity("", cells)
-    assert unsure.word == "too little data"
-    assert unsure.numbers.startswith("1 of 6 block means at or below 0, in 3 cells; the lowest is -0.025 (")
-    assert unsure.details == ["at or below 0: cifar10-8-global-local-cnn-weight: block 1 -0.025"]
-    cells[key("local", "mlp", "weight")] = [[-0.1, -0.11, -0.1, -0.1], [0.2, 0.2]]
-    assert Positivity("", cells).word == "contradicted" and len(Positivity("", cells).details) == 2
-    cells[key("local", "mlp", "weight")] = [[-0.1], [0.2]]
-    assert Positivity("", cells).word == "too little data", "one run"
+    assert unsure.word == "too little data", "0.2 +- 4.303 * 0.1 / sqrt(3) = 0.2 +- 0.248"
+    assert unsure.numbers.startswith("3 of 6 block means above 0 by their intervals, in 3 cells; the lowest is +0.2 (")
+    assert unsure.details[0] == "not clearly above 0: cifar10-8-global-local-cnn-weight: block 0 +0.2"
+    cells = {each: [[0.15, 0.2, 0.25], [0.2, 0.2, 0.2]] for each in cells}
+    assert Positivity("", cells).word == "supported" and Positivity("", cells).details == []
+    cells[key("local", "mlp", "weight")] = [[-0.1, -0.11, -0.1, -0.1], [0.2, 0.2, 0.2]]
+    assert Positivity("", cells).word == "contradicted" and len(Positivity("", cells).details) == 1
+    cells[key("local", "mlp", "weight")] = [[-0.09, -0.11, -0.13], [0.2, 0.2, 0.2]]
+    assert Positivity("", cells).word == "too little data", "below zero at 95 %, not at a level for six intervals"
+    cells[key("local", "mlp", "weight")] = [[0.1], [0.2]]
+    assert Positivity("", cells).word == "too little data", "one step"
     assert Positivity("", {}).numbers == "no cells"

@@ -149,6 +149,7 @@ BAD = {
     "overrides=[seed=3]": "overrides=[seed=3]: allowed: settings that",
     "overrides=[model.width=1]": "overrides=[model.width=1]: allowed",
     "overrides=[data=digits]": "overrides=[data=digits]: allowed",
+    "overrides=[data=cifar10] table=[3,9]": "overrides=[data=cifar10]: allowed",
     "overrides=[target.depth=2]": "overrides=[target.depth=2]: allowed",
     "overrides=[run_dir=x]": "run_dir is not one",
     "overrides=[head=cnn]": "head is not one",
@@ -195,6 +196,13 @@ def test_data_root_is_that_of_the_one_data_set() -> None:
 def test_heads_may_be_overridden_where_no_cell_names_one() -> None:
     made = plan("table=2", "dataset=cifar10", "guess=[end_to_end,gaussian]", "overrides=[head=cnn,observe.heads=true]")
     assert {run.compose().head.name for run in made.runs} == {"cnn"} and len(made.runs) == 3
+
+
+def test_cells_may_read_their_data_set_as_it_is_downloaded() -> None:
+    """The scaled profile wants image files of CIFAR-10; table 3 has ImageNet32 too, which the profile does not serve."""
+    made = plan("table=3", "profile=scaled", "guess=local", "overrides=[data=cifar10]")
+    assert {run.compose().data.name for run in made.runs} == {"cifar10"} and made.runs
+    assert {run.name for run in made.runs}.isdisjoint(run.name for run in plan("table=3", "profile=scaled").runs)
 
 
 def test_a_run_is_of_its_cell() -> None:

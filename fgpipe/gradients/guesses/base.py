@@ -39,7 +39,7 @@ class View:
     key: tuple[int, int, int]
     """Seed, block, and the number under which the batch's random draws are made."""
     gradient: Callable[[], Sequence[Tensor]]
-    """The gradient of the loss of the guess's `head`, shaped as `places`; a backward pass, so it is called once."""
+    """The gradient of the loss of the guess's `head`, shaped as `places`; the first call makes a backward pass."""
     logits: Callable[[], Tensor]
     """The logits `[B, C]` of the block's trained head, or of the one beside it if the guess has one (its twin), with a graph
     down to `places`, which lives on when the head learns."""

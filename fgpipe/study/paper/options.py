@@ -16,7 +16,7 @@ from fgpipe.study.paper.tables import DATASETS, Cell, published, unpublished
 FILTERS = ("dataset", "blocks", "width", "target", "guess", "aux", "space")
 DECIDED = ("run_dir", "seed", "resume", "data", "data.name", "data.root", "model", "target", "guess", "space", "scope")
 """Settings of `fgpipe.train` that a cell or a key of ours decides, and those below `model` and `target`; so no override
-may. With an auxiliary net, `head` and `head.name` too."""
+may, but for `data` of the cells' own data set. With an auxiliary net, `head` and `head.name` too."""
 TABLES = tuple(range(2, 13))
 
 
@@ -102,6 +102,8 @@ def _check_overrides(overrides: Mapping[str, str], cells: Sequence[Cell]) -> Non
     for key, value in overrides.items():
         group, name = key.partition(".")[::2]
         decided = key in DECIDED or (group in ("model", "target") and name)
+        if key == "data":
+            decided = any(cell.dataset != value for cell in cells)
         if decided or (key in ("head", "head.name") and any(cell.aux is not None for cell in cells)):
             allowed = f"settings that the cells, their seeds and folders leave open; {key} is not one"
             raise bad_value("overrides", f"[{key}={value}]", allowed)
@@ -150,10 +152,11 @@ class GridPlan:
             asked = {name: getattr(options, name) for name in ("table", *FILTERS)}
             shown = " ".join(f"{name}={value}" for name, value in asked.items() if value is not None)
             raise UserError(f"{shown}: allowed: values that a cell of the paper has together; none has these")
-        _check_overrides(extra, cells)
+        served = list(filter(profile.serves, cells))
+        _check_overrides(extra, served)
         runs: dict[tuple, Run] = {}
         for seed in options.seeds:
-            for cell in filter(profile.serves, cells):
+            for cell in served:
                 settings = profile.settings(cell) | extra
                 runs.setdefault((*sorted(settings.items()), seed), Run(settings, seed)).cells.append(cell)
         index, count = options.shard
