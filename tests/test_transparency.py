@@ -12,6 +12,7 @@ pass, for one head to its rule, at one depth to the lanes' plan, for random gues
 import itertools
 import runpy
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,7 @@ from fgpipe.plan.plan import DataFacts, Plan
 from fgpipe.trainers.build import build_trainer
 from fgpipe.trainers.session import run
 from fgpipe.trainers.stage import Stage
-from fgpipe.trainers.step import Message
+from fgpipe.trainers.step import Given, Message
 from fgpipe.wire.batch import Batch
 from fgpipe.wire.feedback.messages import Feedback, Lost
 from tests.nets import KINDS
@@ -126,12 +127,17 @@ class Pipeline:
 
     def step(self, batch: int) -> tuple[Estimates, "Snapshot"]:
         """Train on one batch; return what the oracle says of it, and the net as it was before."""
-        rng = torch.Generator().manual_seed(100 + batch)
-        images = torch.randn(BATCH, self.channels, 16, 16, generator=rng, dtype=torch.float64)
-        labels = torch.randint(0, 5, (BATCH,), generator=rng)
+        images, labels = draw(batch, self.channels)
         before = Snapshot(self, batch, images, labels)
         self.trainer.train(batch, 1, lambda epoch, index: (images, labels))
         return before.oracle(), before
+
+
+def draw(batch: int, channels: int) -> tuple[Tensor, Tensor]:
+    """Random images and labels of a batch."""
+    rng = torch.Generator().manual_seed(100 + batch)
+    images = torch.randn(BATCH, channels, 16, 16, generator=rng, dtype=torch.float64)
+    return images, torch.randint(0, 5, (BATCH,), generator=rng)
 
 
 class Snapshot:
@@ -140,13 +146,22 @@ class Snapshot:
     def __init__(self, pipeline: Pipeline, batch: int, images: Tensor, labels: Tensor) -> None:
         self.method, self.seed, self.batch = pipeline.plan.method, pipeline.config.seed, batch
         self.images, self.labels = images, labels
-        self.memory = [{name: each.clone() for name, each in stage.memory.tensors.items()} for stage in pipeline.stages]
-        self.blocks = [deep_copy(stage.block) for stage in pipeline.stages]
-        self.heads = [stage.head and deep_copy(stage.head) for stage in pipeline.stages]
-        self.guess_heads = [stage.guess_head and deep_copy(stage.guess_head) for stage in pipeline.stages]
-        for j, head in enumerate(self.guess_heads):
-            if head is not None and self.method.guesses_by_untrained_head:
-                redraw(head, self.method.guess, self.seed, j, batch)
+        self.memory: list[dict[str, Tensor]] = [{} for _ in pipeline.stages]
+        self.blocks = [stage.block for stage in pipeline.stages]
+        self.heads = [stage.head for stage in pipeline.stages]
+        self.guess_heads = [stage.guess_head for stage in pipeline.stages]
+        for stage in pipeline.stages:
+            self.take(stage)
+
+    def take(self, stage: Stage) -> None:
+        """Copy a block as it is."""
+        j = stage.index
+        self.memory[j] = {name: each.clone() for name, each in stage.memory.tensors.items()}
+        self.blocks[j] = deep_copy(stage.block)
+        self.heads[j] = stage.head and deep_copy(stage.head)
+        self.guess_heads[j] = head = stage.guess_head and deep_copy(stage.guess_head)
+        if head is not None and self.method.guesses_by_untrained_head:
+            redraw(head, self.method.guess, self.seed, j, self.batch)
 
     def oracle(self) -> Estimates:
         return estimate(
@@ -230,6 +245,48 @@ def record_replies(monkeypatch: pytest.MonkeyPatch) -> dict[int, tuple[float, ..
 
     monkeypatch.setattr(Stage, "run", recording)
     return replies
+
+
+@pytest.mark.parametrize("target", ["global", "intermediate"])
+@pytest.mark.parametrize("guess, space, scope", [
+    ("local", "weight", "tensor"), ("local", "activity", "batch"), ("ntk", "weight", "block"), ("gaussian", "weight", "block"),
+    ("gaussian", "activity", "batch"),
+])  # fmt: skip
+def test_windows(guess: str, space: str, scope: str, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With batches in flight an estimate is the definition's at the weights that each block had when it ran the batch.
+
+    The oracle has those of every block, copied then; lower blocks have learnt from other batches before they apply it.
+    """
+    pipeline = Pipeline(configuration(guess, "mlp", space, scope, target, 8, "window=auto"))
+    blocks = pipeline.plan.method.blocks
+    data = [draw(batch, 3) for batch in range(2 * blocks)]
+    seen = [Snapshot(pipeline, batch, *each) for batch, each in enumerate(data)]
+    learnt: dict[tuple[int, int, str], Learnt] = {}
+    run = Stage.run
+
+    def recording(self: Stage, given: Given) -> Iterator[Message]:
+        if isinstance(given, Batch):
+            seen[given.id].take(self)
+        for message in run(self, given):
+            if isinstance(message, Learnt):
+                estimates = [each.clone() for each in message.estimates]
+                learnt[given.id if isinstance(given, Batch) else given.batch, message.block, message.part] = replace(
+                    message, estimates=estimates
+                )
+            yield message
+
+    monkeypatch.setattr(Stage, "run", recording)
+    pipeline.trainer.train(0, len(data), lambda epoch, index: data[index])
+    late = 0
+    for batch, before in enumerate(seen):
+        wanted = before.oracle()
+        for j in range(blocks):
+            late += bool(learnt[batch, j, "block"].staleness)
+            for part, estimates in (("block", wanted.blocks[j]), ("head", wanted.heads[j])):
+                if part == "block" or before.heads[j] is not None:
+                    for got, (name, want) in zip(learnt[batch, j, part].estimates, estimates.items(), strict=True):
+                        assert_close(got, want, f"{part} {j} {name} at batch {batch}")
+    assert late > len(data), "lower blocks apply numbers that are updates old"
 
 
 class Gated(nn.Module):
