@@ -1,7 +1,7 @@
 """Faults at random moments: the start, training, evaluation and saving, of a job that saves after every batch.
 
-One seed is one job: processes, the signal, who gets it and when are drawn. `SEEDS=20 python -m pytest
-tests/integration/test_random_faults.py -k seed` runs twenty.
+One seed is one job: processes, the signal, who gets it and when are drawn. `SEEDS=20 python -m pytest -m slow
+tests/integration/test_random_faults.py` runs twenty.
 """
 
 import json
