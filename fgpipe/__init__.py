@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fgpipe.config import compose_config as compose
+    from fgpipe.errors import UserError
     from fgpipe.gradients import Direction, Tangent, linearize
     from fgpipe.gradients.guesses import Guess, GuessHead, Reading, View, guess
     from fgpipe.models.heads import Head
@@ -24,6 +25,7 @@ __all__ = [
     "Net",
     "Reading",
     "Tangent",
+    "UserError",
     "View",
     "compose",
     "cut",
@@ -40,6 +42,7 @@ _PLACES = {
     "main": ("fgpipe.train", "program"),
     "Net": ("fgpipe.models.net", "Net"),
     "run": ("fgpipe.trainers.session", "run"),
+    "UserError": ("fgpipe.errors", "UserError"),
 } | {name: ("fgpipe.gradients", name) for name in ("Direction", "Tangent", "linearize")}
 _PLACES |= {name: ("fgpipe.gradients.guesses", name) for name in ("Guess", "GuessHead", "Reading", "View", "guess")}
 

@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
     named = [Path(each.removeprefix("out=")) for each in arguments if each.startswith("out=")]
     file = named[-1] if named else folders[0] / run.NAME if alone else Path(comparison.NAME)
     check_file("out", file)
-    page = run.render(runs[0]) if alone else comparison.render(runs)
+    page = run.render(runs[0]) if alone else comparison.render(runs, file.parent)
     with written(file):
         durable.write(file, page.encode())
     print(f"see {file}")

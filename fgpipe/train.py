@@ -54,7 +54,7 @@ def program(defaults: Sequence[str] = (), net: Net | None = None) -> NoReturn:
 
 def _train(arguments: list[str], net: Net | None) -> int:
     if "--help" in arguments or "-h" in arguments:
-        print(usage())
+        print(usage(own_net=net is not None))
         return 0
     place = Place.from_environment()
     config = compose_config([argument for argument in arguments if argument != "--cfg"])
@@ -86,14 +86,15 @@ def _train(arguments: list[str], net: Net | None) -> int:
     return 0
 
 
-def usage() -> str:
+def usage(own_net: bool = False) -> str:
     """Text that `--help` prints."""
-    groups = sorted(
-        path for path in CONFIGS.iterdir() if path.is_dir() and path.name != "profile"
-    )  # that is fgpipe.grid's
+    left_out = {"profile", *(OF_BUILT_IN if own_net else ())}  # profiles are fgpipe.grid's
+    groups = sorted(path for path in CONFIGS.iterdir() if path.is_dir() and path.name not in left_out)
     choices = [f"  {group.name}=" + " | ".join(sorted(file.stem for file in group.glob("*.yaml"))) for group in groups]
-    keys = "\n".join(f"  {key}" for key in known_keys())
-    lead = "usage: [torchrun --nproc_per_node=N | python] -m fgpipe.train [--cfg] [key=value ...]"
-    return (
-        f"{lead}\n\n--cfg prints the resolved configuration.\n\ngroups:\n" + "\n".join(choices) + f"\n\nkeys:\n{keys}"
-    )
+    keys = [f"  {key}" for key in known_keys() if key not in left_out]
+    program = sys.argv[0] if own_net else "-m fgpipe.train"
+    lead = [
+        f"usage: [torchrun --nproc_per_node=N | python] {program} [--cfg] [key=value ...]",
+        "--cfg prints the resolved configuration. docs/reference/keys.md says what each key means.",
+    ]
+    return "\n\n".join([*lead, "\n".join(["groups:", *choices]), "\n".join(["keys:", *keys])])

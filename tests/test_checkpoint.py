@@ -249,7 +249,7 @@ BAD = {
     "every 0 steps": (
         nothing,
         ["checkpoint.every_steps=0"],
-        "checkpoint.every_steps=0: allowed: a finite number of at least 1",
+        "checkpoint.every_steps=0: allowed: a whole number of at least 1",
     ),
     "keep none": (nothing, ["checkpoint.keep=0"], "checkpoint.keep=0: allowed"),
     "no minutes": (nothing, ["checkpoint.every_minutes=-1"], "checkpoint.every_minutes=-1: allowed"),

@@ -299,14 +299,17 @@ def test_interrupted_training(processes: int, tmp_path: Path) -> None:
         assert wait_until((job.run / "checkpoints" / "step-8" / "manifest.json").exists, 100), job.text
         job.process.send_signal(signal.SIGINT)
         code = job.process.wait(60)
-        assert job.text.count("fgpipe: interrupted\n") == 1
+        said = re.findall(r"fgpipe: interrupted; saved up to batch (\d+): run_dir=(.*) resume=auto goes on\n", job.text)
+        assert [run for _, run in said] == [str(job.run)], job.text
+        steps = [int(path.parent.name.partition("-")[2]) for path in job.run.glob("checkpoints/*/manifest.json")]
+        assert int(said[0][0]) in steps
         assert "fgpipe/" not in job.text.replace(str(job.run), ""), job.text
         if processes == 1:
-            assert code == 130 and job.text.endswith("fgpipe: interrupted\n")
+            assert code == 130 and job.text.endswith("goes on\n")
         assert not (job.run / "verdict.json").exists()
     with Job(job.run, 1, *saving, "epochs=5000") as again:
-        newest = max(int(path.name.partition("-")[2]) for path in (job.run / "checkpoints").glob("step-*"))
-        assert wait_until((job.run / "checkpoints" / f"step-{newest + 8}").is_dir, 100), again.text
+        assert wait_until((job.run / "checkpoints" / f"step-{max(steps) + 8}").is_dir, 100), again.text
+        assert f"goes on from batch {max(steps)} of " in again.text
 
 
 @pytest.mark.slow

@@ -93,7 +93,7 @@ ELASTIC = "target=local replay.size=8 checkpoint.every_steps=20 elastic.store=lo
     [
         ("--help", 0, "usage: [torchrun", ""),
         ("--cfg", 0, "\nepochs: 1\n", ""),
-        ("epochs=0", 2, "", "fgpipe: epochs=0: allowed: a finite number of at least 1\n"),
+        ("epochs=0", 2, "", "fgpipe: epochs=0: allowed: a whole number of at least 1\n"),
         ("model.width=2", 2, "", "fgpipe: model.width=2: allowed: nothing, with a net of your own\n"),
         (f"{ELASTIC} elastic.block=0", 2, "", "fgpipe: elastic.block=0: allowed: null with a net of your own\n"),
     ],

@@ -17,6 +17,10 @@ def _at_least(least: float) -> tuple[Callable[[Any], bool], str]:
     return (lambda value: math.isfinite(value) and value >= least), f"a finite number of at least {least:g}"
 
 
+def _whole(least: int) -> tuple[Callable[[Any], bool], str]:
+    return (lambda value: value >= least), f"a whole number of at least {least}"
+
+
 def _above(bound: float) -> tuple[Callable[[Any], bool], str]:
     return (lambda value: math.isfinite(value) and value > bound), f"a finite number above {bound:g}"
 
@@ -93,21 +97,21 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "data.name": _one_of(
         "digits", "digit_sums", "cifar10", "cifar100", "fashion_mnist", "imagenette", "imagenet32", "image_folder"
     ),
-    "data.size": _at_least(4),
-    "data.stored_size": _at_least(4),
+    "data.size": _whole(4),
+    "data.stored_size": _whole(4),
     "data.augment": _one_of("none", "crop_flip", "resized_crop_flip"),
-    "data.padding": _at_least(0),
+    "data.padding": _whole(0),
     "data.mean": (_are_channel_numbers, "one finite number per channel"),
     "data.std": (lambda values: _are_channel_numbers(values) and min(values) > 0, "one positive number per channel"),
-    "data.train_samples": _optional(_at_least(1)),
-    "data.test_samples": _optional(_at_least(1)),
-    "data.held_out": _optional(_at_least(1)),
+    "data.train_samples": _optional(_whole(1)),
+    "data.test_samples": _optional(_whole(1)),
+    "data.held_out": _optional(_whole(1)),
     "model.blocks": (lambda value: value in (8, 16), "8 | 16"),
     "model.modules": _optional((_is_modules, "nproc, or a list of blocks per module such as [4,4]")),
     "model.width": _above(0),
     "model.stem": _one_of("cifar", "imagenet"),
     "head.name": _one_of("cnn", "mlp", "linear", "predsim", "spatial", "strided"),
-    "head.hidden": _optional(_at_least(1)),
+    "head.hidden": _optional(_whole(1)),
     "head.learns": _one_of("labels", "distilled"),
     "target.name": _one_of("global", "intermediate", "local"),
     "target.depth": (
@@ -115,7 +119,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         "0 (local), a whole number of at least 1 (intermediate), or null (global)",
     ),
     "feedback.policy": _one_of("in_order", "eager"),
-    "feedback.every": _at_least(1),
+    "feedback.every": _whole(1),
     "feedback.lost": _one_of("retry", "skip", "fail"),
     "link.rate": _optional(_reads(bits_per_second, RATE)),
     "link.rtt": _optional(_reads(seconds, TIME)),
@@ -123,12 +127,12 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "elastic.block": (_is_place, "null, auto or a whole number of at least 0"),
     "elastic.store": (_is_address, "HOST:PORT"),
     "elastic.fallback": _one_of("local", "wait"),
-    "slow.block": _optional(_at_least(0)),
-    "slow.process": _optional(_at_least(0)),
+    "slow.block": _optional(_whole(0)),
+    "slow.process": _optional(_whole(0)),
     "slow.factor": _at_least(1),
     "slow.jitter": _at_least(0),
-    "replay.size": _optional(_at_least(1)),
-    "replay.reuse": _at_least(1),
+    "replay.size": _optional(_whole(1)),
+    "replay.reuse": _whole(1),
     "replay.take": _one_of("newest", "oldest", "random"),
     "optim.name": (_is_optimizer, "sgd, adamw or another optimizer of torch.optim, in lower case"),
     "optim.decay_norms": _one_of(False, True),
@@ -138,7 +142,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "optim.lr": _above(0),
     "optim.momentum": (lambda value: 0 <= value < 1, "a number from 0 to below 1"),
     "optim.weight_decay": _at_least(0),
-    "optim.step_epochs": _at_least(1),
+    "optim.step_epochs": _whole(1),
     "optim.gamma": _above(0),
     "optim.warmup": (lambda value: 0 < value < 1, "a fraction between 0 and 1"),
     "observe.heads": _one_of(False, True),
@@ -152,11 +156,11 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "window": (_is_window, "auto, or a whole number of at least 1, or a list of them, one for each block"),
     "schedule": _one_of("gpipe", "1f1b", "zero_bubble", "async_1f1b"),
     "stash": _one_of("all", "two"),
-    "microbatches": _at_least(1),
-    "replicas": _at_least(1),
-    "epochs": _at_least(1),
-    "batch_size": _at_least(2),
-    "seed": _at_least(0),
+    "microbatches": _whole(1),
+    "replicas": _whole(1),
+    "epochs": _whole(1),
+    "batch_size": _whole(2),
+    "seed": _whole(0),
     "dtype": _one_of("float32", "float64"),
     "wire": _optional(_one_of("bfloat16", "int8")),
     "device": _one_of("auto", "cpu", "cuda"),
@@ -166,9 +170,9 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "trace": _one_of(False, True),
     "streams": _one_of(False, True),
     "autocast": _one_of(False, True),
-    "observe.cosine": _optional(_at_least(1)),
-    "checkpoint.every_steps": _optional(_at_least(1)),
+    "observe.cosine": _optional(_whole(1)),
+    "checkpoint.every_steps": _optional(_whole(1)),
     "checkpoint.every_minutes": _optional(_above(0)),
-    "checkpoint.keep": _at_least(1),
+    "checkpoint.keep": _whole(1),
 }
 """Values that each key accepts by itself, and how to say so."""

@@ -121,7 +121,7 @@ def _check_runs(
             if not isinstance(y, Tensor) or y.shape[:1] != x.shape[:1]:
                 found = list(y.shape) if isinstance(y, Tensor) else type(y).__name__
                 raise UserError(
-                    f"gives {found} for an input of {list(x.shape)}: allowed: a tensor with a row per sample"
+                    f"gives {found} for an input of {list(x.shape)}: allowed: a tensor, or a tuple of tensors, with a row per sample"
                 )
             if y.dtype != x.dtype:
                 raise UserError(f"gives {y.dtype} for an input of {x.dtype}: allowed: the same")

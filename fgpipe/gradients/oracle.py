@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fgpipe.config.rng import drawing
 from fgpipe.gradients.distillation import distilling
 from fgpipe.gradients.estimator import StepRule
-from fgpipe.gradients.guesses import View, not_there
+from fgpipe.gradients.guesses import View, lacking
 from fgpipe.gradients.method import Method
 from fgpipe.gradients.optim import trainable
 from fgpipe.gradients.readings import Reading
@@ -131,7 +131,7 @@ def estimate(
             head = guess_heads[j]
             (guesses[j],) = _backward(head.losses(input_for(head, outputs[j]), labels)[0], [places[j]])
         logits: Callable[[], Tensor] = partial(_of_head, result.logits, j)
-        second: Callable[[], Sequence[Tensor]] = not_there
+        second: Callable[[], Sequence[Tensor]] = lacking("beside", "a second head or a twin")
         if method.has_beside(j):
             losses_beside, logits_beside = guess_heads[j].losses(input_for(guess_heads[j], outputs[j]), labels)
             of_places, of_head = _backward(losses_beside, [places[j], tuple(trainable(guess_heads[j]).values())])

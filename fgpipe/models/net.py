@@ -1,9 +1,10 @@
 """A net as the runtime sees it: a list of blocks, each with a head."""
 
 import copy
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, zip_longest
 from typing import Any
 
 import torch
@@ -77,6 +78,24 @@ def grouped(units: Sequence[nn.Module], sizes: Sequence[int]) -> list[nn.Module]
     ends = accumulate(sizes)
     groups = [units[end - size : end] for end, size in zip(ends, sizes, strict=True)]
     return [group[0] if len(group) == 1 else nn.Sequential(*group) for group in groups]
+
+
+def fingerprints(net: Net) -> Tensor:
+    """A number for each block and its heads, int64 `[blocks]`: equal for equal names, shapes, types and values.
+
+    Tensors on the meta device have no values yet; they are drawn later, the same ones in every process.
+    """
+    found = []
+    for parts in zip_longest(net.blocks, net.heads, net.beside):
+        digest = hashlib.blake2b(digest_size=8)
+        for at, part in enumerate(parts):
+            for name, value in {} if part is None else part.state_dict().items():
+                if isinstance(value, Tensor):
+                    digest.update(f"{at}.{name} {list(value.shape)} {value.dtype} {value.is_meta}".encode())
+                    if not value.is_meta:
+                        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        found.append(int.from_bytes(digest.digest(), "little", signed=True))
+    return torch.tensor(found)
 
 
 def sequential(net: Net) -> nn.Sequential:

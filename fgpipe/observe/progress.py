@@ -31,6 +31,7 @@ class Progress:
     def resume(self, done: int, seconds: float) -> None:
         """`done` batches were trained before; the epochs that are complete took `seconds`."""
         self._done, self._training_seconds = done, seconds
+        self._line(f"goes on from batch {done} of {self._epochs * self._batches}")
         if self._bar is not None:
             with suppress(OSError):
                 self._bar.update(done)

@@ -63,6 +63,17 @@ def source(config: Config) -> Path | None:
     return Path(where) if config.resume is not None and where is not None else None
 
 
+def after_interrupt(run: Path) -> str:
+    """Say what of an interrupted run is saved."""
+    try:
+        steps = Checkpoints(run).steps()
+    except (OSError, CheckpointError):
+        steps = []
+    if not steps:
+        return "nothing is saved (checkpoint.every_steps, checkpoint.every_minutes)"
+    return f"saved up to batch {steps[-1]}: run_dir={run} resume=auto goes on"
+
+
 def choose(config: Config, train_batches: int) -> Manifest | None:
     """The checkpoint to go on from, every file of it verified; None to start afresh.
 

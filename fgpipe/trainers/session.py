@@ -30,7 +30,7 @@ from fgpipe.errors import (
     typed_line,
 )
 from fgpipe.models.init import materialize
-from fgpipe.models.net import Net
+from fgpipe.models.net import Net, fingerprints
 from fgpipe.observe.ledger import Ledger, bytes_back, report
 from fgpipe.observe.memory import Memory
 from fgpipe.observe.metrics import REPLAYS, Metrics, incident_report, scores, staleness_report
@@ -111,6 +111,8 @@ def _perform(
     with _said(place), interface.confines_gloo():
         cluster.connect(plan.topology, place.wire_device(device), alone=pipelined)
         replicas = Replicas.connect(plan.topology, cluster.wire, config.deadline, pipelined)
+    if net is not None and place.world_size > 1:
+        _check_same(net, cluster)
     if place.rank == plan.topology.reporter and (
         crossed := placement.wide_boundary(plan.topology, cluster.hosts, plan.link_bytes)
     ):
@@ -122,6 +124,22 @@ def _perform(
             line = f"heads of block {j} have {share:.0%} of its FLOPs (head.hidden makes them smaller)"
             print(f"fgpipe: note: {line}", file=sys.stderr, flush=True)
     return _Run(plan, cluster, replicas, device, batches, folder, resumed).execute()
+
+
+def _check_same(net: Net, cluster: Cluster) -> None:
+    """Compare the nets that the processes have built.
+
+    Raises:
+        UserError: in every process, if two differ.
+    """
+    every = torch.zeros(cluster.place.world_size, len(net.blocks), dtype=torch.int64)
+    every[cluster.place.rank] = fingerprints(net)
+    if len(differing := (cluster.sum(every) != every[0]).nonzero()):
+        rank, block = differing[0].tolist()
+        raise UserError(
+            f"block {block} of the net, or its head, has other weights in process {rank} than in process 0: allowed: the "
+            "same net in every process, as after torch.manual_seed(0)"
+        )
 
 
 class _Run:
@@ -177,6 +195,8 @@ class _Run:
             self._cluster.leaving = True
             with suppress(LinkError):  # who dies from here on takes no result along
                 self._cluster.barrier()  # the folder is this run's until all is written
+        except KeyboardInterrupt as interrupt:
+            raise KeyboardInterrupt(resume.after_interrupt(self._path)) from interrupt
         except Exception as error:
             self._end_badly(error)
             raise

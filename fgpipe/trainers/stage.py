@@ -18,7 +18,7 @@ from fgpipe.gradients import Direction, Push, Tangent, linearize
 from fgpipe.gradients.distillation import distilling
 from fgpipe.gradients.estimator import StepRule
 from fgpipe.gradients.frozen import frozen_logits, frozen_losses
-from fgpipe.gradients.guesses import GuessMemory, View, not_there, redraw
+from fgpipe.gradients.guesses import GuessMemory, View, lacking, redraw
 from fgpipe.gradients.optim import Trained, trainable
 from fgpipe.gradients.probes import Decoder, restrict, widen
 from fgpipe.gradients.readings import Read, arrange, linearize_head
@@ -245,7 +245,7 @@ class Stage:
             return gradients(twin_losses.mean(), places)
 
         if (optimizer := self._learner.beside_optimizer) is None:
-            beside = of_twin if self._method.has_copies(self.index) else not_there
+            beside = of_twin if self._method.has_copies(self.index) else lacking("beside", "a second head or a twin")
             view = self._view(places, self._draw(batch), gradient, logits, beside)
             return self._method.guess.proposed(view), of_head, lesson
         second, logits_beside, copies = frozen_losses(self.guess_head, y, batch.labels)
@@ -264,10 +264,11 @@ class Stage:
         draw: int,
         gradient: Callable[[], Sequence[Tensor]],
         logits: Callable[[], Tensor],
-        beside: Callable[[], Sequence[Tensor]] = not_there,
+        beside: Callable[[], Sequence[Tensor]],
     ) -> View:
+        target = lacking("target", "tangents=oracle, which alone has it")
         return View(
-            places, (self._seed, self.index, draw), cache(gradient), logits, beside, not_there, self.memory.tensors
+            places, (self._seed, self.index, draw), cache(gradient), logits, beside, target, self.memory.tensors
         )
 
     def _push(
@@ -361,7 +362,8 @@ class Stage:
         method, directions, y = self._method, entry.directions, entry.output
         places: Sequence[Tensor] = self._optimizer.parameters if y is None else [y]
         if directions is None:
-            directions = method.guess.proposed(self._view(places, entry.draw, not_there, not_there))
+            no = [lacking(part, "kept = True") for part in ("gradient", "logits", "beside")]
+            directions = method.guess.proposed(self._view(places, entry.draw, *no))
         step = self.step_rule
         if readings is None:
             readings, step = places[0].new_zeros(method.readings(self._lanes.counts[self.index])), self.step_rule.recall

@@ -1,16 +1,20 @@
 """Guesses are plug-ins: what the registry gives and refuses, and one of a new kind, with keys and a memory of its own."""
 
 import re
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, make_dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
+import torch
 from omegaconf import OmegaConf
+from torch import Tensor
 
 from fgpipe.config import CONFIGS, compose_config
 from fgpipe.errors import UserError
-from fgpipe.gradients.guesses import Guess, find, guess, make, names
+from fgpipe.gradients.guesses import Guess, View, find, guess, make, names
 from fgpipe.gradients.guesses.local import Local
 from tests.gradients.remembering import RunningMean
 from tests.test_transparency import STEPS, Pipeline, assert_agrees, configuration
@@ -50,7 +54,7 @@ def test_bad_input(overrides: list[str], line: str) -> None:
 
 @pytest.mark.parametrize("name", ["local", "gaussian", "running_mean", "Mine", "my guess", ""])
 def test_names_that_cannot_be_had(name: str) -> None:
-    with pytest.raises(ValueError, match="guess .*: allowed: |is taken: allowed: another name"):
+    with pytest.raises(ValueError, match="guess .*: allowed: |is taken, by .*: allowed: another name"):
         guess(name)(type("Other", (Guess,), {}))
 
 
@@ -103,3 +107,53 @@ def test_wrong_directions_are_said_in_a_line(spoil, got: str, monkeypatch: pytes
     line = "guess=local: allowed: propose to return tensors shaped as view.places, of block 0 "
     with pytest.raises(UserError, match=f"^{re.escape(line + got)}$"):
         pipeline.step(0)
+
+
+@guess("own_noise")
+@dataclass(frozen=True)
+class OwnNoise(Guess):
+    """Noise as an author would draw it, from PyTorch's generator; drawn again when the readings come."""
+
+    divided: ClassVar[bool] = False
+    kept: ClassVar[bool] = False
+
+    def propose(self, view: View) -> Sequence[Tensor]:
+        return [torch.randn_like(place) for place in view.places]
+
+
+@pytest.mark.parametrize("space, scope", [("weight", "tensor"), ("activity", "batch")])
+def test_noise_of_the_global_generator_is_named_by_the_batch(space: str, scope: str) -> None:
+    """The oracle draws the same, the second draw is the first, batches differ; and the program's own draws go on."""
+    pipeline, learnt = Pipeline(configuration("own_noise", "mlp", space, scope, "global", 8)), []
+    torch.manual_seed(3)
+    wanted = torch.randn(2)
+    torch.manual_seed(3)
+    for batch in range(STEPS):
+        assert_agrees(pipeline, *pipeline.step(batch), skip_samples=False)
+        learnt.append(pipeline.learnt(0)[0])
+    assert not torch.equal(learnt[0].sign(), learnt[1].sign())
+    assert torch.equal(torch.randn(2), wanted)
+
+
+def asks(part: str, **attributes: object) -> type[Guess]:
+    """A guess without a head that asks for a part of its view."""
+    return type("Asks", (Guess,), {"propose": lambda self, view: getattr(view, part)(), **attributes})
+
+
+@pytest.mark.parametrize("part, needs", [
+    ("gradient", "the attribute head, as in head = fgpipe.GuessHead.TRAINED"),
+    ("beside", "a second head or a twin"),
+    ("target", "tangents=oracle, which alone has it"),
+])  # fmt: skip
+def test_parts_that_a_view_lacks_say_what_they_need(part: str, needs: str) -> None:
+    name = f"asks_{part}"
+    guess(name)(asks(part))
+    pipeline = Pipeline(configuration(name, "mlp", "weight", "block", "global", 8))
+    with pytest.raises(UserError, match=f"^view.{part}\\(\\): allowed: in a guess with {needs}$"):
+        pipeline.step(0)
+
+
+def test_fields_need_defaults() -> None:
+    kind = make_dataclass("Bare", [("keep", float)], bases=(Guess,), frozen=True)
+    with pytest.raises(ValueError, match="^guess 'bare': field keep: allowed: one with a default, as fields are keys$"):
+        guess("bare")(kind)

@@ -107,7 +107,7 @@ def test_the_second_head_learns_from_its_own_loss(guess: str, scope: str) -> Non
     (["guess=mixture", "space=activity", "guess.share=0"], "guess.share=0: allowed: a number above 0 and at most 1"),
     (["guess=mixture"], "space=weight: allowed: activity with guess=mixture"),
     (["guess=portfolio", "space=activity", "scope=batch", "guess.beside=deep"], "guess.beside=deep: allowed: cnn | mlp | linear | predsim | spatial | strided"),
-    (["guess=portfolio", "space=activity", "scope=batch", "guess.hidden=0"], "guess.hidden=0: allowed: a finite number of at least 1, or null"),
+    (["guess=portfolio", "space=activity", "scope=batch", "guess.hidden=0"], "guess.hidden=0: allowed: a whole number of at least 1, or null"),
 ])  # fmt: skip
 def test_refused(arguments: list[str], line: str) -> None:
     with pytest.raises(UserError) as caught:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.integration.launching import launch
 from tests.integration.test_processes import recorded
 from tests.nets import KINDS
 
@@ -49,3 +50,26 @@ def test_processes_and_resuming_change_nothing(images: Path, tmp_path: Path) -> 
         if name in saved:
             learnt = [key for key in one[name] if not key.startswith("loss")]
             assert learnt and not [key for key in learnt if not np.array_equal(one[name][key], arrays[key])], name
+
+
+SEEDLESS = """
+from torch import nn
+import fgpipe
+
+blocks = [nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU()), nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU())]
+heads = [fgpipe.Head(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 10)) for _ in blocks]
+fgpipe.main(["epochs=1", "device=cpu"], fgpipe.Net(blocks, heads))
+"""
+
+
+@pytest.mark.slow
+def test_processes_must_build_the_same_net(tmp_path: Path) -> None:
+    """Without a seed each draws weights of its own; with one the same program trains."""
+    program = tmp_path / "net.py"
+    program.write_text(SEEDLESS)
+    done = launch(2, str(program), f"run_dir={tmp_path / 'run'}")
+    line = "fgpipe: block 0 of the net, or its head, has other weights in process 1 than in process 0: allowed: "
+    assert done.returncode != 0 and done.stderr.count("fgpipe: ") == 1 and line in done.stderr, done.stderr
+    program.write_text(SEEDLESS.replace("import fgpipe\n", "import fgpipe, torch\ntorch.manual_seed(0)\n"))
+    done = launch(2, str(program), f"run_dir={tmp_path / 'seeded'}")
+    assert done.returncode == 0 and "test accuracy" in done.stdout, done.stderr

@@ -48,6 +48,11 @@ def read_off(page: Page, figure: str, *, log: bool = False) -> list[tuple[float,
     return sorted(found)
 
 
+def linked(page: Page) -> list[str]:
+    """Where a page's links lead."""
+    return [attributes["href"] for tag, attributes, _ in page.elements if tag == "a"]
+
+
 def near(wanted: Iterable[tuple[float, float]]) -> list[Any]:
     """The same in order, as far as pixels tell."""
     return [pytest.approx(point, rel=0.01, abs=0.1) for point in sorted(wanted)]
@@ -202,7 +207,8 @@ def test_values_are_text(tmp_path: Path) -> None:
     for page in pages:
         assert HOSTILE in page.text and "<b onclick=alert(1)>&amp;" in page.text
         tags = {tag for tag, *_ in page.elements}
-        assert not tags & {"script", "img", "iframe", "object", "a", "base"}, tags
+        assert not tags & {"script", "img", "iframe", "object", "base"}, tags
+        assert all(re.fullmatch(r"[\w./%~-]*report\.html", each) for each in linked(page)), linked(page)
         assert not [name for _, a, _ in page.elements for name in a if name.startswith("on")]
 
 
@@ -239,6 +245,11 @@ def test_several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
         "three",
     ] in page.rows()
     assert ["seed", "–", "5", "–"] in page.rows()
+    assert not linked(page), "no run has a page yet"
+    for run in runs[:2]:
+        show(run)
+    (tmp_path / "pages").mkdir()
+    assert linked(show(*runs, f"out={tmp_path / 'pages' / 'all.html'}")) == ["../one/report.html", "../two/report.html"]
     nets = [share[1] for share in ACCURACIES["test"]]
     by_epoch = [(k + 1, 100 * nets[k]) for k in (0, 1)]
     by_time = [(sum(SECONDS[: k + 1]), 100 * nets[k]) for k in (0, 1)]

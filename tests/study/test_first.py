@@ -62,7 +62,11 @@ def test_first_look(tmp_path: Path) -> None:
     gradients = int(re.split(r" {2,}", backprop)[3].replace(",", ""))
     assert gradients == 4 * 64 * (8 * 256 + 16 * 64 + 32 * 16), "of float32, as large as the three activations"
     assert 0 < int(re.split(r" {2,}", feedback)[3].replace(",", "")) < 1000
-    assert all(f">{name}<" in (tmp_path / "first" / "comparison.html").read_text() for name in ("local", "backprop"))
+    page = (tmp_path / "first" / "comparison.html").read_text()
+    assert all(
+        f">{name}<" in page and f"href='{name}/report.html'" in page for name in ("local", "feedback", "backprop")
+    )
+    assert "One net, trained in three ways" in page and "guessing is right in 10 %" in page
 
 
 @pytest.mark.parametrize("argument, expected", [

@@ -141,7 +141,7 @@ def test_learning_rate_is_chosen() -> None:
     "arguments, expected", [
         (["seeds=0"], "seeds=0: allowed: a whole number of at least 1"),
         (["processes=9"], "processes=9: allowed: at most 8 with these methods"),
-        (["epochs=0"], "epochs=0: allowed: a finite number of at least 1"),
+        (["epochs=0"], "epochs=0: allowed: a whole number of at least 1"),
         (["data.root=nowhere"], "data.root=nowhere"),
     ],
 )  # fmt: skip

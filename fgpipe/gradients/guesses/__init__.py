@@ -4,7 +4,7 @@ A guess is a class under a name: `@guess("name")`. Installed packages bring thei
 `fgpipe.guesses`, each a module or class whose import registers it. A configuration names guesses, never modules.
 """
 
-from fgpipe.gradients.guesses.base import Guess, GuessHead, GuessMemory, View, not_there, redraw
+from fgpipe.gradients.guesses.base import Guess, GuessHead, GuessMemory, View, lacking, redraw
 from fgpipe.gradients.guesses.registry import find, guess, make, names
 from fgpipe.gradients.readings import Reading
 
@@ -16,8 +16,8 @@ __all__ = [
     "View",
     "find",
     "guess",
+    "lacking",
     "make",
     "names",
-    "not_there",
     "redraw",
 ]

@@ -1,7 +1,7 @@
 """Base of all guesses: what each says of itself, and what it may look at."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import ClassVar, NoReturn
 
@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from fgpipe.config import Config, HeadConfig
-from fgpipe.config.rng import generator
-from fgpipe.errors import bad_value
+from fgpipe.config.rng import drawing, generator
+from fgpipe.errors import UserError, bad_value
 from fgpipe.gradients import estimator
 from fgpipe.gradients.dual import Factor, Tangent, insert
 from fgpipe.gradients.estimator import StepRule
@@ -37,7 +37,7 @@ class View:
     places: Sequence[Tensor]
     """Places of directions: the block's trainable parameters (weight space), or its output alone (activity space)."""
     key: tuple[int, int, int]
-    """Seed, block, and the number under which the batch's random draws are made."""
+    """Seed, block, and the number under which the batch's random draws are made; PyTorch's generator is seeded by it."""
     gradient: Callable[[], Sequence[Tensor]]
     """The gradient of the loss of the guess's `head`, shaped as `places`; the first call makes a backward pass."""
     logits: Callable[[], Tensor]
@@ -124,10 +124,19 @@ class Guess:
     def proposed(self, view: View) -> Sequence[Tensor]:
         """The directions of `propose`.
 
+        What `propose` draws from PyTorch's generator depends on the view's `key` alone.
+
         Raises:
-            UserError: lanes carry them, `estimate` is that of all guesses, and they are not shaped as `view.places`.
+            UserError: it wants a part of the view that there is not; or lanes carry the directions, `estimate` is that of all
+                guesses, and they are not shaped as `view.places`.
         """
-        found = self.propose(view)
+        if self.head is None:
+            view = replace(
+                view, gradient=lacking("gradient", "the attribute head, as in head = fgpipe.GuessHead.TRAINED")
+            )
+        seed, *counters = view.key
+        with drawing(seed, "propose", *counters):
+            found = self.propose(view)
         if self.reading.has_lane and type(self).estimate is Guess.estimate:
             self._check_shapes(found, view)
         return found
@@ -176,9 +185,13 @@ def _shape(value: object) -> object:
     return list(value.shape) if isinstance(value, Tensor) else type(value).__name__
 
 
-def not_there() -> NoReturn:
-    """Stand for a part of a `View` that a block does not have."""
-    raise AssertionError("the view of this block has no such part")
+def lacking(part: str, needs: str) -> Callable[[], NoReturn]:
+    """Stand for a part of a `View` that a block does not have: a call is refused, and says what it needs."""
+
+    def refuse() -> NoReturn:
+        raise UserError(f"view.{part}(): allowed: in a guess with {needs}")
+
+    return refuse
 
 
 class GuessMemory(nn.Module):

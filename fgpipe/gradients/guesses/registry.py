@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -29,7 +29,7 @@ def guess(name: str) -> Callable[[Kind], Kind]:
     """Register a subclass of `Guess` as `guess=name`.
 
     Raises:
-        ValueError: the name is no word, or is another class's.
+        ValueError: the name is no word, or is another class's; or a field has no default.
     """
 
     def register(kind: Kind) -> Kind:
@@ -37,7 +37,11 @@ def guess(name: str) -> Callable[[Kind], Kind]:
             raise ValueError(f"guess {name!r}: allowed: a word in lower case")
         taken = name in OWN and not kind.__module__.startswith(__package__)
         if taken or name in _classes:
-            raise ValueError(f"guess {name!r} is taken: allowed: another name")
+            where = "this package" if taken else _classes[name].__module__
+            raise ValueError(f"guess {name!r} is taken, by {where}: allowed: another name")
+        for each in fields(kind):
+            if each.default is MISSING and each.default_factory is MISSING:
+                raise ValueError(f"guess {name!r}: field {each.name}: allowed: one with a default, as fields are keys")
         kind.name = name
         _classes[name] = kind
         return kind

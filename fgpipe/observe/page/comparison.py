@@ -1,13 +1,17 @@
 """The page of several runs beside each other: one colour for each run."""
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from html import escape
+from pathlib import Path
 from string import ascii_uppercase
+from urllib.parse import quote
 
 from fgpipe.observe.colors import RUN_COLORS
 from fgpipe.observe.page import figures, html, settings
 from fgpipe.observe.page.chart import Bar, Series, bars, figure, lines
 from fgpipe.observe.page.folder import FolderContent
+from fgpipe.observe.page.run import NAME as PAGE
 from fgpipe.observe.page.run import state_word
 from fgpipe.observe.page.scale import duration, number, size
 
@@ -29,14 +33,20 @@ COLUMNS = (
 Points = list[tuple[float, float]]
 
 
-def render(runs: Sequence[FolderContent]) -> str:
-    """The page as HTML."""
-    names = labels(runs)
+def render(runs: Sequence[FolderContent], folder: Path, title: str | None = None, lead: str = "") -> str:
+    """The page as HTML.
+
+    Args:
+        folder: of the page, from which it links to those of the runs.
+        lead: text below the title.
+    """
+    names, title = labels(runs), title or f"{len(runs)} runs"
     return html.page(
-        f"{len(runs)} runs: fgpipe",
+        f"{title}: fgpipe",
         [
-            f"<h1>{len(runs)} runs</h1>",
-            overview(runs, names),
+            f"<h1>{escape(title)}</h1>",
+            f"<p>{escape(lead)}</p>" if lead else "",
+            overview(runs, names, folder),
             html.charts(charts(runs, names)),
             differences(runs, names),
         ],
@@ -55,9 +65,9 @@ def color(position: int) -> str:
     return RUN_COLORS[position % len(RUN_COLORS)]
 
 
-def overview(runs: Sequence[FolderContent], names: Sequence[str]) -> str:
+def overview(runs: Sequence[FolderContent], names: Sequence[str], folder: Path) -> str:
     """A row for each run, and what ended those that ended badly."""
-    rows = "\n".join(_row(run, name, color(k)) for k, (run, name) in enumerate(zip(runs, names, strict=True)))
+    rows = "\n".join(_row(run, name, color(k), folder) for k, (run, name) in enumerate(zip(runs, names, strict=True)))
     top = "".join(f"<th>{each}</th>" for each in COLUMNS)
     causes = [
         f"{name}: {run.verdict['cause']}" for run, name in zip(runs, names, strict=True) if "cause" in run.verdict
@@ -66,7 +76,7 @@ def overview(runs: Sequence[FolderContent], names: Sequence[str]) -> str:
     return f"<div class=scroll><table class=overview><thead><tr>{top}</tr></thead><tbody>\n{rows}\n</tbody></table></div>{ended}"
 
 
-def _row(run: FolderContent, name: str, color: str) -> str:
+def _row(run: FolderContent, name: str, color: str, folder: Path) -> str:
     speed = run.summary.get("images_per_second")
     stale = [each["mean"] for each in run.summary.get("staleness", {}).values()]
     cells = (
@@ -77,10 +87,12 @@ def _row(run: FolderContent, name: str, color: str) -> str:
         number(sum(stale) / len(stale)) if stale else NONE,
         state_word(run)[0],
         f"{run.epochs[-1].number if run.epochs else 0} of {run.config.get('epochs', '?')}",
-        str(run.path),
     )
+    own, shown = run.path / PAGE, escape(str(run.path))
+    if own.exists():
+        shown = f"<a href='{escape(quote(os.path.relpath(own, folder)))}'>{shown}</a>"
     mark = f"<i style='background:{color}'></i>{escape(name)}"
-    return f"<tr><th>{mark}</th>{''.join(f'<td>{escape(each)}</td>' for each in cells)}</tr>"
+    return f"<tr><th>{mark}</th>{''.join(f'<td>{escape(each)}</td>' for each in cells)}<td>{shown}</td></tr>"
 
 
 def charts(runs: Sequence[FolderContent], names: Sequence[str]) -> Iterator[str]:

@@ -85,7 +85,7 @@ def numbers(run: FolderContent) -> Iterator[tuple[str, str]]:
         if (speed := run.summary.get("images_per_second")) is not None:
             yield "images per second", number(round(speed))
         if sizes := run.summary.get("parameters"):
-            yield "parameters of blocks", number(sum(sizes))
+            yield "parameters of blocks", f"{sum(sizes):,}"
         yield "processes", str(run.summary.get("world_size", "?"))
         yield "back per training batch", size(figures.bytes_back(run))
         if peaks := run.summary.get("peak_memory_bytes"):

@@ -234,7 +234,12 @@ def measure(
 def interval(values: Sequence[float]) -> str:
     """Mean and the half-width of its 95 % interval."""
     half = 1.96 * statistics.stdev(values) / len(values) ** 0.5
-    return f"{statistics.mean(values):.2f} ± {half:.2f}"
+    return f"{rounded(statistics.mean(values))} ± {half:.2f}"
+
+
+def rounded(value: float) -> str:
+    """A number with two decimals, of which none is -0.00."""
+    return f"{round(value, 2) + 0.0:.2f}"
 
 
 def main(arguments: list[str]) -> int:
@@ -288,12 +293,15 @@ def table(
     ceilings: Mapping[str, Sequence[Sequence[float]]],
 ) -> str:
     """Markdown, a row for each run, guess and block."""
-    lines = ["| run | guess | block | cosine | of sums | beyond local | of sums | ceiling |", "|" + "---|" * 8]
+    lines = [
+        "| run | guess | block | cosine | cosine of sums | beyond local | beyond local, of sums | ceiling at the block's output; parameters may exceed it |",
+        "|" + "---|" * 8,
+    ]
     for (run, guess), blocks in found.items():
         for j, one in enumerate(blocks):
             assert isinstance(one.total, Tensor), "there were batches"
             sums = cosine(one.total, true[j]), cosine(one.total, beyond(true[j], local[j]))
-            cells = f"{interval(one.each)} | {sums[0]:.2f} | {interval(one.each_beyond)} | {sums[1]:.2f}"
+            cells = f"{interval(one.each)} | {rounded(sums[0])} | {interval(one.each_beyond)} | {rounded(sums[1])}"
             lines.append(f"| {run} | {guess} | {j} | {cells} | {interval([each[j] for each in ceilings[run]])} |")
     return "\n".join(lines) + "\n"
 
