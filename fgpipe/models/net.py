@@ -93,9 +93,9 @@ def fingerprints(net: Net) -> Tensor:
                 if isinstance(value, Tensor):
                     digest.update(f"{at}.{name} {list(value.shape)} {value.dtype} {value.is_meta}".encode())
                     if not value.is_meta:
-                        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+                        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
         found.append(int.from_bytes(digest.digest(), "little", signed=True))
-    return torch.tensor(found)
+    return torch.tensor(found, device="cpu")
 
 
 def sequential(net: Net) -> nn.Sequential:

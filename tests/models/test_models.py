@@ -8,8 +8,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fgpipe.config import compose_config
 from fgpipe.models.convolution import PaddedConv2d
+from fgpipe.models.heads import Head
 from fgpipe.models.init import initialize
-from fgpipe.models.net import resnet
+from fgpipe.models.net import Net, fingerprints, resnet
 from fgpipe.models.resnet import resnet18
 from fgpipe.plan.costs import ForwardPass, head_flops
 
@@ -186,3 +187,25 @@ def test_strided_convolution(size: tuple[int, int], kernel: int, dtype: torch.dt
         results.append((y, *torch.autograd.grad(y, [x, module.weight], signal)))
     for got, want in zip(*results, strict=True):
         assert (got.double() - want).norm() < 10 * torch.finfo(dtype).eps * want.norm()
+
+
+def test_fingerprints_tell_which_block_differs() -> None:
+    """By a value, a name or a head; copies have the same, and tensors without values count by their shapes."""
+
+    def made(change: int | None = None) -> Net:
+        torch.manual_seed(0)
+        blocks = [nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)) for _ in range(3)]
+        if change is not None:
+            blocks[change].get_buffer("1.running_mean")[0] += 1e-7
+        return Net(blocks, [Head(nn.Flatten(), nn.Linear(2, 2)) for _ in blocks])
+
+    same = fingerprints(made())
+    assert len(same.unique()) == 3 and torch.equal(same, fingerprints(made()))
+    for block in range(3):
+        assert (fingerprints(made(block)) != same).tolist() == [j == block for j in range(3)]
+    other = made()
+    nn.init.zeros_(other.heads[1].get_parameter("1.bias"))
+    assert (fingerprints(other) != same).tolist() == [False, True, False]
+    with torch.device("meta"):
+        one, other = made(), made()
+    assert torch.equal(fingerprints(one), fingerprints(other))
