@@ -229,10 +229,25 @@ def _tensors(values: Any) -> Iterator[Tensor]:
 
 @contextmanager
 def _naming(part: str) -> Iterator[None]:
-    """Errors of a part of the net begin with its name."""
+    """Errors of a part of the net begin with its name, and that of the layer whose forward pass has raised them."""
+    running: list[nn.Module] = []
+
+    def leave(layer: nn.Module, *_: object) -> None:
+        while running and running.pop() is not layer:  # an inner one, whose error was caught
+            pass
+
+    handles = [
+        register_module_forward_pre_hook(lambda layer, _: running.append(layer)),
+        register_module_forward_hook(leave),
+    ]
     try:
         yield
     except (UserError, NotInitialized) as error:
         raise UserError(f"{part}: {error}") from error
     except Exception as error:  # a user's module may raise anything
-        raise _Failed(f"{part}: {typed_line(error)}") from error
+        names = {} if not running else {each: name for name, each in running[0].named_modules() if name}
+        where = f"{names[running[-1]]} ({type(running[-1]).__name__}): " if running and running[-1] in names else ""
+        raise _Failed(f"{part}: {where}{typed_line(error)}") from error
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -146,7 +146,7 @@ REFUSED: dict[str, tuple[Callable[[], Net], str]] = {
     ),
     "no forward mode": (
         lambda: net(parametrizations.spectral_norm(conv())),
-        "block 1: NotImplementedError: Trying to use",
+        r"block 1: parametrizations.weight.0 \(_SpectralNorm\): NotImplementedError: Trying to use",
     ),
     "no initialisation": (lambda: net(on_meta(Bare)), "block 1: gain: Bare has no reset_parameters that draws it"),
     "too few outputs": (
@@ -166,6 +166,10 @@ REFUSED: dict[str, tuple[Callable[[], Net], str]] = {
         r"the head of block 0: losses of \[\] for 3 samples: allowed: one",
     ),
     "shapes that do not fit": (lambda: net(nn.Conv2d(7, CHANNELS, 3)), "block 1: RuntimeError: .*7 channels"),
+    "a layer within that does not fit": (
+        lambda: net(nn.Sequential(conv(), nn.Sequential(nn.ReLU(), nn.Conv2d(7, CHANNELS, 3)))),
+        r"block 1: 1.1 \(Conv2d\): RuntimeError: .*7 channels",
+    ),
     "no tensor": (lambda: net(nn.Sequential(conv(), nn.LSTM(16, 16))), "block 1: "),
     "another type": (
         lambda: net(Half()),

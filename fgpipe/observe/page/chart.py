@@ -124,7 +124,8 @@ def _labels(ends: Sequence[tuple[Series, tuple[float, float]]], x: Scale, y: Sca
     places = spread((place for place, _, _ in labelled), LINE, TOP + 4, HEIGHT - BOTTOM)
     for place, (_, right, each) in zip(places, labelled, strict=True):
         bold = " font-weight=650" * each.strong
-        yield f"<text x={right + 8:.1f} y={place + 4:.1f}{bold} style='fill:{each.color}'>{escape(each.label)}</text>"
+        at = f"x={right + 8:.1f} y={place + 4:.1f}"
+        yield f"<text class=label {at}{bold} style='fill:{each.color}'>{escape(each.label)}</text>"
 
 
 @dataclass(frozen=True)
