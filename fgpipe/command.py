@@ -7,6 +7,7 @@ cannot be written; 2, bad input; 130, interrupted by Ctrl-C.
 import errno
 import gc
 import io
+import json
 import os
 import signal
 import stat
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import wraps
 from importlib import import_module
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -127,7 +129,18 @@ def _ended(error: BaseException) -> int:
     if isinstance(error, UserError) and not error.alone and os.environ.get("LOCAL_RANK", "0") != "0":
         time.sleep(REPORT_BY_FIRST)  # torchrun ends the others as soon as the first has ended
     say(one_line(error))
-    return BAD_INPUT if isinstance(error, UserError) else FAILED
+    if isinstance(error, UserError):
+        _tell_torchrun(one_line(error))
+        return BAD_INPUT
+    return FAILED
+
+
+def _tell_torchrun(line: str) -> None:
+    """Leave the line where torchrun looks for the cause, which it repeats at the end of its report."""
+    if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        with suppress(OSError):
+            message = {"message": line, "extraInfo": {"timestamp": str(int(time.time()))}}
+            Path(file).write_text(json.dumps({"message": message}))
 
 
 def _interrupted(hint: str) -> int:

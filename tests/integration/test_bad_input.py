@@ -17,6 +17,8 @@ def test_under_torchrun(tmp_path: Path) -> None:
     assert lines == ["fgpipe: model.width=-1: allowed: a finite number above 0"], done.stderr
     assert "fgpipe/" not in done.stderr, "no traceback through our files; torchrun's own is its way to end"
     assert done.returncode != 0 and re.search(r"exitcode\s*: 2", done.stderr), "torchrun reports the worker's exit code"
+    *_, cause, _ = done.stderr.splitlines()
+    assert re.fullmatch(r"\s*traceback\s*: model.width=-1: allowed: .*", cause), "torchrun's report ends with the line"
     assert not list(tmp_path.iterdir())
     assert not processes_with(marker)
 
