@@ -238,7 +238,7 @@ KINDS: dict[str, Callable[[], Net]] = {
     "Fourier transforms": lambda: net(Spectral()),
     "ConvNeXt": lambda: net(CNBlock(CHANNELS, layer_scale=0.1, stochastic_depth_prob=0.0)),
     "dropout": lambda: net(nn.Sequential(conv(), nn.Dropout(0.3), conv(), nn.Dropout2d(0.2)), Dropping()),
-    "attention's own dropout": lambda: net(MultiHead(0.2), WithWeights(0.2)),
+    "dropout within attention": lambda: net(MultiHead(0.2), WithWeights(0.2)),
     "stochastic depth": lambda: net(CNBlock(CHANNELS, layer_scale=0.1, stochastic_depth_prob=0.5)),
     "weight norm": lambda: net(parametrizations.weight_norm(conv()), nn.Sequential(conv(), hooked_weight_norm())),
     "several tensors between blocks": lambda: net(

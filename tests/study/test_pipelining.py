@@ -177,18 +177,26 @@ def ends_with(*layers: nn.Module, before: nn.Module | None = None) -> Net:
 
 
 ALONE = {
-    "small images": (None, 8, "block 6: ValueError: Expected more than 1 value per channel"),
+    "small images": (None, 8, r"block 6: body.1 \(BatchNorm2d\): ValueError: Expected more than 1 value per channel"),
     "larger images": (None, 16, None),
     "no batch norm": (ends_with(), 8, None),
     "batch norm in a block": (
         ends_with(before=nn.BatchNorm2d(4)),
         5,
-        "block 1: ValueError: Expected more than 1 value",
+        r"block 1: 1 \(BatchNorm2d\): ValueError: Expected more than 1 value",
     ),
-    "group norm": (ends_with(before=nn.GroupNorm(4, 4)), 5, "block 1: ValueError: Expected more than 1 value"),
+    "group norm": (
+        ends_with(before=nn.GroupNorm(4, 4)),
+        5,
+        r"block 1: 1 \(GroupNorm\): ValueError: Expected more than 1 value",
+    ),
     "with more than one value": (ends_with(before=nn.BatchNorm2d(4)), 8, None),
     "frozen": (ends_with(before=Frozen(4)), 5, None),
-    "batch norm in the classifier": (ends_with(nn.BatchNorm1d(4)), 8, "the classifier: ValueError: Expected more than"),
+    "batch norm in the classifier": (
+        ends_with(nn.BatchNorm1d(4)),
+        8,
+        r"the classifier: 1 \(BatchNorm1d\): ValueError: Expected more than",
+    ),
 }
 
 
