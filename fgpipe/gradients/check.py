@@ -245,8 +245,9 @@ def _naming(part: str) -> Iterator[None]:
     except (UserError, NotInitialized) as error:
         raise UserError(f"{part}: {error}") from error
     except Exception as error:  # a user's module may raise anything
-        names = {} if not running else {each: name for name, each in running[0].named_modules() if name}
-        where = f"{names[running[-1]]} ({type(running[-1]).__name__}): " if running and running[-1] in names else ""
+        layers = running[0].named_modules() if running else ()
+        names = (f"{name} ({type(each).__name__}): " for name, each in layers if each is running[-1] and name)
+        where = next(names, "")  # none for the part itself
         raise _Failed(f"{part}: {where}{typed_line(error)}") from error
     finally:
         for handle in handles:

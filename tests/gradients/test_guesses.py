@@ -149,7 +149,7 @@ def test_parts_that_a_view_lacks_say_what_they_need(part: str, needs: str) -> No
     name = f"asks_{part}"
     guess(name)(asks(part))
     pipeline = Pipeline(configuration(name, "mlp", "weight", "block", "global", 8))
-    with pytest.raises(UserError, match=f"^view.{part}\\(\\): allowed: in a guess with {needs}$"):
+    with pytest.raises(UserError, match=f"^view.{part}\\(\\): allowed: with {needs}$"):
         pipeline.step(0)
 
 

@@ -189,7 +189,7 @@ def lacking(part: str, needs: str) -> Callable[[], NoReturn]:
     """Stand for a part of a `View` that a block does not have: a call is refused, and says what it needs."""
 
     def refuse() -> NoReturn:
-        raise UserError(f"view.{part}(): allowed: in a guess with {needs}")
+        raise UserError(f"view.{part}(): allowed: with {needs}")
 
     return refuse
 

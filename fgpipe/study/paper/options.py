@@ -101,9 +101,8 @@ def _check(options: GridOptions) -> None:
 def _check_overrides(overrides: Mapping[str, str], cells: Sequence[Cell]) -> None:
     for key, value in overrides.items():
         group, name = key.partition(".")[::2]
-        decided = key in DECIDED or (group in ("model", "target") and name)
-        if key == "data":
-            decided = any(cell.dataset != value for cell in cells)
+        same = key == "data" and all(cell.dataset == value for cell in cells)
+        decided = not same and (key in DECIDED or (group in ("model", "target") and name))
         if decided or (key in ("head", "head.name") and any(cell.aux is not None for cell in cells)):
             allowed = f"settings that the cells, their seeds and folders leave open; {key} is not one"
             raise bad_value("overrides", f"[{key}={value}]", allowed)
