@@ -95,6 +95,7 @@ class FeedbackOut:
         if block not in self._dialled:
             self._dialled[block] = self._dial(block)
             self._closing.callback(self._dialled[block].close)
+            self._dialled[block].expect()  # a batch of the block may be here before the store has told of the block
         data = encode(feedback)
         if (socket := self._dialled[block].ready(0)) is not None:
             try:

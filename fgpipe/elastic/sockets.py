@@ -22,6 +22,10 @@ HEARTBEAT, TIMEOUT = 1000, 5000
 """Milliseconds between zmq's own signs of life, and without one until a connection counts as broken."""
 CONNECT = 2.0
 """Seconds in which a process that has just come, and listens, is connected to."""
+TOLD = 5.0
+"""Seconds in which the store has told of a process that has sent something here."""
+KNOCK = 0.02
+"""Seconds between looks whether it has."""
 FULL = 0.002
 """Seconds until a listener without room looks again."""
 QUEUE = 1 << 18
@@ -64,6 +68,12 @@ class Dialled:
         self._context = zmq.Context()
         self._generation = 0
         self._socket: zmq.Socket[bytes] | None = None
+
+    def expect(self) -> None:
+        """Wait until the store has told who is in the block's place, for `TOLD` seconds at most."""
+        give_up = time.monotonic() + TOLD
+        while self._directory.of(self._block) is None and time.monotonic() < give_up:
+            time.sleep(KNOCK)
 
     def ready(self, seconds: float) -> "zmq.Socket[bytes] | None":
         """The socket, once it takes a message; None if it takes none in time.
