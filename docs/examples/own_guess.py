@@ -17,7 +17,9 @@ class Signs(fgpipe.Guess):
     head = fgpipe.GuessHead.TRAINED
 
     def propose(self, view):
-        return [(1 - self.blend) * g.sign() * g.abs().mean() + self.blend * g for g in view.gradient()]
+        gradient = view.gradient()
+        signs = [g.sign() * g.abs().mean() for g in gradient]
+        return [s.lerp(g, self.blend) for s, g in zip(signs, gradient)]
 
 
 if __name__ == "__main__":
