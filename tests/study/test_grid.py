@@ -239,7 +239,7 @@ def test_done_is_done_with_the_settings_of_now(tmp_path: Path, capsys: pytest.Ca
 WATCHED = "guess=[local,ntk,gaussian,rademacher] overrides=[observe.cosine=50]"
 LONG = "table=[3,2] profile=scaled_long"
 COMMITTED = {
-    ("scaled", 394): [f"table=all profile=scaled {more}" for more in ("", WATCHED)],
+    ("scaled", 400): [f"table=all profile=scaled {more}" for more in ("", WATCHED)],
     ("scaled_long", 78): [f"{LONG} {more}" for more in ("", WATCHED)],
     ("scaled_steps", 12): [f"{LONG} guess=local overrides=[epochs=8]"],
     ("scaled_heads", 16): [f"{LONG} overrides=[head.hidden={size}]" for size in (64, 128, 2048, 4096)],
