@@ -50,10 +50,11 @@ def accounted_for(job: Elastic) -> None:
 def test_a_lost_block_comes_back_and_the_others_train_on(tmp_path: Path) -> None:
     """Three blocks; the one in the middle dies; the run is stopped, assembled, and gone on with by an ordinary run.
 
-    AdamW counts its own steps: the block's weights are those of its last save, and no fresh ones.
+    AdamW counts its own steps: the block's weights are those of its last save, and no fresh ones. Buffers outlast the gap.
     """
     adam = ["optim.name=adamw", "optim.lr=0.001"]
-    with Elastic(tmp_path / "run", 3, *THREE, *ENDLESS, *adam) as job:
+    settings = [*THREE, *ENDLESS, "replay.reuse=100", *adam]
+    with Elastic(tmp_path / "run", 3, *settings) as job:
         job.wait(lambda: min(job.counts()) > 25, START)
         before, kept = job.counts(), job.count(1)
         job.back([1], partial(job.kill, 1), BACK)
@@ -63,7 +64,7 @@ def test_a_lost_block_comes_back_and_the_others_train_on(tmp_path: Path) -> None
         assert job.count(0, "dropped") > 0 and job.count(0, "restarts") == job.count(2, "restarts") == 0
         shown = job.status()
         assert [line.split()[:2] for line in shown.stdout.splitlines()[1:]] == [[str(j), "lives"] for j in range(3)]
-        refused = launch(1, "-m", "fgpipe.train", f"run_dir={job.run}", "elastic.block=1", *THREE, *ENDLESS, *adam,
+        refused = launch(1, "-m", "fgpipe.train", f"run_dir={job.run}", "elastic.block=1", *settings,
                          f"elastic.store=127.0.0.1:{job.port}", timeout=100)  # fmt: skip
         assert refused.returncode == 2 and "elastic.block=1: its place is taken by generation 2" in refused.stderr
         assert job.status("--stop").returncode == 0
