@@ -8,7 +8,7 @@ from fgpipe.elastic.places import Places
 from fgpipe.elastic.presence import POLL, Presence, beat, member
 from fgpipe.elastic.secret import RunSecret
 from fgpipe.elastic.store import StoreClient
-from fgpipe.errors import UserError
+from fgpipe.errors import LinkError, UserError
 
 COLUMNS = ("updates", "lost", "extra", "fallback", "dropped", "missed", "refused", "restarts")
 """Counts that are shown, by their names in `elastic.tally`."""
@@ -70,13 +70,22 @@ class Status:
             Blocks that have not, within the deadline.
 
         Raises:
-            LinkError: the store does not answer.
+            LinkError: the store does not answer, and members may live.
         """
         give_up = time.monotonic() + deadline
-        living = set(range(self._blocks))
+        asked, living = dict[int, Presence](), set(range(self._blocks))
         while living and time.monotonic() < give_up:
-            members = {j: Presence.of(self._store.get(member(j))) for j in range(self._blocks)}
-            self._store.set(STOP, {str(j): each.generation for j, each in members.items() if each is not None})
-            living = set(self.living())
+            try:
+                asked = self._members()
+                self._store.set(STOP, {str(j): each.generation for j, each in asked.items()})
+                living = set(self.living())
+            except LinkError:
+                if asked and all(each.has_ended for each in asked.values()):
+                    return []  # the last member gone, `launch/elastic` ends the store
+                raise
             time.sleep(POLL)
         return sorted(living)
+
+    def _members(self) -> dict[int, Presence]:
+        found = {j: Presence.of(self._store.get(member(j))) for j in range(self._blocks)}
+        return {j: each for j, each in found.items() if each is not None}

@@ -18,9 +18,12 @@ class Server:
         self._port = self._store.port
         self.address = f"127.0.0.1:{self._port}"
 
+    def end(self) -> None:
+        self._store = None
+
     def restart(self) -> None:
         """As after SIGKILL: nothing is in it any more."""
-        self._store = None
+        self.end()
         self._store = dist.TCPStore("127.0.0.1", self._port, is_master=True, wait_for_workers=False)
 
 
