@@ -225,7 +225,7 @@ def test_measures(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert all(len(blocks) == 8 and all(block["forward"] > 0 for block in blocks) for blocks in made["costs"].values())
     assert {"guess", "push", "update"} <= set(made["costs"]["global target, local guess"][3])
     assert "guess" not in made["costs"]["local target"][3] and "read" in made["costs"]["global target, local guess"][7]
-    assert made["contention"] >= 1 and made["copy"] > 0 and made["receive"] > 0 and made["scalars"] > 0
+    assert min(made[name] for name in ("contention", "copy", "receive", "scalars")) > 0
     first = rows(capfd.readouterr().out)
     assert all(float(first[name][0]) > 0 for name in [*METHODS, "GPipe", "1F1B"])
     assert main(["processes=2", *small]) == 0
