@@ -48,12 +48,12 @@ class Status:
 
     def table(self) -> str:
         """A line for each block; errors as for `living`."""
-        living, last = self.living(), self._beats()
+        living, last, members = self.living(), self._beats(), self._members()
         front = max((each.get("position", 0) for each in living.values()), default=0)
         heads = ("block", "", "steps/s", "position", "lag", *COLUMNS, "where")
         rows: list[tuple[str, ...]] = [heads]
         for j in range(self._blocks):
-            said, there = living.get(j) or last.get(j) or {}, Presence.of(self._store.get(member(j)))
+            said, there = living.get(j) or last.get(j) or {}, members.get(j)
             state = "away" if j not in living else "done" if said.get("done") else "lives"
             position, rate = said.get("position"), said.get("rate", 0.0) if j in living else 0.0
             lag = "" if position is None else str(max(0, front - position))
